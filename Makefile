@@ -1,0 +1,46 @@
+# make demo   set everything up, train on the bundled digits with 2 Ray workers, score a folder with the result
+# make test   set everything up and pass the tests
+# make check  lint and types;  make clean  remove what these commands made
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SETTINGS := pyproject.toml constraints.txt
+
+.PHONY: demo test check clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.run
+	@echo "== training on the 5,000 bundled MNIST images with 2 Ray workers"
+	$(BIN)/python jobs/train.py --data mnist5k --workers 2 --epochs 12 --out demo/run
+	@echo "== writing the 500 held-out digits as PNG files"
+	$(BIN)/python jobs/write_digits.py --data mnist5k --out demo/digits
+	@echo "== scoring the folder with the trained model"
+	$(BIN)/python jobs/score.py demo/digits --model demo/run --out demo/table --workers 2 --overwrite
+	$(BIN)/mnist-ray verify demo/table
+	@echo "== look at demo/run/metrics.json, demo/table/summary.json and demo/table/predictions/"
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(TESTS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.venv:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "$(PYTHON) is `$(PYTHON) -V 2>&1`; this project needs Python 3.11 to 3.13: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "== making $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# One stamp for each set of extras: installing is skipped while the settings are older.
+$(VENV)/.run $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: $(VENV)/.venv $(SETTINGS)
+	@echo "== installing mnist-ray into $(VENV) (PyTorch is several GB: minutes, once)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(filter-out run,$*)]'
+	@touch $@

@@ -1,0 +1,8 @@
+"""`python jobs/evaluate.py …` is `mnist-ray evaluate …`."""
+
+import sys
+
+from mnist_ray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

@@ -1,0 +1,8 @@
+"""`python jobs/train.py …` is `mnist-ray train …`."""
+
+import sys
+
+from mnist_ray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]]))

@@ -1,0 +1,1 @@
+"""What training leaves behind: the bundle, the predictor and evaluation; never Ray."""

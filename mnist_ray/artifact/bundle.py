@@ -1,0 +1,91 @@
+"""The model bundle: a folder that says what it is, proves that it is whole, and holds nothing that could be executed.
+
+`weights.safetensors` (the state dict), `card.json` (architecture, input contract, classes, data, accuracy, versions),
+`selftest.safetensors` (a few digits and the logits expected for them) and, written last, `digest.json`: the SHA-256 of each.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from mnist_ray.artifact import seal
+from mnist_ray.data.digits import CLASSES
+from mnist_ray.errors import ModelError
+from mnist_ray.learn.model import ARCHITECTURE, DigitCNN
+
+FORMAT = 1
+INPUT_CONTRACT = {
+    "shape": ["N", 28, 28],
+    "dtype": "uint8",
+    "range": "0 (background) to 255 (ink), light on dark, as in MNIST",
+    "normalisation": "inside the network",
+    "other images": "first through mnist_ray.data.images: decode, then to_digits",
+}
+SELF_TEST_TOLERANCE = 1e-3
+"""Largest difference of a logit: other processors add in another order (about 1e-5); a wrong weight shows far above this."""
+
+
+@dataclass(frozen=True)
+class ModelBundle:
+    """A trained network with its card and self-test."""
+
+    model: nn.Module
+    card: dict[str, Any]
+    selftest: dict[str, Tensor]
+    digest: str = ""
+    """SHA-256 of `digest.json`'s list of files; empty until saved."""
+
+    def check(self, device: torch.device) -> None:
+        """Run the self-test on the device that `model` lives on. Raises ModelError."""
+        with torch.inference_mode():
+            logits = self.model(self.selftest["images"].to(device)).cpu()
+        difference = float((logits - self.selftest["logits"]).abs().max())
+        if not difference <= SELF_TEST_TOLERANCE:
+            raise ModelError(
+                f"model {self.digest[:12]}: its self-test differs by {difference:.2g}; expected {SELF_TEST_TOLERANCE}"
+            )
+
+    def save(self, uri: str) -> str:
+        """Write the bundle to a folder, its digest last, and return the digest."""
+        card = (json.dumps(self.card, indent=2, ensure_ascii=False) + "\n").encode()
+        parts = (save_tensors(_plain(self.model)), card, save_tensors(self.selftest))
+        return seal.write(uri, dict(zip(seal.FILES, parts, strict=True)))
+
+
+def _plain(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+
+
+def make_bundle(model: nn.Module, card: dict[str, Any], examples: Tensor) -> ModelBundle:
+    """A bundle of a trained network in eval mode; `examples` uint8[N, 28, 28] become its self-test."""
+    with torch.inference_mode():
+        logits = model(examples.to(next(model.parameters()).device)).cpu()
+    fixed = {"format": FORMAT, "architecture": ARCHITECTURE, "input": INPUT_CONTRACT, "classes": list(CLASSES)}
+    return ModelBundle(model, {**fixed, **card}, {"images": examples, "logits": logits})
+
+
+def load(uri: str) -> ModelBundle:
+    """Load the bundle at a run directory or bundle folder, its digest verified. Raises ModelError naming what is wrong."""
+    place = seal.find(uri)
+    files, digest = seal.read(place)
+    card = json.loads(files["card.json"])
+    if card.get("format") != FORMAT or card.get("architecture") != ARCHITECTURE:
+        raise ModelError(
+            f"{place}/card.json: format {card.get('format')} and architecture {card.get('architecture')!r}; "
+            f"this version reads format {FORMAT} and {ARCHITECTURE!r}"
+        )
+    model = DigitCNN()
+    try:
+        model.load_state_dict(load_tensors(files["weights.safetensors"]))
+        selftest = load_tensors(files["selftest.safetensors"])
+    except (SafetensorError, RuntimeError) as error:
+        raise ModelError(f"{place}: its tensors do not fit {ARCHITECTURE!r}: {error}") from None
+    return ModelBundle(model.eval(), card, selftest, digest)

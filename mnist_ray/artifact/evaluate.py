@@ -1,0 +1,100 @@
+"""A dataset and a predictor to an evaluation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mnist_ray.data.digits import LabelledDigits
+from mnist_ray.data.predictions import Predict
+
+Z_95 = 1.959964
+"""The normal distribution's 97.5 % quantile."""
+
+
+def wilson_interval(correct: int, count: int) -> tuple[float, float]:
+    """The 95 % interval of a proportion (E. B. Wilson, 1927): sound near 100 %, where the usual one is not."""
+    if count == 0:
+        return 0.0, 1.0
+    share, spread = correct / count, Z_95**2 / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = Z_95 / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """How predictions compare with the truth: `confusion` int64[10, 10], truth by prediction; `loss` in nats per image."""
+
+    confusion: NDArray[np.int64]
+    loss: float
+
+    @property
+    def count(self) -> int:
+        """Images measured."""
+        return int(self.confusion.sum())
+
+    @property
+    def correct(self) -> int:
+        """Images predicted right."""
+        return int(self.confusion.trace())
+
+    @property
+    def accuracy(self) -> float:
+        """Share predicted right, 0 to 1."""
+        return self.correct / max(self.count, 1)
+
+    def per_class(self) -> list[dict[str, float]]:
+        """Precision and recall of each digit; 0 where nothing was predicted or there."""
+        hits = self.confusion.diagonal()
+        predicted, there = self.confusion.sum(axis=0), self.confusion.sum(axis=1)
+        return [
+            {
+                "class": digit,
+                "images": int(there[digit]),
+                "precision": float(hits[digit] / max(predicted[digit], 1)),
+                "recall": float(hits[digit] / max(there[digit], 1)),
+            }
+            for digit in range(10)
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return {
+            "accuracy": self.accuracy,
+            "interval_95": list(wilson_interval(self.correct, self.count)),
+            "num_images": self.count,
+            "loss": self.loss,
+            "per_class": self.per_class(),
+            "confusion": self.confusion.tolist(),
+        }
+
+    def to_text(self) -> str:
+        """The report as lines for a terminal."""
+        low, high = wilson_interval(self.correct, self.count)
+        lines = [
+            f"accuracy {self.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}) on {self.count:,} images",
+            f"loss {self.loss:.4f}",
+            "",
+            "digit  images  precision  recall   predicted as 0     1     2     3     4     5     6     7     8     9",
+        ]
+        for row, counts in zip(self.per_class(), self.confusion, strict=True):
+            cells = " ".join(f"{count:5d}" for count in counts)
+            lines.append(
+                f"{row['class']:5d} {row['images']:7d} {row['precision']:10.2%} {row['recall']:7.2%}            {cells}"
+            )
+        return "\n".join(lines)
+
+
+def evaluate(digits: LabelledDigits, predict: Predict) -> EvalReport:
+    """Measure a predictor on labelled digits."""
+    predictions = predict(digits.images)
+    labels = digits.labels.astype(np.int64)
+    confusion = np.bincount(labels * 10 + predictions.label, minlength=100).reshape(10, 10)
+    of_truth = predictions.probabilities[np.arange(len(labels)), labels]
+    loss = float(-np.log(np.maximum(of_truth, 1e-12)).mean()) if len(labels) else 0.0
+    return EvalReport(confusion, loss)

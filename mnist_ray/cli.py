@@ -1,0 +1,136 @@
+"""The command line: one command per job. Only here are results printed and errors turned into exit statuses."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import tyro
+
+from mnist_ray.config import EvaluateConfig, PredictConfig, ScoreConfig, TrainConfig, VerifyConfig
+from mnist_ray.console import Console
+from mnist_ray.errors import MnistRayError
+
+DESCRIPTION = """Distributed training and batch scoring of handwritten digits on Ray.
+
+exit statuses: 0 done; 1 a defect of this program; 2 wrong usage; 3 input data missing or damaged; 4 model missing or damaged;
+5 the output folder holds something else; 6 inputs and table do not add up; 7 the Ray cluster is unreachable or too small;
+8 storage failed; 130 interrupted. Images that cannot be read are listed in the quarantine table and do not fail a job."""
+
+_command = tyro.conf.subcommand
+Command = (
+    Annotated[TrainConfig, _command("train")]
+    | Annotated[ScoreConfig, _command("score")]
+    | Annotated[EvaluateConfig, _command("evaluate")]
+    | Annotated[PredictConfig, _command("predict")]
+    | Annotated[VerifyConfig, _command("verify")]
+)
+
+
+def train(config: TrainConfig, console: Console) -> None:
+    """Train and say where the result is."""
+    from mnist_ray.cluster.train import train as run_training
+
+    metrics = run_training(config, console)
+    low, high = metrics["interval_95"]
+    console.line(
+        f"test accuracy {metrics['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}) "
+        f"on {metrics['num_images']:,} images of {metrics['data']}"
+    )
+    console.line(f"trained {metrics['samples_seen']:,} samples in {metrics['train_seconds']:.1f} s")
+    console.line(f"run directory: {config.run_directory()}, model bundle: {config.run_directory()}/model")
+
+
+def score(config: ScoreConfig, console: Console) -> None:
+    """Score and say what came of it."""
+    from mnist_ray.cluster.score import score as run_scoring
+
+    summary = run_scoring(config, console)
+    accuracy = "" if summary["accuracy"] is None else f", accuracy {summary['accuracy']:.2%}"
+    console.line(
+        f"{summary['inputs']:,} inputs = {summary['predicted']:,} predicted + {summary['quarantined']:,} quarantined{accuracy}"
+    )
+    for reason, count in summary["reasons"].items():
+        console.line(f"  quarantined, {reason}: {count:,}")
+    console.line(f"{summary['images_per_second']:,.0f} images/s over {summary['seconds']['total']:.1f} s")
+    console.line(f"predictions: {config.out}/predictions, summary: {config.out}/summary.json")
+
+
+def evaluate(config: EvaluateConfig, console: Console) -> None:
+    """Measure a model and write and print the result."""
+    from mnist_ray.artifact import bundle, seal
+    from mnist_ray.artifact.evaluate import evaluate as measure
+    from mnist_ray.artifact.predictor import Predictor, pick_device
+    from mnist_ray.data import storage
+    from mnist_ray.data.datasets import load
+
+    model = bundle.load(config.model)
+    splits = load(config.data, console.line)
+    report = measure(splits.test, Predictor.ready(model, pick_device(config.device)))
+    out = config.out or storage.join(seal.find(config.model).rpartition("/")[0], "evaluation.json")
+    storage.write_json(out, {**report.to_json(), "data": splits.card, "model_digest": model.digest})
+    console.line(report.to_text())
+    console.line(f"written to {out}")
+
+
+def predict(config: PredictConfig, console: Console) -> None:
+    """Print label and confidence of a few images, in this process."""
+    from mnist_ray.artifact import bundle
+    from mnist_ray.artifact.predictor import Predictor, pick_device
+    from mnist_ray.data import storage
+    from mnist_ray.data.images import MAX_BYTES, Rejection, to_digits
+    from mnist_ray.errors import DataError
+    from mnist_ray.scoring.read import to_grey
+
+    predictor = Predictor.ready(bundle.load(config.model), pick_device("auto"))
+    rejected = 0
+    for name, data in zip(config.images, storage.read_many(list(config.images), MAX_BYTES), strict=True):
+        grey = to_grey(name, data)
+        if isinstance(grey, Rejection):
+            rejected += 1
+            console.line(f"{name}: {grey.reason}: {grey.detail}")
+            continue
+        predictions = predictor(to_digits([grey]))
+        console.line(f"{name}: {predictions.label[0]} (confidence {predictions.confidence[0]:.1%})")
+    if rejected:
+        raise DataError(f"{rejected} of {len(config.images)} images could not be read; each is named above")
+
+
+def verify(config: VerifyConfig, console: Console) -> None:
+    """Prove a prediction table, and say what was proven."""
+    from mnist_ray.scoring.verify import verify as prove
+
+    proof = prove(config.out)
+    console.line(
+        f"{config.out}: every one of {proof.inputs:,} inputs is there exactly once: "
+        f"{proof.predicted:,} predicted + {proof.quarantined:,} quarantined, in {proof.units:,} units"
+    )
+
+
+def _dispatch(config: Any, console: Console) -> None:
+    commands: dict[type, Callable[[Any, Console], None]] = {
+        TrainConfig: train,
+        ScoreConfig: score,
+        EvaluateConfig: evaluate,
+        PredictConfig: predict,
+        VerifyConfig: verify,
+    }
+    commands[type(config)](config, console)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run a command and return its exit status."""
+    console = Console()
+    try:
+        config = tyro.cli(Command, args=args, prog="mnist-ray", description=DESCRIPTION, config=(tyro.conf.OmitArgPrefixes,))
+        _dispatch(config, console)
+    except MnistRayError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has left
+        return 0
+    return 0

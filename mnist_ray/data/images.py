@@ -1,0 +1,238 @@
+"""Image bytes to one 28x28 light-on-dark digit, or the reason why not.
+
+The rule, in order:
+
+1. Decode (PNG, JPEG, GIF, BMP, TIFF, WebP; content decides, not the name; the first frame of an animation).
+2. Grey: luminance; transparency is laid over the shade that contrasts with what is visible; 16 bits are scaled to 8.
+3. Ink polarity: where most of the border is brighter than the middle of the image's range, the image is inverted.
+4. A 28x28 image on a black background is taken as it is now, byte for byte: that is what MNIST looks like.
+5. Any other is cut to its ink, stretched to the full range, fitted into 20x20 with its proportions kept, and placed so that
+   its centre of mass is the centre of the 28x28 field, as MNIST's makers did (LeCun et al., 1998).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_PIXELS = 1 << 24
+"""Largest image that is decoded, by declared size: 16 megapixels."""
+MAX_BYTES = 64 << 20
+"""Largest file that is read: 64 MiB."""
+
+os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)  # OpenCV reads it when it is imported
+os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+import cv2  # noqa: E402
+
+cv2.setNumThreads(0)  # workers are many; each decodes small images
+
+SIDE = 28
+DIGIT_SIDE = 20
+NEAR_BLACK = 32
+"""Brightest border level of a 28x28 image that still counts as a black background."""
+
+Grey = NDArray[np.uint8]
+"""Grey levels, uint8[H, W]."""
+Digits = NDArray[np.uint8]
+"""Light-on-dark digits, uint8[N, 28, 28]."""
+
+
+class Reason(StrEnum):
+    """Why an input has no prediction: the whole list."""
+
+    MISSING = "missing"
+    UNREADABLE = "unreadable"
+    EMPTY = "empty"
+    NOT_AN_IMAGE = "not_an_image"
+    TRUNCATED = "truncated"
+    CORRUPT = "corrupt"
+    TOO_LARGE = "too_large"
+    WRONG_SHAPE = "wrong_shape"
+    BAD_PIXELS = "bad_pixels"
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why one input cannot be a digit. `detail` depends on the input alone."""
+
+    reason: Reason
+    detail: str
+
+
+def _check_png(data: bytes) -> Rejection | None:
+    """Walk the chunks: libpng would print to standard error, and cannot tell cut files from damaged ones."""
+    position = 8
+    while position + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, position)
+        kind = data[position + 4 : position + 8]
+        end = position + 12 + length
+        if end > len(data):
+            break
+        if zlib.crc32(data[position + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
+            return Rejection(Reason.CORRUPT, f"PNG checksum of chunk {kind!r} at byte {position} does not match")
+        if kind == b"IHDR" and length == 13:
+            width, height = struct.unpack_from(">II", data, position + 8)
+            if width * height > MAX_PIXELS:
+                return Rejection(Reason.TOO_LARGE, f"declares {width} x {height} pixels; at most {MAX_PIXELS} are decoded")
+        if kind == b"IEND":
+            return None
+        position = end
+    return Rejection(Reason.TRUNCATED, f"PNG ends after {len(data)} bytes without its end chunk")
+
+
+def _check_jpeg(data: bytes) -> Rejection | None:
+    if b"\xff\xd9" in data[2:]:
+        return None
+    return Rejection(Reason.TRUNCATED, f"JPEG ends after {len(data)} bytes without its end marker")
+
+
+def _check_gif(data: bytes) -> Rejection | None:
+    if b"\x3b" in data[-64:]:
+        return None
+    return Rejection(Reason.TRUNCATED, f"GIF ends after {len(data)} bytes without its trailer")
+
+
+def _check_declared(data: bytes, declared: int) -> Rejection | None:
+    if declared <= len(data):
+        return None
+    return Rejection(Reason.TRUNCATED, f"declares {declared} bytes and has {len(data)}")
+
+
+def _check_bmp(data: bytes) -> Rejection | None:
+    return _check_declared(data, struct.unpack_from("<I", data.ljust(6, b"\0"), 2)[0])
+
+
+def _check_webp(data: bytes) -> Rejection | None:
+    return _check_declared(data, 8 + struct.unpack_from("<I", data, 4)[0])
+
+
+_SIGNATURES = {
+    b"\x89PNG\r\n\x1a\n": _check_png,
+    b"\xff\xd8\xff": _check_jpeg,
+    b"GIF87a": _check_gif,
+    b"GIF89a": _check_gif,
+    b"BM": _check_bmp,
+    b"RIFF": _check_webp,
+    b"II*\0": None,
+    b"MM\0*": None,
+    b"II+\0": None,
+    b"MM\0+": None,
+}
+
+
+def _check(data: bytes) -> Rejection | None:
+    """What the container alone tells: no image, cut short, or too large. None where decoding may be tried."""
+    if not data:
+        return Rejection(Reason.EMPTY, "0 bytes")
+    if len(data) > MAX_BYTES:
+        return Rejection(Reason.TOO_LARGE, f"more than {MAX_BYTES} bytes")
+    for signature, check in _SIGNATURES.items():
+        if data.startswith(signature) and (signature != b"RIFF" or data[8:12] == b"WEBP"):
+            return check(data) if check else None
+    if any(signature.startswith(data) for signature in _SIGNATURES):
+        return Rejection(Reason.TRUNCATED, f"ends inside the signature, after {len(data)} bytes")
+    return Rejection(Reason.NOT_AN_IMAGE, f"begins with {data[:12]!r}, no signature of PNG, JPEG, GIF, BMP, TIFF or WebP")
+
+
+def decode(data: bytes) -> Grey | Rejection:
+    """Steps 1 and 2 of the rule: the bytes of an image file to grey levels, uint8[H, W], or why that cannot be."""
+    if (rejection := _check(data)) is not None:
+        return rejection
+    # A grey JPEG read honours the camera's rotation; other formats may carry transparency, which only UNCHANGED keeps.
+    flags = cv2.IMREAD_GRAYSCALE if data.startswith(b"\xff\xd8") else cv2.IMREAD_UNCHANGED
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        if "CV_IO_MAX_IMAGE" in str(error):
+            return Rejection(Reason.TOO_LARGE, f"declares more than {MAX_PIXELS} pixels")
+        return Rejection(Reason.CORRUPT, f"the decoder stopped: {error.err}")
+    if pixels is None or pixels.size == 0:
+        return Rejection(Reason.CORRUPT, "the decoder found damaged data")
+    return _grey(pixels)
+
+
+def _grey(pixels: NDArray[Any]) -> Grey | Rejection:
+    """Any decoded pixels, [H, W] or [H, W, 1|3|4] in OpenCV's channel order, to uint8[H, W]."""
+    if pixels.dtype == np.uint16:
+        pixels = (pixels // 257).astype(np.uint8)
+    elif pixels.dtype.kind == "f":
+        top = float(np.nanmax(pixels, initial=0.0))
+        if not np.isfinite(pixels).all() or float(pixels.min()) < 0 or top > 255:
+            return Rejection(Reason.BAD_PIXELS, "floating-point pixels outside 0 to 255")
+        pixels = np.round(pixels * (255 if top <= 1 else 1)).astype(np.uint8)
+    elif pixels.dtype != np.uint8:
+        return Rejection(Reason.BAD_PIXELS, f"pixels of type {pixels.dtype}; expected 8 or 16 bits or floating point")
+    if pixels.ndim == 2 or pixels.shape[2] == 1:
+        return np.asarray(pixels.reshape(pixels.shape[:2]), np.uint8)
+    if pixels.shape[2] == 3:
+        return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY), np.uint8)
+    return _flatten_alpha(np.asarray(cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2GRAY), np.float32), pixels[..., 3])
+
+
+def _flatten_alpha(grey: NDArray[np.float32], alpha: NDArray[np.generic]) -> Grey:
+    weight = alpha.astype(np.float32) / 255
+    visible = float((grey * weight).sum() / max(float(weight.sum()), 1e-6))
+    backdrop = 0.0 if visible > 127 else 255.0
+    return np.round(grey * weight + backdrop * (1 - weight)).astype(np.uint8)
+
+
+def _border(images: Grey) -> Grey:
+    """The outermost pixels of uint8[N, H, W], uint8[N, border]."""
+    return np.concatenate([images[:, 0], images[:, -1], images[:, 1:-1, 0], images[:, 1:-1, -1]], axis=1)
+
+
+def _light_on_dark(images: Grey) -> Grey:
+    """Invert those of uint8[N, H, W] whose border is mostly brighter than the middle of their range."""
+    middle = (images.min(axis=(1, 2)).astype(np.uint16) + images.max(axis=(1, 2))) // 2
+    dark_ink = (_border(images) > middle[:, None]).mean(axis=1) > 0.5
+    return np.where(dark_ink[:, None, None], 255 - images, images) if dark_ink.any() else images
+
+
+def to_digits(greys: Sequence[Grey] | Grey) -> Digits:
+    """Steps 3 to 5 of the rule: grey images uint8[H, W] of any sizes to digits, uint8[N, 28, 28]."""
+    digits = np.zeros((len(greys), SIDE, SIDE), np.uint8)
+    plain = [i for i, grey in enumerate(greys) if grey.shape == (SIDE, SIDE)]
+    if plain:
+        light = _light_on_dark(np.stack([greys[i] for i in plain]))
+        black = (_border(light) <= NEAR_BLACK).mean(axis=1) >= 0.5
+        digits[plain] = light
+        plain = [i for i, taken in zip(plain, black, strict=True) if taken]
+    for i in sorted(set(range(len(greys))).difference(plain)):
+        digits[i] = _fit(_light_on_dark(greys[i][None]))
+    return digits
+
+
+def _fit(light: Grey) -> Grey:
+    """Step 5 for one light-on-dark image, uint8[1, H, W] to uint8[28, 28]."""
+    ink = np.clip(light[0].astype(np.float32) - np.median(_border(light)), 0, None)
+    return _centre(ink * (255 / peak)) if (peak := float(ink.max())) > 0 else np.zeros((SIDE, SIDE), np.uint8)
+
+
+def _centre(ink: NDArray[np.float32]) -> Grey:
+    """Fit float32[H, W] of ink (0 to 255) into 20x20 and place its centre of mass in the middle of 28x28."""
+    rows, columns = np.nonzero(ink > 64)  # a quarter of full ink: paper grain and compression noise stay out of the box
+    ink = ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    scale = DIGIT_SIDE / max(ink.shape)
+    size = (max(1, round(ink.shape[1] * scale)), max(1, round(ink.shape[0] * scale)))
+    small = np.asarray(cv2.resize(ink, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR))
+    mass = max(float(small.sum()), 1e-6)
+    centre_row = float((small.sum(axis=1) * np.arange(small.shape[0])).sum()) / mass
+    centre_column = float((small.sum(axis=0) * np.arange(small.shape[1])).sum()) / mass
+    top = min(max(round((SIDE - 1) / 2 - centre_row), 0), SIDE - small.shape[0])
+    left = min(max(round((SIDE - 1) / 2 - centre_column), 0), SIDE - small.shape[1])
+    digit = np.zeros((SIDE, SIDE), np.uint8)
+    digit[top : top + small.shape[0], left : left + small.shape[1]] = np.clip(np.round(small), 0, 255)
+    return digit
+
+
+def encode_png(image: Grey) -> bytes:
+    """One uint8[H, W] image as PNG."""
+    return bytes(cv2.imencode(".png", image)[1])

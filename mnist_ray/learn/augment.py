@@ -1,0 +1,33 @@
+"""A batch of digits to a batch of distorted digits, on the device of the batch."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MAX_DEGREES = 10.0
+MAX_SCALE = 0.1
+MAX_SHEAR = 0.1
+MAX_SHIFT_PX = 2.0
+
+
+def draw_affine(random: np.random.Generator, count: int) -> Tensor:
+    """Random small affine maps, float32[count, 2, 3], in the normalised coordinates of `affine_grid`."""
+    turn, scale, shear, right, down = random.uniform(-1, 1, (5, count)).astype(np.float32)
+    angle = turn * math.radians(MAX_DEGREES)
+    scale = 1 + scale * MAX_SCALE
+    cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
+    shift = MAX_SHIFT_PX / 14  # half of the 28 pixels is 1 in normalised coordinates
+    rows = [[cos, -sin + shear * MAX_SHEAR, right * shift], [sin, cos, down * shift]]
+    return torch.from_numpy(np.stack([np.stack(row, axis=1) for row in rows], axis=1))
+
+
+def distort(images: Tensor, affine: Tensor) -> Tensor:
+    """Images uint8[B, 28, 28] under affine maps float32[B, 2, 3], as float32[B, 28, 28] from 0 to 255."""
+    planes = images.unsqueeze(1).float()
+    grid = F.affine_grid(affine, list(planes.shape), align_corners=False)
+    return F.grid_sample(planes, grid, align_corners=False).squeeze(1)

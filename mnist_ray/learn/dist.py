@@ -1,0 +1,62 @@
+"""The only caller of torch.distributed. Everything here is correct in a single process, too."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as td
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def _together() -> bool:
+    return td.is_available() and td.is_initialized()
+
+
+def rank() -> int:
+    """This worker's number, from 0."""
+    return td.get_rank() if _together() else 0
+
+
+def world() -> int:
+    """How many workers there are."""
+    return td.get_world_size() if _together() else 1
+
+
+def wrap(model: nn.Module) -> nn.Module:
+    """The model whose backward pass averages gradients over all workers; the model itself where there is one."""
+    if world() == 1:
+        return model
+    # Batch statistics are set by calibration, so there is nothing to broadcast at each step.
+    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def _on_backend(tensor: Tensor) -> Tensor:
+    return tensor.cuda() if td.get_backend() == "nccl" else tensor.clone()
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over all workers, on the CPU."""
+    if world() == 1:
+        return tensor
+    moved = _on_backend(tensor)
+    td.all_reduce(moved)
+    return moved.cpu()
+
+
+def broadcast_bytes(data: bytes | None) -> bytes | None:
+    """Rank 0's bytes (or None) on every worker."""
+    if world() == 1:
+        return data
+    size = _on_backend(torch.tensor(-1 if data is None else len(data)))
+    td.broadcast(size, 0)
+    if (length := int(size)) < 0:
+        return None
+    mine = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(length, dtype=torch.uint8)
+    moved = _on_backend(mine)
+    td.broadcast(moved, 0)
+    return moved.cpu().numpy().tobytes()
+
+
+def barrier() -> None:
+    """Wait until every worker is here."""
+    all_reduce_sum(torch.zeros(1))
