@@ -42,5 +42,5 @@ $(VENV)/.venv:
 # One stamp for each set of extras: installing is skipped while the settings are older.
 $(VENV)/.run $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: $(VENV)/.venv $(SETTINGS)
 	@echo "== installing mnist-ray into $(VENV) (PyTorch is several GB: minutes, once)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(filter-out run,$*)]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.$(if $(filter-out run,$*),[$*])'
 	@touch $@
