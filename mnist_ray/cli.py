@@ -78,14 +78,15 @@ def predict(config: PredictConfig, console: Console) -> None:
     """Print label and confidence of a few images, in this process."""
     from mnist_ray.artifact import bundle
     from mnist_ray.artifact.predictor import Predictor, pick_device
-    from mnist_ray.data import storage
-    from mnist_ray.data.images import MAX_BYTES, Rejection, to_digits
+    from mnist_ray.data.bulk import read_many
+    from mnist_ray.data.containers import MAX_BYTES, Rejection
+    from mnist_ray.data.images import to_digits
     from mnist_ray.errors import DataError
     from mnist_ray.scoring.read import to_grey
 
     predictor = Predictor.ready(bundle.load(config.model), pick_device("auto"))
     rejected = 0
-    for name, data in zip(config.images, storage.read_many(list(config.images), MAX_BYTES), strict=True):
+    for name, data in zip(config.images, read_many(list(config.images), MAX_BYTES), strict=True):
         grey = to_grey(name, data)
         if isinstance(grey, Rejection):
             rejected += 1

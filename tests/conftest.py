@@ -1,0 +1,141 @@
+"""What tests share: small real datasets, a trained bundle, and one Ray cluster of two nodes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mnist_ray.cluster.train import work
+from mnist_ray.config import TrainConfig
+from mnist_ray.data import datasets
+from mnist_ray.data.digits import LabelledDigits, Splits
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"  # jobs on the test cluster say `python`
+
+
+@pytest.fixture(scope="session")
+def mnist5k() -> Splits:
+    return datasets.load("mnist5k")
+
+
+@pytest.fixture(scope="session")
+def small(mnist5k: Splits) -> Splits:
+    """600 training and 100 test digits, as many of each class."""
+    rows = np.arange(4500).reshape(10, 450)[:, :60].reshape(-1)
+    return Splits("small", "test", "test", mnist5k.train.take(rows), mnist5k.test.take(np.arange(0, 500, 5)))
+
+
+def write_idx(folder: Path, splits: Splits) -> Path:
+    """A dataset as the four IDX files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, digits in (("train", splits.train), ("t10k", splits.test)):
+        count = len(digits)
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, count, 28, 28) + digits.images.tobytes())
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, count) + digits.labels.tobytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_idx(tmp_path_factory: pytest.TempPathFactory, small: Splits) -> Path:
+    return write_idx(tmp_path_factory.mktemp("idx"), small)
+
+
+@pytest.fixture(scope="session")
+def run_dir(tmp_path_factory: pytest.TempPathFactory, mnist5k: Splits) -> Path:
+    """A finished run, trained in this process on the bundled digits."""
+    run = tmp_path_factory.mktemp("run")
+    work(str(run), TrainConfig(data="mnist5k", workers=0, epochs=3), mnist5k, on_progress=lambda record: None)
+    return run
+
+
+@pytest.fixture(scope="session")
+def digit_folder(tmp_path_factory: pytest.TempPathFactory, mnist5k: Splits) -> Path:
+    """300 digits as PNG files, one subfolder per class."""
+    folder = tmp_path_factory.mktemp("digits")
+    datasets.write_folder(mnist5k.test.take(np.arange(300)), str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mnist() -> Splits:
+    """The full MNIST, where this machine has it."""
+    if "MNIST_RAY_DATA" not in os.environ:
+        pytest.skip("MNIST_RAY_DATA is not set: the full MNIST is not here")
+    return datasets.load("mnist")
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start_node(*flags: str) -> subprocess.Popen[bytes]:
+    """Start a Ray node that lives until it is terminated."""
+    command = [str(BIN / "ray"), "start", "--block", "--num-cpus=2", "--disable-usage-stats", *flags]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+class RayCluster:
+    """A head and a worker node on this machine, two CPUs each."""
+
+    def __init__(self) -> None:
+        self.port, self.jobs_port = free_port(), free_port()
+        self.address, self.jobs_address = f"127.0.0.1:{self.port}", f"http://127.0.0.1:{self.jobs_port}"
+        head = ["--head", f"--port={self.port}", f"--dashboard-port={self.jobs_port}", "--ray-client-server-port=0"]
+        self._nodes = [start_node(*head, "--node-ip-address=127.0.0.1")]
+        self._wait_for(1)
+        self._nodes.append(start_node(f"--address={self.address}"))
+        self._wait_for(2)
+
+    def _wait_for(self, nodes: int) -> None:
+        status = [str(BIN / "ray"), "list", "nodes", f"--address={self.jobs_address}", "--format=json"]
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            assert all(node.poll() is None for node in self._nodes), "a Ray node of the tests ended"
+            found = subprocess.run(status, capture_output=True, text=True, check=False)
+            if found.stdout.count('"ALIVE"') == nodes:
+                return
+            time.sleep(0.5)
+        raise TimeoutError(f"{nodes} Ray nodes did not come up: {found.stdout} {found.stderr}")
+
+    def stop(self) -> None:
+        for node in reversed(self._nodes):
+            node.terminate()
+        for node in self._nodes:
+            node.wait(30)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[RayCluster]:
+    cluster = RayCluster()
+    yield cluster
+    cluster.stop()
+
+
+def cli(*args: str, env: dict[str, str] | None = None, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does, in a process of its own."""
+    command = [sys.executable, "-m", "mnist_ray", *map(str, args)]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=timeout, cwd=ROOT, env={**os.environ, **(env or {})}
+    )
+
+
+def digits_of(images: int, seed: int = 0) -> LabelledDigits:
+    """Random pixels with every label."""
+    random = np.random.default_rng(seed)
+    labels = (np.arange(images) % 10).astype(np.uint8)
+    return LabelledDigits(random.integers(0, 256, (images, 28, 28), dtype=np.uint8), labels)

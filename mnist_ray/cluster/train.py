@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mnist_ray.cluster import runtime
+from mnist_ray.cluster import progress, runtime
 from mnist_ray.config import TrainConfig
 from mnist_ray.console import Console
 from mnist_ray.data import storage
 from mnist_ray.data.datasets import load
 from mnist_ray.data.digits import Splits
 from mnist_ray.data.order import GROUP_SIZE, num_groups
-from mnist_ray.errors import ClusterError, MnistRayError, OutputError, UsageError
+from mnist_ray.errors import ClusterError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from mnist_ray.learn.state import TrainState
 
-POLL_S = 0.5
 MAX_FAILURES = 3
 """Times that lost workers are replaced before the job gives up; it can be continued by hand."""
 
@@ -36,7 +34,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         return done
     splits = load(config.data, console.line)
     if config.workers == 0:
-        work(run, config, splits, on_progress=_Shown(console).update)
+        work(run, config, splits, on_progress=progress.Shown(console).update)
     else:
         with runtime.cluster(config.address):
             _train_on_ray(run, config, runtime.resources(config.workers, config.device), splits, console)
@@ -70,31 +68,6 @@ def finished(run: str, config: TrainConfig) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return metrics
-
-
-class _Shown:
-    """Turns the run's progress record into console lines."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._epochs = 0
-        self._warnings = 0
-
-    def update(self, record: dict[str, Any]) -> None:
-        for warning in record["warnings"][self._warnings :]:
-            self._console.line(f"warning: {warning}")
-        self._warnings = max(self._warnings, len(record["warnings"]))
-        for row in record["history"][self._epochs :]:
-            self._console.line(
-                f"epoch {row['epoch']}/{record['epochs']}  loss {row['train_loss']:.4f}  "
-                f"test accuracy {row['test_accuracy']:.2%}  {row['train_seconds']:.1f} s"
-            )
-        self._epochs = max(self._epochs, len(record["history"]))
-        share = record["samples_seen"] / record["total"]
-        self._console.progress(
-            f"training {share:4.0%}  {record['samples_seen']:,} of {record['total']:,} samples  "
-            f"loss {record['loss']:.4f}  {record['samples_per_second']:,.0f} samples/s"
-        )
 
 
 def work(
@@ -153,7 +126,7 @@ def _train_on_ray(run: str, config: TrainConfig, needs: dict[str, float], splits
     # record of an earlier launch would make it resume by itself, from a file that a kill can leave half-written.
     experiment = storage.join(run, "checkpoints")
     storage.delete(storage.join(experiment, "checkpoint_manager_snapshot.json"))
-    storage.delete(storage.join(run, "progress.json"))
+    progress.clear(run)
     gpu = "GPU" in needs
     trainer = TorchTrainer(
         _worker,
@@ -165,7 +138,7 @@ def _train_on_ray(run: str, config: TrainConfig, needs: dict[str, float], splits
             failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),  # type: ignore[call-arg]
         ),
     )
-    with _following(run, console):
+    with progress.following(run, console):
         try:
             trainer.fit()
         except Exception as error:
@@ -189,31 +162,4 @@ def _worker(launch: dict[str, Any]) -> None:
         checkpoint = Checkpoint(place) if place else None
         ray.train.report(metrics, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
 
-    def publish(record: dict[str, Any]) -> None:
-        storage.write_json(storage.join(launch["run"], "progress.json"), record)
-
-    work(launch["run"], launch["config"], ray.get(launch["splits"]), publish, report)
-
-
-@contextmanager
-def _following(run: str, console: Console) -> Iterator[None]:
-    """Show the progress record that rank 0 keeps at the run's URI, which driver and workers share."""
-    shown, ended = _Shown(console), threading.Event()
-
-    def look() -> None:
-        # A record that is not there yet, or a storage that is slow, is no reason to stop looking.
-        with suppress(MnistRayError, FileNotFoundError, ValueError):
-            shown.update(storage.read_json(storage.join(run, "progress.json")))
-
-    def follow() -> None:
-        while not ended.wait(POLL_S):
-            look()
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        look()
+    work(launch["run"], launch["config"], ray.get(launch["splits"]), partial(progress.publish, launch["run"]), report)

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mnist_ray.data.images import MAX_BYTES, SIDE, Grey, Reason, Rejection, decode
+from mnist_ray.data.containers import MAX_BYTES, Reason, Rejection
+from mnist_ray.data.images import SIDE, Grey, decode
 from mnist_ray.errors import DataError
 
 IMAGE_NAMES = ("image", "img", "images", "bytes", "pixels", "content", "data")

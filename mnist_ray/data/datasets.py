@@ -9,9 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mnist_ray.data import columns, idx, storage
+from mnist_ray.data import columns, idx, listing, storage
+from mnist_ray.data.bulk import read_many
+from mnist_ray.data.containers import MAX_BYTES, Rejection
 from mnist_ray.data.digits import LabelledDigits, Splits, checked, hold_out, require_every_class
-from mnist_ray.data.images import MAX_BYTES, Grey, Rejection, decode, encode_png, to_digits
+from mnist_ray.data.images import Grey, decode, encode_png, to_digits
 from mnist_ray.data.mnist import MNIST_DIGESTS, MNIST_TERMS, download, find_mnist
 from mnist_ray.errors import DataError, StorageError
 
@@ -80,7 +82,7 @@ def _own(uri: str) -> Splits:
 
 
 def _read_folder(uri: str) -> tuple[LabelledDigits, LabelledDigits | None]:
-    entries = sorted(storage.walk(uri), key=lambda entry: entry.uri)
+    entries = sorted(listing.walk(uri), key=lambda entry: entry.uri)
     files = [entry.uri for entry in entries]
     tables = [file for file in files if file.endswith(".parquet")]
     read, chosen = (_read_parquet, tables) if tables else (_read_images, [f for f in files if digit_of(f) is not None])
@@ -116,7 +118,7 @@ def _usable(image: Grey | Rejection, source: str) -> Grey:
 
 def _read_images(files: list[str]) -> LabelledDigits:
     greys = []
-    for file, data in zip(files, storage.read_many(files, MAX_BYTES), strict=True):
+    for file, data in zip(files, read_many(files, MAX_BYTES), strict=True):
         if isinstance(data, OSError):
             raise StorageError(f"{file}: cannot be read: {data}")
         greys.append(_usable(decode(data), file))

@@ -13,24 +13,17 @@ The rule, in order:
 from __future__ import annotations
 
 import os
-import struct
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_PIXELS = 1 << 24
-"""Largest image that is decoded, by declared size: 16 megapixels."""
-MAX_BYTES = 64 << 20
-"""Largest file that is read: 64 MiB."""
+from mnist_ray.data.containers import MAX_PIXELS, Reason, Rejection, check
 
 os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)  # OpenCV reads it when it is imported
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-import cv2  # noqa: E402
+import cv2
 
 cv2.setNumThreads(0)  # workers are many; each decodes small images
 
@@ -45,106 +38,9 @@ Digits = NDArray[np.uint8]
 """Light-on-dark digits, uint8[N, 28, 28]."""
 
 
-class Reason(StrEnum):
-    """Why an input has no prediction: the whole list."""
-
-    MISSING = "missing"
-    UNREADABLE = "unreadable"
-    EMPTY = "empty"
-    NOT_AN_IMAGE = "not_an_image"
-    TRUNCATED = "truncated"
-    CORRUPT = "corrupt"
-    TOO_LARGE = "too_large"
-    WRONG_SHAPE = "wrong_shape"
-    BAD_PIXELS = "bad_pixels"
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """Why one input cannot be a digit. `detail` depends on the input alone."""
-
-    reason: Reason
-    detail: str
-
-
-def _check_png(data: bytes) -> Rejection | None:
-    """Walk the chunks: libpng would print to standard error, and cannot tell cut files from damaged ones."""
-    position = 8
-    while position + 12 <= len(data):
-        (length,) = struct.unpack_from(">I", data, position)
-        kind = data[position + 4 : position + 8]
-        end = position + 12 + length
-        if end > len(data):
-            break
-        if zlib.crc32(data[position + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
-            return Rejection(Reason.CORRUPT, f"PNG checksum of chunk {kind!r} at byte {position} does not match")
-        if kind == b"IHDR" and length == 13:
-            width, height = struct.unpack_from(">II", data, position + 8)
-            if width * height > MAX_PIXELS:
-                return Rejection(Reason.TOO_LARGE, f"declares {width} x {height} pixels; at most {MAX_PIXELS} are decoded")
-        if kind == b"IEND":
-            return None
-        position = end
-    return Rejection(Reason.TRUNCATED, f"PNG ends after {len(data)} bytes without its end chunk")
-
-
-def _check_jpeg(data: bytes) -> Rejection | None:
-    if b"\xff\xd9" in data[2:]:
-        return None
-    return Rejection(Reason.TRUNCATED, f"JPEG ends after {len(data)} bytes without its end marker")
-
-
-def _check_gif(data: bytes) -> Rejection | None:
-    if b"\x3b" in data[-64:]:
-        return None
-    return Rejection(Reason.TRUNCATED, f"GIF ends after {len(data)} bytes without its trailer")
-
-
-def _check_declared(data: bytes, declared: int) -> Rejection | None:
-    if declared <= len(data):
-        return None
-    return Rejection(Reason.TRUNCATED, f"declares {declared} bytes and has {len(data)}")
-
-
-def _check_bmp(data: bytes) -> Rejection | None:
-    return _check_declared(data, struct.unpack_from("<I", data.ljust(6, b"\0"), 2)[0])
-
-
-def _check_webp(data: bytes) -> Rejection | None:
-    return _check_declared(data, 8 + struct.unpack_from("<I", data, 4)[0])
-
-
-_SIGNATURES = {
-    b"\x89PNG\r\n\x1a\n": _check_png,
-    b"\xff\xd8\xff": _check_jpeg,
-    b"GIF87a": _check_gif,
-    b"GIF89a": _check_gif,
-    b"BM": _check_bmp,
-    b"RIFF": _check_webp,
-    b"II*\0": None,
-    b"MM\0*": None,
-    b"II+\0": None,
-    b"MM\0+": None,
-}
-
-
-def _check(data: bytes) -> Rejection | None:
-    """What the container alone tells: no image, cut short, or too large. None where decoding may be tried."""
-    if not data:
-        return Rejection(Reason.EMPTY, "0 bytes")
-    if len(data) > MAX_BYTES:
-        return Rejection(Reason.TOO_LARGE, f"more than {MAX_BYTES} bytes")
-    for signature, check in _SIGNATURES.items():
-        if data.startswith(signature) and (signature != b"RIFF" or data[8:12] == b"WEBP"):
-            return check(data) if check else None
-    if any(signature.startswith(data) for signature in _SIGNATURES):
-        return Rejection(Reason.TRUNCATED, f"ends inside the signature, after {len(data)} bytes")
-    return Rejection(Reason.NOT_AN_IMAGE, f"begins with {data[:12]!r}, no signature of PNG, JPEG, GIF, BMP, TIFF or WebP")
-
-
 def decode(data: bytes) -> Grey | Rejection:
     """Steps 1 and 2 of the rule: the bytes of an image file to grey levels, uint8[H, W], or why that cannot be."""
-    if (rejection := _check(data)) is not None:
+    if (rejection := check(data)) is not None:
         return rejection
     # A grey JPEG read honours the camera's rotation; other formats may carry transparency, which only UNCHANGED keeps.
     flags = cv2.IMREAD_GRAYSCALE if data.startswith(b"\xff\xd8") else cv2.IMREAD_UNCHANGED

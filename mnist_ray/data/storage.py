@@ -9,12 +9,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import stat
 import uuid
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -22,17 +18,6 @@ import pyarrow as pa
 from pyarrow import fs
 
 from mnist_ray.errors import StorageError
-
-REMOTE_READERS = 32  # requests in flight: one object store round trip is 10 to 100 ms
-
-
-@dataclass(frozen=True, slots=True)
-class FileEntry:
-    """One listed file: its path or URI, its size in bytes (-1 unknown) and what tells one version from the next."""
-
-    uri: str
-    size: int
-    version: str
 
 
 def is_local(uri: str) -> bool:
@@ -47,7 +32,7 @@ def absolute(uri: str) -> str:
 
 def join(uri: str, *names: str) -> str:
     """The path or URI of something below `uri`."""
-    return "/".join([uri.rstrip("/") or "/", *names])
+    return "/".join([uri.rstrip("/"), *names])
 
 
 def to_text(uri: str) -> str:
@@ -74,7 +59,7 @@ def _filesystem(root: str) -> tuple[fs.FileSystem, str]:
         return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
 
 
-def _resolve(uri: str) -> tuple[fs.FileSystem, str]:
+def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     """The filesystem of a path or URI and the path inside it; keys are taken as they are, never percent-decoded."""
     if is_local(uri):
         return fs.LocalFileSystem(), absolute(uri)
@@ -87,12 +72,8 @@ def _resolve(uri: str) -> tuple[fs.FileSystem, str]:
     return filesystem, f"{root.rstrip('/')}/{key}" if key else root
 
 
-def _uri(like: str, path: str) -> str:
-    return path if is_local(like) else f"{like.partition('://')[0]}://{path.lstrip('/')}"
-
-
 def _kind(uri: str) -> fs.FileType:
-    filesystem, path = _resolve(uri)
+    filesystem, path = resolve(uri)
     try:
         return filesystem.get_file_info(path).type
     except OSError as error:
@@ -109,51 +90,9 @@ def is_folder(uri: str) -> bool:
     return bool(_kind(uri) == fs.FileType.Directory)
 
 
-def stat_files(uris: Iterable[str]) -> list[FileEntry]:
-    """Size and version of each of these files; size -1 where there is none."""
-    entries = []
-    for uri in uris:
-        filesystem, path = _resolve(uri)
-        try:
-            info = filesystem.get_file_info(path)
-            found = info.type == fs.FileType.File
-        except OSError:
-            found = False
-        entries.append(FileEntry(uri, info.size, str(info.mtime_ns)) if found else FileEntry(uri, -1, ""))
-    return entries
-
-
-def _walk_local(folder: str, seen: set[tuple[int, int]]) -> Iterator[FileEntry]:
-    place = os.stat(folder)
-    if (place.st_dev, place.st_ino) in seen:  # a link back into a folder already walked
-        return
-    seen.add((place.st_dev, place.st_ino))
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                yield from _walk_local(entry.path, seen)
-            elif entry.is_file():
-                info = entry.stat()
-                yield FileEntry(entry.path, info.st_size, str(info.st_mtime_ns))
-
-
-def walk(folder: str) -> Iterator[FileEntry]:
-    """Every file below a folder, in no order; links are followed, loops are not. Raises StorageError."""
-    try:
-        if is_local(folder):
-            yield from _walk_local(absolute(folder), set())
-            return
-        filesystem, path = _resolve(folder)
-        for info in filesystem.get_file_info(fs.FileSelector(path, recursive=True)):
-            if info.type == fs.FileType.File:
-                yield FileEntry(_uri(folder, info.path), info.size, str(info.mtime_ns))
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be listed: {error.strerror or error}") from None
-
-
 def names(folder: str) -> list[str]:
     """The names directly in a folder, sorted; none if there is no such folder."""
-    filesystem, path = _resolve(folder)
+    filesystem, path = resolve(folder)
     try:
         found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
     except NotADirectoryError:
@@ -165,7 +104,7 @@ def names(folder: str) -> list[str]:
 
 def read(uri: str) -> bytes:
     """The whole file. Raises FileNotFoundError, or StorageError for any other failure."""
-    filesystem, path = _resolve(uri)
+    filesystem, path = resolve(uri)
     try:
         with filesystem.open_input_stream(path, compression=None) as stream:
             return stream.read()  # type: ignore[no-any-return]
@@ -177,13 +116,13 @@ def read(uri: str) -> bytes:
 
 def open_file(uri: str) -> pa.NativeFile:
     """A seekable file for Parquet to read from. Raises OSError."""
-    filesystem, path = _resolve(uri)
+    filesystem, path = resolve(uri)
     return filesystem.open_input_file(path)
 
 
 def write(uri: str, data: bytes) -> None:
     """Put a whole file in place: readers see the old one or the new one, never a part. Raises StorageError."""
-    filesystem, path = _resolve(uri)
+    filesystem, path = resolve(uri)
     try:
         if is_local(uri):
             _write_local(path, data)
@@ -220,7 +159,7 @@ def read_json(uri: str) -> Any:
 
 def delete(uri: str) -> None:
     """Remove a file or a whole folder, if it is there. Raises StorageError."""
-    filesystem, path = _resolve(uri)
+    filesystem, path = resolve(uri)
     kind = _kind(uri)
     try:
         if kind == fs.FileType.Directory:
@@ -229,34 +168,3 @@ def delete(uri: str) -> None:
             filesystem.delete_file(path)
     except OSError as error:
         raise StorageError(f"{uri}: cannot be deleted: {error}") from None
-
-
-def _read_limited(uri: str, limit: int) -> bytes | OSError:
-    try:
-        if not is_local(uri):
-            filesystem, path = _resolve(uri)
-            with filesystem.open_input_stream(path, compression=None) as stream:
-                return stream.read(limit + 1)  # type: ignore[no-any-return]
-        # O_NONBLOCK: opening a FIFO without a writer would wait for ever.
-        handle = os.open(uri, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            info = os.fstat(handle)
-            if not stat.S_ISREG(info.st_mode):
-                return OSError("not a regular file")
-            data = os.read(handle, min(info.st_size, limit) + 1)
-            while len(data) <= limit and (more := os.read(handle, limit + 1 - len(data))):
-                data += more
-            return data
-        finally:
-            os.close(handle)
-    except (OSError, StorageError) as error:
-        return error if isinstance(error, OSError) else OSError(str(error))
-
-
-def read_many(uris: list[str], limit: int) -> Iterator[bytes | OSError]:
-    """Each file's bytes, at most `limit + 1` of them, or why it cannot be read; in the given order."""
-    if all(is_local(uri) for uri in uris):  # small local files: one thread reads fastest
-        yield from (_read_limited(uri, limit) for uri in uris)
-        return
-    with ThreadPoolExecutor(REMOTE_READERS) as pool:
-        yield from pool.map(lambda uri: _read_limited(uri, limit), uris)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from mnist_ray.data import columns, storage
 from mnist_ray.data.datasets import IMAGE_SUFFIXES, digit_of
-from mnist_ray.data.storage import FileEntry
+from mnist_ray.data.listing import FileEntry, stat_files, walk
 from mnist_ray.errors import DataError
 
 MANIFEST_SUFFIXES = (".txt", ".lst", ".csv", ".tsv")
@@ -74,11 +74,11 @@ def _glob(pattern: str) -> list[str]:
     if storage.is_local(pattern):
         return sorted(glob.glob(storage.absolute(pattern), recursive=True))
     fixed = pattern[: min(pattern.index(mark) for mark in _WILDCARDS if mark in pattern)].rpartition("/")[0]
-    return sorted(entry.uri for entry in storage.walk(fixed) if fnmatch(entry.uri, pattern))
+    return sorted(entry.uri for entry in walk(fixed) if fnmatch(entry.uri, pattern))
 
 
 def _add_folder(folder: str, listing: Listing) -> None:
-    for entry in storage.walk(folder):
+    for entry in walk(folder):
         name = entry.uri.lower()
         if name.endswith(IMAGE_SUFFIXES):
             listing.images.append(ImageFile(entry, digit_of(entry.uri)))
@@ -99,9 +99,9 @@ def _add_file(item: str, listing: Listing, truth_column: str) -> None:
         with storage.open_file(item) as stream:
             _add_manifest_table(item, pq.read_table(stream), listing, truth_column)
     elif name.endswith(".parquet"):
-        listing.tables += storage.stat_files([item])
+        listing.tables += stat_files([item])
     else:
-        listing.images += [ImageFile(entry, digit_of(entry.uri)) for entry in storage.stat_files([item])]
+        listing.images += [ImageFile(entry, digit_of(entry.uri)) for entry in stat_files([item])]
 
 
 def _read_csv(item: str) -> pa.Table:
@@ -145,6 +145,6 @@ def _add_manifest(item: str, paths: list[str], truths: list[int | None] | None, 
     """Relative paths are relative to the manifest's folder; a path that is not there is an input, too: it is quarantined."""
     folder = item.rpartition("/")[0]
     uris = [path if "://" in path or path.startswith("/") else storage.join(folder, path) for path in paths]
-    entries = storage.stat_files(uris)
+    entries = stat_files(uris)
     known = truths or [digit_of(uri) for uri in uris]
     listing.listed += [ImageFile(entry, truth) for entry, truth in zip(entries, known, strict=True)]

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from mnist_ray.config import ScoreConfig
 from mnist_ray.data import columns, storage
-from mnist_ray.data.storage import FileEntry
+from mnist_ray.data.listing import FileEntry
 from mnist_ray.errors import DataError, OutputError, UsageError
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.inputs import ImageFile, Listing

@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mnist_ray.data import columns, storage
-from mnist_ray.data.images import MAX_BYTES, Grey, Reason, Rejection, decode
+from mnist_ray.data.bulk import read_many
+from mnist_ray.data.containers import MAX_BYTES, Reason, Rejection
+from mnist_ray.data.images import Grey, decode
 from mnist_ray.scoring.job import Job
 from mnist_ray.scoring.plan import WorkUnit
 
@@ -41,7 +43,7 @@ def read_unit(unit: WorkUnit, job: Job) -> Iterator[Chunk]:
 def _read_files(rows: pa.Table, job: Job) -> Chunk:
     started = time.perf_counter()
     sources = rows["source"].to_pylist()
-    contents = list(storage.read_many([storage.from_text(source) for source in sources], MAX_BYTES))
+    contents = list(read_many([storage.from_text(source) for source in sources], MAX_BYTES))
     decoding = time.perf_counter()
     images = [to_grey(source, data) for source, data in zip(sources, contents, strict=True)]
     keys = pa.table(

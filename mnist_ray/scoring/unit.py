@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mnist_ray.data import storage
-from mnist_ray.data.images import Grey, Rejection, to_digits
+from mnist_ray.data.containers import Rejection
+from mnist_ray.data.images import Grey, to_digits
 from mnist_ray.data.predictions import Predict, Predictions
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.job import Job, UnitResult, part_metadata

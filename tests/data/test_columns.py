@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mnist_ray.data import columns
+from mnist_ray.data.containers import Reason, Rejection
+from mnist_ray.data.digits import Splits
+from mnist_ray.data.images import Grey, encode_png
+from mnist_ray.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def images(mnist5k: Splits) -> Grey:
+    return mnist5k.test.images[:50]
+
+
+def cells(images: Grey, kind: str) -> pa.Array:
+    """The same images in every form that a column of images takes."""
+    flat = pa.array(images.reshape(-1))
+    files = [encode_png(image) for image in images]
+    forms: dict[str, Any] = {
+        "bytes": lambda: pa.array(files),
+        "large bytes": lambda: pa.array(files, pa.large_binary()),
+        "struct": lambda: pa.array([{"bytes": file, "path": None} for file in files]),
+        "784": lambda: pa.FixedSizeListArray.from_arrays(flat, 784),
+        "int64 list": lambda: pa.array(images.reshape(-1, 784).astype(np.int64).tolist()),
+        "28 x 28": lambda: pa.array(images.tolist()),
+        "arrow tensor": lambda: pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(images)),
+        "ray variable": lambda: pa.array([{"data": image.reshape(-1).tolist(), "shape": [28, 28]} for image in images]),
+    }
+    return forms[kind]()
+
+
+@pytest.mark.parametrize(
+    "kind", ["bytes", "large bytes", "struct", "784", "int64 list", "28 x 28", "arrow tensor", "ray variable"]
+)
+def test_every_form_of_a_column_gives_the_same_images(kind: str, images: Grey) -> None:
+    column = cells(images, kind)
+    assert columns.image_column(pa.schema([("id", pa.int64()), ("picture", column.type)]), "", "t") == "picture"
+    assert np.array_equal(np.stack(list(columns.decode_cells(column))), images)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "struct", "784", "28 x 28", "arrow tensor", "ray variable"])
+def test_slices_and_nulls(kind: str, images: Grey) -> None:
+    column = cells(images, kind)
+    sliced = columns.decode_cells(column.slice(7, 5))
+    assert np.array_equal(np.stack(list(sliced)), images[7:12])  # type: ignore[arg-type]
+    storage = column.storage if isinstance(column, pa.ExtensionArray) else column
+    holed = pa.array([*storage.to_pylist()[:2], None], storage.type)
+    found = columns.decode_cells(holed)
+    assert np.array_equal(found[1], images[1])  # type: ignore[arg-type]
+    assert isinstance(found[2], Rejection)
+    assert found[2].reason == Reason.MISSING
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason"),
+    [
+        ([0] * 783, Reason.WRONG_SHAPE),
+        ([], Reason.WRONG_SHAPE),
+        ([300] + [0] * 783, Reason.BAD_PIXELS),
+        ([-1] + [0] * 783, Reason.BAD_PIXELS),
+        ([None] + [0] * 783, Reason.BAD_PIXELS),
+    ],
+)
+def test_wrong_pixels_cost_their_own_row_alone(cell: list[int | None], reason: Reason) -> None:
+    good, bad, last = columns.decode_cells(pa.array([[0] * 784, cell, [1] * 784], pa.list_(pa.int64())))
+    assert isinstance(bad, Rejection)
+    assert bad.reason == reason
+    assert np.asarray(good).shape == np.asarray(last).shape == (28, 28)
+
+
+def test_a_known_name_decides_between_columns() -> None:
+    schema = pa.schema([("thumbnail", pa.binary()), ("image", pa.binary())])
+    assert columns.image_column(schema, "", "t") == "image"
+    assert columns.image_column(schema, "thumbnail", "t") == "thumbnail"
+
+
+@pytest.mark.parametrize(
+    ("schema", "wanted", "message"),
+    [
+        (pa.schema([("a", pa.binary()), ("b", pa.binary())]), "", "several columns that may hold images"),
+        (pa.schema([("a", pa.int64())]), "", r"no column that holds images.*a \(int64\)"),
+        (pa.schema([("a", pa.int64())]), "b", r"has no column 'b'; its columns: a \(int64\)"),
+        (pa.schema([("a", pa.list_(pa.float32()))]), "a", "expected image bytes or 784 integer pixels"),
+    ],
+)
+def test_a_missing_column_is_named_with_those_there_are(schema: pa.Schema, wanted: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        columns.image_column(schema, wanted, "t")
+
+
+def test_truths_outside_the_digits_are_unknown() -> None:
+    assert columns.truths(pa.array([0, 9, 10, -1, None])).to_pylist() == [0, 9, None, None, None]
+    assert columns.truth_column(pa.schema([("label", pa.int64())]), "", "t") == "label"
+    assert columns.truth_column(pa.schema([("label", pa.string())]), "", "t") is None
+    with pytest.raises(DataError, match="expected integers"):
+        columns.truth_column(pa.schema([("label", pa.string())]), "label", "t")

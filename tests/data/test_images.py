@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnist_ray.artifact import bundle
+from mnist_ray.artifact.predictor import Predictor, pick_device
+from mnist_ray.data.containers import MAX_BYTES, MAX_PIXELS, Reason, Rejection
+from mnist_ray.data.digits import Splits
+from mnist_ray.data.images import Grey, decode, encode_png, to_digits
+
+FORMATS = ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"]
+
+
+def encode(pixels: object, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(np.asarray(pixels))
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def grey(data: bytes) -> Grey:
+    found = decode(data)
+    assert not isinstance(found, Rejection), found
+    return found
+
+
+def reason(data: bytes) -> Reason:
+    found = decode(data)
+    assert isinstance(found, Rejection)
+    return found.reason
+
+
+@pytest.fixture(scope="module")
+def seven(mnist5k: Splits) -> Grey:
+    image: Grey = mnist5k.test.images[np.flatnonzero(mnist5k.test.labels == 7)[0]]
+    return image
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_formats_decode(kind: str, seven: Grey) -> None:
+    lossless = kind not in ("JPEG", "WEBP")
+    difference = np.abs(grey(encode(seven, kind)).astype(int) - seven)
+    assert difference.max() <= (0 if lossless else 60)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_truncation_is_refused(kind: str, seven: Grey) -> None:
+    data = encode(seven, kind)
+    assert {reason(data[:cut]) for cut in range(1, len(data))} <= {Reason.TRUNCATED, Reason.NOT_AN_IMAGE, Reason.CORRUPT}
+    assert reason(data[: len(data) // 2]) in (Reason.TRUNCATED, Reason.CORRUPT)
+
+
+def test_every_bit_flip_of_a_png_is_refused_or_harmless(seven: Grey) -> None:
+    data = encode_png(seven)
+    for position in range(len(data)):
+        damaged = bytearray(data)
+        damaged[position] ^= 1 << (position % 8)
+        found = decode(bytes(damaged))
+        assert isinstance(found, Rejection) or np.array_equal(found, seven), position
+
+
+def test_reasons(seven: Grey) -> None:
+    png = encode_png(seven)
+    flipped = bytearray(png)
+    flipped[60] ^= 16
+    assert reason(b"") == Reason.EMPTY
+    assert reason(b"hello\n") == Reason.NOT_AN_IMAGE
+    assert reason(b"<html>") == Reason.NOT_AN_IMAGE
+    assert reason(b"RIFF....WAVE") == Reason.NOT_AN_IMAGE
+    assert reason(png[:4]) == Reason.TRUNCATED
+    assert reason(png[:100]) == Reason.TRUNCATED
+    assert reason(bytes(flipped)) == Reason.CORRUPT
+    assert reason(bytes(MAX_BYTES + 1)) == Reason.TOO_LARGE
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+
+
+def test_a_bomb_is_refused_by_its_declared_size(capfd: pytest.CaptureFixture[str]) -> None:
+    assert reason(png_claiming(50_000, 50_000)) == Reason.TOO_LARGE
+    assert reason(encode(Image.new("1", (8192, 4096)), "GIF")) == Reason.TOO_LARGE
+    assert MAX_PIXELS < 8192 * 4096
+    assert capfd.readouterr().err == ""
+
+
+def test_the_right_image_under_a_wrong_name_is_fine(seven: Grey) -> None:
+    assert np.array_equal(grey(encode(seven, "TIFF")), seven)
+
+
+@pytest.mark.parametrize(
+    ("mode", "tolerance"), [("L", 0), ("RGB", 1), ("RGBA", 1), ("LA", 1), ("P", 1), ("CMYK", 3), ("I;16", 0), ("F", 0)]
+)
+def test_colour_modes_become_grey(mode: str, tolerance: int, seven: Grey) -> None:
+    image = Image.fromarray(seven)
+    if mode == "I;16":
+        image = Image.fromarray(seven.astype(np.uint16) * 257)
+    elif mode == "F":
+        image = Image.fromarray(seven.astype(np.float32) / 255)
+    else:
+        image = image.convert(mode)
+    kind = "TIFF" if mode in ("CMYK", "F") else "PNG"
+    assert np.abs(grey(encode(image, kind)).astype(int) - seven).max() <= tolerance
+
+
+def test_one_bit_images(seven: Grey) -> None:
+    assert np.array_equal(grey(encode(Image.fromarray(seven > 127), "PNG")), (seven > 127) * 255)
+
+
+def test_ink_on_transparency_is_seen_whatever_its_shade(seven: Grey) -> None:
+    for ink in (0, 255):
+        pixels = np.dstack([np.full((28, 28, 3), ink, np.uint8), seven])
+        digit = to_digits([grey(encode(Image.fromarray(pixels, "RGBA"), "PNG"))])[0]
+        assert np.abs(digit.astype(int) - seven).max() <= 1
+
+
+def test_the_first_frame_of_an_animation_counts(seven: Grey) -> None:
+    frames = [Image.fromarray(seven), Image.fromarray(np.zeros((28, 28), np.uint8))]
+    assert np.array_equal(grey(encode(frames[0], "GIF", save_all=True, append_images=frames[1:])), seven)
+
+
+def test_proper_mnist_images_stay_untouched(mnist5k: Splits) -> None:
+    images = mnist5k.train.images
+    assert np.array_equal(to_digits(images), images)
+    assert np.array_equal(to_digits(255 - images), images), "dark ink on light paper"
+    assert np.array_equal(to_digits([grey(encode_png(image)) for image in images[:200]]), images[:200])
+
+
+def test_all_of_mnist_stays_untouched(mnist: Splits) -> None:
+    for images in (mnist.train.images, mnist.test.images):
+        assert np.array_equal(to_digits(images), images)
+
+
+def test_other_sizes_and_papers_are_read_as_well(mnist5k: Splits, run_dir: Path) -> None:
+    """Photos of the digits: larger, dark ink on grey paper, off centre, with grain."""
+    random = np.random.default_rng(0)
+    photos = []
+    for image in mnist5k.test.images:
+        large = np.asarray(Image.fromarray(image).resize((90, 90), Image.Resampling.BICUBIC), np.float32)
+        paper = np.full((160, 200), 205.0, np.float32)
+        top, left = random.integers(5, 60), random.integers(5, 100)
+        paper[top : top + 90, left : left + 90] -= large * 0.6
+        photos.append(np.clip(paper + random.normal(0, 4, paper.shape), 0, 255).astype(np.uint8))
+    predict = Predictor.ready(bundle.load(str(run_dir)), pick_device("cpu"))
+    plain = (predict(mnist5k.test.images).label == mnist5k.test.labels).mean()
+    photographed = (predict(to_digits(photos)).label == mnist5k.test.labels).mean()
+    assert photographed > plain - 0.02
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 10_000), (28, 28), (3, 2), (1000, 1)])
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_blank_images_become_a_digit_array(shape: tuple[int, int], level: int) -> None:
+    digit = to_digits([np.full(shape, level, np.uint8)])
+    assert digit.shape == (1, 28, 28)
+    assert digit.dtype == np.uint8

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mnist_ray.data.order import GROUP_SIZE, SampleOrder, share
+
+SIZES = st.integers(1, 300)
+
+
+@given(num_samples=SIZES, epochs=st.integers(1, 4), batch=SIZES, seed=st.integers(0, 2**63 - 1))
+def test_every_sample_comes_once_per_epoch(num_samples: int, epochs: int, batch: int, seed: int) -> None:
+    order = SampleOrder(num_samples, epochs, batch, seed)
+    seen: list[int] = []
+    while len(seen) < order.total:
+        indices = order.batch(len(seen)).tolist()
+        assert len(indices) == min(batch, order.total - len(seen))
+        seen += indices
+    for epoch in range(epochs):
+        assert sorted(seen[epoch * num_samples : (epoch + 1) * num_samples]) == list(range(num_samples))
+
+
+@given(batch=st.integers(1, 2000), world=st.integers(1, 70))
+def test_shares_cover_a_batch_in_whole_groups(batch: int, world: int) -> None:
+    spans = [share(batch, rank, world) for rank in range(world)]
+    assert [i for span in spans for i in range(span.start, span.stop)] == list(range(batch))
+    assert all(span.start % GROUP_SIZE == 0 or span.start == batch for span in spans)
+    groups = [-(-(span.stop - span.start) // GROUP_SIZE) for span in spans]
+    assert max(groups) - min(groups) <= 1
+
+
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+    first, again, other = (SampleOrder(1000, 2, 100, seed) for seed in (3, 3, 4))
+    assert np.array_equal(first.batch(300), again.batch(300))
+    assert not np.array_equal(first.batch(300), other.batch(300))
+    assert not np.array_equal(first.batch(0), first.batch(1000))
+    assert first.random(100).random() == again.random(100).random() != first.random(200).random()

@@ -1,0 +1,111 @@
+"""The command line: its flags, what it imports, and its exit statuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mnist_ray import errors
+from mnist_ray.cli import DESCRIPTION, main
+from mnist_ray.config import EvaluateConfig, PredictConfig, ScoreConfig, TrainConfig, VerifyConfig
+
+FLAGS = {
+    TrainConfig: "data out workers device epochs global_batch_size lr weight_decay augment seed checkpoint_every address",
+    ScoreConfig: "inputs model out workers device resume overwrite keep image_column truth_column unit_rows address",
+    EvaluateConfig: "model data out device",
+    PredictConfig: "images model",
+    VerifyConfig: "out",
+}
+
+
+@pytest.mark.parametrize("config", FLAGS, ids=lambda config: config.__name__)
+def test_a_new_flag_is_a_decision(config: type) -> None:
+    assert [field.name for field in dataclasses.fields(config)] == FLAGS[config].split()
+
+
+@pytest.mark.parametrize("command", ["", "train", "score", "evaluate", "predict", "verify"])
+def test_help_imports_neither_torch_nor_ray(command: str) -> None:
+    program = (
+        "import sys\nfrom mnist_ray.cli import main\n"
+        f"try:\n    main([*{command.split()!r}, '--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "heavy = {'torch', 'ray', 'numpy', 'pyarrow', 'cv2', 'torchvision', 'matplotlib', 'pandas'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage: mnist-ray" in done.stdout
+
+
+def test_every_exit_status_is_documented() -> None:
+    statuses = {
+        error.exit_status
+        for error in vars(errors).values()
+        if isinstance(error, type) and issubclass(error, errors.MnistRayError)
+    }
+    assert statuses == set(range(1, 9))
+    for status in statuses | {0, 130}:
+        assert f"{status} " in DESCRIPTION
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "message"),
+    [
+        ("train --epochs 0", 2, "--epochs 0: expected at least 1"),
+        ("train --workers -1", 2, "--workers -1"),
+        ("train --lr 0", 2, "--lr 0.0"),
+        ("train --checkpoint-every 0", 2, "--checkpoint-every 0.0"),
+        ("train --workers 4 --global-batch-size 2", 2, "--global-batch-size 128"),
+        ("train --workers 0 --device cuda --data mnist5k", 2, "--device cuda"),
+        ("train --data nowhere --workers 0", 3, "nowhere: there is no such file or folder"),
+        ("score x --model nowhere --out OUT", 4, "nowhere: is neither a model bundle nor a finished run"),
+        ("score x --model m --out OUT --resume --overwrite", 2, "--resume continues a job and --overwrite replaces it"),
+        ("evaluate --model nowhere", 4, "nowhere: is neither"),
+        ("verify nowhere", 5, "holds no scoring job"),
+    ],
+)
+def test_a_users_mistake_is_one_line(
+    args: str, status: int, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = ["--out", str(tmp_path / "run")] if args.startswith("train") else []
+    assert main([*args.replace("OUT", str(tmp_path / "out")).split(), *run]) == status
+    printed = capfd.readouterr().err.strip().splitlines()
+    assert len(printed) == 1
+    assert printed[0].startswith("error: ")
+    assert message in printed[0]
+    assert not list(tmp_path.iterdir()), "a refused command left something behind"
+
+
+@pytest.mark.parametrize("args", [["train", "--bogus", "1"], ["train", "--epochs", "many"], ["nothing"], []])
+def test_a_wrong_flag_is_wrong_usage(args: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(args)
+    assert end.value.code == 2
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_predict_names_each_image(run_dir: Path, digit_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    seven = str(next((digit_folder / "0").iterdir()))
+    (tmp_path / "empty.png").touch()
+    assert main(["predict", seven, "--model", str(run_dir)]) == 0
+    assert f"{seven}: 0 (confidence" in capfd.readouterr().out
+    assert main(["predict", str(tmp_path / "empty.png"), seven, str(tmp_path / "no.png"), "--model", str(run_dir)]) == 3
+    out, err = capfd.readouterr()
+    assert "empty.png: empty: 0 bytes" in out
+    assert f"{seven}: 0" in out
+    assert "no.png: missing" in out
+    assert err == "error: 2 of 3 images could not be read; each is named above\n"
+
+
+def test_evaluate_writes_what_it_prints(run_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    import json
+
+    out = tmp_path / "evaluation.json"
+    assert main(["evaluate", "--model", str(run_dir), "--data", "mnist5k", "--out", str(out)]) == 0
+    report = json.loads(out.read_text())
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    assert report["accuracy"] == metrics["accuracy"]
+    assert f"accuracy {report['accuracy']:.2%}" in capfd.readouterr().out
