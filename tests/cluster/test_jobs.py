@@ -1,0 +1,54 @@
+"""`ray job submit` against a local head: both jobs, their exit statuses and their logs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import zipfile
+from pathlib import Path
+
+from tests.conftest import BIN, ROOT, RayCluster
+
+
+def submit(cluster: RayCluster, *command: str) -> subprocess.CompletedProcess[str]:
+    flags = [f"--address={cluster.jobs_address}", "--working-dir", "."]
+    return subprocess.run(
+        [str(BIN / "ray"), "job", "submit", *flags, "--", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        timeout=300,
+        env=os.environ,
+    )
+
+
+def test_both_jobs_succeed(ray_cluster: RayCluster, digit_folder: Path, tmp_path: Path) -> None:
+    run, out = str(tmp_path / "run"), str(tmp_path / "out")
+    training = ["--data", "mnist5k", "--epochs", "1", "--workers", "2", "--out", run]
+    trained = submit(ray_cluster, "python", "jobs/train.py", *training)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    assert "epoch 1/1" in trained.stdout
+    assert "succeeded" in trained.stdout
+    scored = submit(ray_cluster, "python", "jobs/score.py", str(digit_folder), "--model", run, "--out", out, "--workers", "2")
+    assert scored.returncode == 0, scored.stdout + scored.stderr
+    assert "300 inputs = 300 predicted + 0 quarantined" in scored.stdout
+
+
+def test_a_wrong_flag_fails_with_the_programs_own_message(ray_cluster: RayCluster) -> None:
+    failed = submit(ray_cluster, "python", "jobs/train.py", "--epochs", "0")
+    assert failed.returncode == 1
+    assert "error: --epochs 0: expected at least 1" in failed.stdout
+    assert "failed" in (failed.stdout + failed.stderr).lower()
+
+
+def test_the_upload_is_small(tmp_path: Path) -> None:
+    """What .rayignore lets through, as Ray itself packs it."""
+    from ray._private.runtime_env.packaging import create_package
+
+    create_package(ROOT, tmp_path / "upload.zip", include_gitignore=True)
+    assert (tmp_path / "upload.zip").stat().st_size < 1_000_000
+    with zipfile.ZipFile(tmp_path / "upload.zip") as upload:
+        names = upload.namelist()
+    assert "jobs/train.py" in names
+    assert not [name for name in names if name.startswith((".git/", ".venv/"))]

@@ -1,0 +1,100 @@
+"""Scoring on Ray: the same table as in one process, whatever is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from mnist_ray.cli import main
+from tests.cluster.test_train import _wait_for
+from tests.conftest import ROOT, RayCluster, cli
+
+
+def table(out: Path) -> list[dict[str, Any]]:
+    return sorted(pq.read_table(out / "predictions").to_pylist(), key=lambda row: str(row["source"]))
+
+
+@pytest.fixture(scope="module")
+def inline(digit_folder: Path, run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The table that one process writes."""
+    out = tmp_path_factory.mktemp("inline") / "out"
+    assert main(["score", str(digit_folder), "--model", str(run_dir), "--out", str(out), "--workers", "0"]) == 0
+    return out
+
+
+def test_actors_write_the_table_that_one_process_writes(
+    ray_cluster: RayCluster, inline: Path, digit_folder: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    flags = ["--model", str(run_dir), "--out", str(out), "--workers", "2", "--unit-rows", "40", "--address", ray_cluster.address]
+    done = cli("score", str(digit_folder), *flags)
+    assert done.returncode == 0, done.stderr
+    assert "300 inputs = 300 predicted + 0 quarantined, accuracy" in done.stdout
+    ours, theirs = table(out), table(inline)
+    assert [(row["source"], row["label"], row["truth"]) for row in ours] == [(r["source"], r["label"], r["truth"]) for r in theirs]
+    assert all(abs(a["confidence"] - b["confidence"]) < 1e-5 for a, b in zip(ours, theirs, strict=True))
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["accuracy"] == json.loads((inline / "summary.json").read_text())["accuracy"]
+    assert cli("verify", str(out)).returncode == 0
+
+
+@pytest.mark.parametrize("victim", ["driver", "actor"])
+def test_a_kill_in_the_middle_loses_and_doubles_nothing(
+    victim: str, ray_cluster: RayCluster, inline: Path, digit_folder: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    flags = ["--model", str(run_dir), "--out", str(out), "--workers", "2", "--unit-rows", "1", "--address", ray_cluster.address]
+    command = [sys.executable, "-m", "mnist_ray", "score", str(digit_folder), *flags]
+    job = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    _wait_for(lambda: len(list((out / "predictions").glob("part-*"))) >= 20 if out.exists() else False)
+    os.kill(job.pid if victim == "driver" else _actor_pids()[0], signal.SIGKILL)
+    job.wait(120)
+    if victim == "driver":
+        assert cli("verify", str(out)).returncode == 6
+        resumed = cli("score", str(digit_folder), *flags, "--resume")
+        assert resumed.returncode == 0, resumed.stderr
+        assert "of them done already" in resumed.stdout
+    else:
+        assert job.returncode == 0
+    verified = cli("verify", str(out))
+    assert verified.returncode == 0, verified.stderr
+    assert [(row["source"], row["label"]) for row in table(out)] == [(row["source"], row["label"]) for row in table(inline)]
+
+
+def _actor_pids() -> list[int]:
+    found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    return [int(line.split()[0]) for line in found.splitlines() if "ray::MapWorker" in line]
+
+
+def test_a_broken_model_on_the_actors_is_one_clear_error(
+    ray_cluster: RayCluster, digit_folder: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    """The bundle passes its seal, and fails the self-test that every actor runs."""
+    from mnist_ray.artifact import seal
+
+    files, _ = seal.read(str(run_dir / "model"))
+    from safetensors.numpy import load, save
+
+    weights = {name: value + 0.1 for name, value in load(files["weights.safetensors"]).items() if value.dtype.kind == "f"}
+    rest = {name: value for name, value in load(files["weights.safetensors"]).items() if value.dtype.kind != "f"}
+    seal.write(str(tmp_path / "model"), {**files, "weights.safetensors": save({**weights, **rest})})
+    flags = ["--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--address", ray_cluster.address]
+    done = cli("score", str(digit_folder), *flags)
+    assert done.returncode == 4, done.stderr
+    assert "its self-test differs" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unreachable_cluster_is_named(digit_folder: Path, run_dir: Path, tmp_path: Path) -> None:
+    flags = ["--model", str(run_dir), "--out", str(tmp_path / "out"), "--address", "127.0.0.1:1"]
+    done = cli("score", str(digit_folder), *flags)
+    assert done.returncode == 7
+    assert "no Ray cluster answers at 127.0.0.1:1" in done.stderr

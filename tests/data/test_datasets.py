@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mnist_ray.data import datasets
+from mnist_ray.data.digits import Splits
+from mnist_ray.data.images import encode_png
+from mnist_ray.errors import DataError
+
+
+def same(found: Splits, expected: Splits) -> bool:
+    return (found.train.digest, found.test.digest) == (expected.train.digest, expected.test.digest)
+
+
+def test_the_bundled_digits_are_a_fixed_stratified_split(mnist5k: Splits) -> None:
+    assert np.bincount(mnist5k.train.labels).tolist() == [450] * 10
+    assert np.bincount(mnist5k.test.labels).tolist() == [50] * 10
+    assert same(datasets.load("mnist5k"), mnist5k)
+    assert mnist5k.name == "mnist5k"
+
+
+def test_the_full_mnist(mnist: Splits, mnist5k: Splits) -> None:
+    assert (mnist.name, len(mnist.train), len(mnist.test)) == ("mnist", 60_000, 10_000)
+    assert same(datasets.load(os.environ["MNIST_RAY_DATA"]), mnist)
+    published = {image.tobytes() for image in mnist.train.images}
+    assert all(image.tobytes() in published for image in mnist5k.train.images)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_idx_files(zipped: bool, small_idx: Path, small: Splits, tmp_path: Path) -> None:
+    for file in small_idx.iterdir():
+        data = file.read_bytes()
+        (tmp_path / (file.name + ".gz" * zipped)).write_bytes(gzip.compress(data) if zipped else data)
+    loaded = datasets.load(str(tmp_path))
+    assert same(loaded, small)
+    assert loaded.name == str(tmp_path), "only the published images may be called mnist"
+
+
+def test_a_folder_per_digit(small: Splits, tmp_path: Path) -> None:
+    datasets.write_folder(small.train, str(tmp_path / "train"))
+    datasets.write_folder(small.test, str(tmp_path / "test"))
+    loaded = datasets.load(str(tmp_path))
+    assert sorted(map(bytes, loaded.train.images)) == sorted(map(bytes, small.train.images))
+    assert np.bincount(loaded.test.labels).tolist() == np.bincount(small.test.labels).tolist()
+    held = datasets.load(str(tmp_path / "train"))
+    assert (len(held.train), len(held.test)) == (540, 60)
+    assert np.bincount(held.test.labels).tolist() == [6] * 10
+    assert same(datasets.load(str(tmp_path / "train")), held), "the hold-out is seeded"
+
+
+def test_parquet(small: Splits, tmp_path: Path) -> None:
+    for part, digits in (("train-0", small.train), ("test-0", small.test)):
+        images = [{"bytes": encode_png(image), "path": None} for image in digits.images]
+        pq.write_table(pa.table({"image": images, "label": digits.labels.astype(np.int64)}), tmp_path / f"{part}.parquet")
+    assert same(datasets.load(str(tmp_path)), small)
+    alone = datasets.load(str(tmp_path / "train-0.parquet"))
+    assert (len(alone.train), len(alone.test)) == (540, 60)
+
+
+def _damage(folder: Path, kind: str) -> None:
+    images, labels = folder / "train-images-idx3-ubyte", folder / "train-labels-idx1-ubyte"
+    data, marks = images.read_bytes(), labels.read_bytes()
+    match kind:
+        case "wrong magic":
+            images.write_bytes(b"\0\0\x08\x04" + data[4:])
+        case "short":
+            images.write_bytes(data[:-1])
+        case "cut in the header":
+            images.write_bytes(data[:7])
+        case "counts disagree":
+            labels.write_bytes(marks[:4] + (599).to_bytes(4, "big") + marks[8:-1])
+        case "label 10":
+            labels.write_bytes(marks[:-1] + b"\x0a")
+        case "class missing":
+            labels.write_bytes(marks[:8] + marks[8:].replace(b"\x03", b"\x04"))
+        case "partner missing":
+            labels.unlink()
+        case "broken gzip":
+            (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(data)[:-9])
+            images.unlink()
+        case "other size":
+            images.write_bytes(data[:8] + (b"\0\0\0\x1b" * 2) + data[16:])
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("wrong magic", "train-images-idx3-ubyte: begins with 0x00000804; expected the IDX magic number 0x00000803"),
+        ("short", "train-images-idx3-ubyte: has 470415 bytes; its header announces 470416"),
+        ("cut in the header", "less than the 16 of an IDX header"),
+        ("counts disagree", "train-labels-idx1-ubyte: has 599 labels for the 600 images of"),
+        ("label 10", "train-labels-idx1-ubyte: label 10 of image 599; expected 0 to 9"),
+        ("class missing", "has no training image of class 3; expected all ten digits"),
+        ("partner missing", "train-labels-idx1-ubyte: is missing"),
+        ("broken gzip", "train-images-idx3-ubyte.gz: is no whole gzip file"),
+        ("other size", "holds images of 27 x 27; expected 28 x 28"),
+    ],
+)
+def test_a_damaged_file_is_named(kind: str, message: str, small_idx: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(small_idx, tmp_path / "idx")
+    _damage(folder, kind)
+    with pytest.raises(DataError) as error:
+        datasets.load(str(folder))
+    assert message in str(error.value)
+
+
+def test_a_folder_that_holds_no_digits_is_named(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(DataError, match="holds no IDX files, no Parquet files and no images in folders named 0 to 9"):
+        datasets.load(str(tmp_path))
+
+
+def test_a_damaged_training_image_is_named(small: Splits, tmp_path: Path) -> None:
+    datasets.write_folder(small.train, str(tmp_path))
+    (tmp_path / "3" / "bad.png").write_bytes(b"no")
+    with pytest.raises(DataError, match=r"3/bad.png: not_an_image.*mend or remove it"):
+        datasets.load(str(tmp_path))
+
+
+def test_parquet_without_labels_names_its_columns(small: Splits, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [encode_png(small.train.images[0])]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a.parquet: has no integer column named .*; its columns: image \(binary\)"):
+        datasets.load(str(tmp_path))
+
+
+def test_auto_takes_the_mnist_that_is_here(small_idx: Path, small: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MNIST_RAY_DATA", str(small_idx))
+    assert same(datasets.load("auto"), small)
+    assert datasets.load("auto").name != "mnist"
+    monkeypatch.setenv("MNIST_RAY_DATA", str(small_idx / "nowhere"))
+    with pytest.raises(DataError, match="MNIST_RAY_DATA=.*nowhere"):
+        datasets.load("auto")
+
+
+def test_workers_import_neither_torchvision_nor_matplotlib() -> None:
+    program = (
+        "import sys, mnist_ray.cluster.train, mnist_ray.cluster.score, mnist_ray.learn.loop, mnist_ray.artifact.finish\n"
+        "assert not {'torchvision', 'matplotlib', 'mlxtend', 'pandas'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,119 @@
+"""The download, against a real HTTP server on loopback."""
+
+from __future__ import annotations
+
+import gc
+import gzip
+import hashlib
+import http.server
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from mnist_ray.data import datasets, mnist
+from mnist_ray.data.digits import Splits
+from mnist_ray.errors import DataError
+
+
+# torchvision leaves the socket of a request that failed to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+class Mirror(http.server.ThreadingHTTPServer):
+    """Serves the four files, or fails in the way it is told to."""
+
+    def __init__(self, files: dict[str, bytes], behaviour: str = "serve") -> None:
+        self.files, self.behaviour, self.requests = files, behaviour, 0
+        self.ended = threading.Event()
+        super().__init__(("127.0.0.1", 0), _Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/"
+
+    def stop(self) -> None:
+        self.ended.set()
+        self.shutdown()
+        self.server_close()
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: Mirror
+
+    def do_GET(self) -> None:
+        self.server.requests += 1
+        data = self.server.files[self.path.lstrip("/")]
+        if self.server.behaviour == "error":
+            self.send_error(503)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.server.behaviour == "stall":
+            self.wfile.write(data[:100])
+            self.server.ended.wait(30)
+        elif self.server.behaviour == "damage":
+            self.wfile.write(b"\0" * len(data))
+        else:
+            self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def files(small_idx: Path) -> dict[str, bytes]:
+    return {f"{file.name}.gz": gzip.compress(file.read_bytes(), mtime=0) for file in small_idx.iterdir()}
+
+
+@pytest.fixture
+def mirrors(
+    files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[list[Mirror]]:
+    """Mirrors that behave as the test's parameter says, with an empty cache and no MNIST on this machine."""
+    import torchvision.datasets
+
+    servers = [Mirror(files, behaviour) for behaviour in request.param]
+    hashes = [(name, hashlib.md5(data).hexdigest()) for name, data in files.items()]
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [server.url for server in servers])
+    monkeypatch.setattr(torchvision.datasets.MNIST, "resources", hashes)
+    monkeypatch.setattr(mnist, "SILENCE_S", 0.5)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("MNIST_RAY_DATA", raising=False)
+    yield servers
+    for server in servers:
+        server.stop()
+    gc.collect()
+
+
+@pytest.mark.parametrize("mirrors", [["serve"], ["error", "serve"], ["stall", "serve"], ["damage", "serve"]], indirect=True)
+def test_a_mirror_that_fails_is_passed_over(mirrors: list[Mirror], small: Splits) -> None:
+    splits = datasets.load("mnist")
+    assert splits.train.digest == small.train.digest
+    before = [server.requests for server in mirrors]
+    assert datasets.load("auto").test.digest == small.test.digest
+    assert [server.requests for server in mirrors] == before, "it was fetched again"
+    assert socket.getdefaulttimeout() is None
+
+
+@pytest.mark.parametrize("mirrors", [["serve"]], indirect=True)
+def test_many_at_once_fetch_it_once(mirrors: list[Mirror], files: dict[str, bytes]) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        folders = {future.result() for future in [pool.submit(mnist.download) for _ in range(4)]}
+    assert len(folders) == 1
+    assert mirrors[0].requests <= 2 * len(files)  # torchvision asks once for redirections and once for the file
+
+
+@pytest.mark.parametrize("mirrors", [["stall", "error"]], indirect=True)
+def test_no_mirror_serves_it(mirrors: list[Mirror], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"Three ways out: --data PATH .*MNIST_RAY_DATA=PATH.*--data mnist5k"):
+        datasets.load("mnist")
+    assert [path.name for path in (tmp_path / "mnist_ray").iterdir()] == ["download.lock"], "a part of it was left behind"
+    said: list[str] = []
+    assert datasets.load("auto", said.append).name == "mnist5k"
+    assert said[0].startswith("data: mnist5k, NOT the full MNIST")

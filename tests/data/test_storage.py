@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+import pytest
+
+from mnist_ray.data import bulk, listing, storage
+from mnist_ray.errors import StorageError
+
+
+@pytest.fixture(params=["local", "fsspec"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "local" else f"memory://{uuid.uuid4().hex}"
+
+
+def test_what_is_written_is_read_and_listed(place: str) -> None:
+    for name in ("b.txt", "sub/a b%20#.txt", "sub/deep/é.txt"):
+        storage.write(storage.join(place, name), name.encode())
+        assert storage.read(storage.join(place, name)) == name.encode()
+    found = {entry.uri.removeprefix(place + "/"): entry.size for entry in listing.walk(place)}
+    assert found == {"b.txt": 5, "sub/a b%20#.txt": 15, "sub/deep/é.txt": 15}
+    assert [entry.uri for entry in listing.walk(place) if storage.is_file(entry.uri)]
+    assert storage.names(place) == ["b.txt", "sub"]
+    assert storage.is_folder(storage.join(place, "sub"))
+    assert not storage.is_folder(storage.join(place, "b.txt"))
+
+
+def test_what_is_not_there(place: str) -> None:
+    missing = storage.join(place, "no")
+    assert storage.names(missing) == []
+    assert not storage.is_file(missing)
+    storage.delete(missing)
+    with pytest.raises(FileNotFoundError, match="no: there is no such file"):
+        storage.read(missing)
+    assert listing.stat_files([missing])[0].size == -1
+    assert [type(found) for found in bulk.read_many([missing], 10)] == [FileNotFoundError]
+
+
+def test_deleting_a_folder_leaves_its_neighbours(place: str) -> None:
+    for name in ("a/x", "a/y/z", "ab"):
+        storage.write(storage.join(place, name), b"1")
+    storage.delete(storage.join(place, "a"))
+    assert storage.names(place) == ["ab"]
+
+
+def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    storage.write(str(target), b"old")
+    (tmp_path / "full").mkdir()
+    with pytest.raises(StorageError, match="cannot be written"):
+        storage.write(str(tmp_path / "full"), b"x")
+    storage.write(str(target), b"new")
+    assert target.read_bytes() == b"new"
+    assert sorted(os.listdir(tmp_path)) == ["file", "full"]
+
+
+def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "file.png").touch()
+    (tmp_path / "a" / "b" / "loop").symlink_to(tmp_path / "a")
+    (tmp_path / "a" / "link.png").symlink_to(tmp_path / "a" / "b" / "file.png")
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    assert sorted(Path(entry.uri).name for entry in listing.walk(str(tmp_path))) == ["file.png", "link.png"]
+
+
+def test_a_pipe_is_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (found,) = bulk.read_many([str(tmp_path / "pipe")], 10)
+    assert str(found) == "not a regular file"
+
+
+def test_reading_stops_behind_the_limit(tmp_path: Path) -> None:
+    (tmp_path / "big").write_bytes(bytes(100))
+    (found,) = bulk.read_many([str(tmp_path / "big")], 10)
+    assert isinstance(found, bytes)
+    assert len(found) == 11
+
+
+def test_names_that_are_not_utf8_come_back(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/\xff\xfe.png"
+    with open(path, "wb") as stream:
+        stream.write(b"x")
+    text = storage.to_text(os.fsdecode(path))
+    text.encode("utf-8")
+    assert list(bulk.read_many([storage.from_text(text)], 10)) == [b"x"]
+    literal = tmp_path / r"\xff.png"
+    literal.touch()
+    assert storage.from_text(str(literal)) == str(literal)
+
+
+@pytest.mark.parametrize("uri", ["nosuchscheme://bucket/x", "s4://bucket"])
+def test_an_unknown_scheme_is_an_error_of_ours(uri: str) -> None:
+    with pytest.raises(StorageError, match="cannot reach this storage"):
+        storage.read(uri)

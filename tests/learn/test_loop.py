@@ -1,0 +1,131 @@
+"""The contracts of training: the number of workers changes nothing, and neither does an interruption."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mnist_ray.config import TrainConfig
+from mnist_ray.data.digits import LabelledDigits, Splits
+from mnist_ray.data.order import SampleOrder
+from mnist_ray.learn import dist, loop, state
+from mnist_ray.learn.metrics import Tally
+from mnist_ray.learn.optim import make_optimizer
+from tests.learn.gloo import run_workers
+
+CPU = torch.device("cpu")
+STEPS = 12
+
+
+def _losses(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], batch: int) -> list[float]:
+    """The global mean loss of each of a few steps, computed in float64."""
+    config = TrainConfig(workers=0, epochs=2, global_batch_size=batch)
+    training = loop.make_state(config, CPU)
+    training.model.double()
+    training.optimizer = make_optimizer(training.model, config.lr, config.weight_decay)
+    order = SampleOrder(len(labels), config.epochs, batch, config.seed)
+    digits = loop.DeviceDigits.put(LabelledDigits(images, labels), CPU)
+    model = dist.wrap(training.model).train()
+    losses = []
+    while len(losses) < STEPS and training.samples_seen < order.total:
+        training.tally = Tally()
+        loop.train_step(model, training, order, digits, augment=True)
+        losses.append(training.tally.reduced().loss)
+    return losses
+
+
+@pytest.mark.parametrize("batch", [40, 100, 256])
+def test_the_number_of_workers_does_not_change_the_losses(batch: int, small: Splits) -> None:
+    """40 leaves one of three workers idle, 100 gives unequal shares with a short group, 256 divides evenly by two."""
+    rows = np.arange(0, 600, 2)
+    args = (small.train.images[rows], small.train.labels[rows], batch)
+    alone = run_workers(1, _losses, *args)[0]
+    assert alone[0] > alone[-1]
+    for world in (2, 3):
+        for losses in run_workers(world, _losses, *args):
+            assert losses == pytest.approx(alone, abs=1e-9)
+
+
+def _weights(training: state.TrainState) -> str:
+    flat = torch.cat([tensor.reshape(-1).double() for tensor in training.model.state_dict().values()])
+    return hashlib.sha256(flat.numpy().tobytes()).hexdigest()
+
+
+class _KilledError(Exception):
+    pass
+
+
+def _train(run: str, splits: Splits, stop_at: int | None) -> str:
+    """Train to the end, or to a checkpoint, from the newest checkpoint of the run; returns the digest of the weights."""
+    config = TrainConfig(workers=0, epochs=3, global_batch_size=128, checkpoint_every=0.5)
+    training = loop.make_state(config, CPU)
+    found, warnings = state.newest(run, "meaning") if dist.rank() == 0 else (None, [])
+    assert not warnings
+    if saved := dist.broadcast_bytes(found):
+        training.load_bytes(saved)
+
+    def checkpoint(reached: state.TrainState) -> None:
+        if dist.rank() == 0:
+            state.save(run, reached, "meaning")
+        if stop_at and reached.samples_seen >= stop_at:
+            raise _KilledError
+
+    hooks = loop.Hooks(lambda training, loss: None, lambda training: None, checkpoint)
+    try:
+        loop.train(config, splits, training, CPU, hooks)
+    except _KilledError:
+        return ""
+    assert [row["epoch"] for row in training.history] == [1, 2, 3]
+    assert training.samples_seen == 3 * len(splits.train)
+    assert sum(row["train_accuracy"] for row in training.history) > 0
+    return _weights(training)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_continued_run_is_bit_equal_to_an_unbroken_one(world: int, small: Splits, tmp_path: Path) -> None:
+    whole = run_workers(world, _train, str(tmp_path / "whole"), small, None)
+    for stop_at in (300, 900):
+        run_workers(world, _train, str(tmp_path / "broken"), small, stop_at)
+    broken = run_workers(world, _train, str(tmp_path / "broken"), small, None)
+    assert broken == whole
+    assert len(set(whole)) == 1, "workers ended with different weights"
+
+
+def test_a_continued_epoch_counts_every_workers_samples(small: Splits, tmp_path: Path) -> None:
+    """A checkpoint in mid-epoch keeps what all workers have counted so far."""
+    assert _history(1, small, tmp_path / "one") == pytest.approx(_history(2, small, tmp_path / "two"), abs=0.03)
+
+
+def _history(world: int, splits: Splits, run: Path) -> list[float]:
+    run_workers(world, _train, str(run), splits, 300)
+    run_workers(world, _train, str(run), splits, None)
+    saved, _ = state.newest(str(run), "meaning")
+    assert saved is not None
+    training = loop.make_state(TrainConfig(), CPU)
+    training.load_bytes(saved)
+    return [row["train_accuracy"] for row in training.history]
+
+
+def _shared() -> tuple[int, bytes | None, bytes | None, float]:
+    mine = b"state" if dist.rank() == 0 else None
+    dist.barrier()
+    total = float(dist.all_reduce_sum(torch.tensor(float(dist.rank() + 1))))
+    return dist.world(), dist.broadcast_bytes(mine), dist.broadcast_bytes(None), total
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_helpers_work_alone_and_together(world: int) -> None:
+    assert run_workers(world, _shared) == [(world, b"state", None, world * (world + 1) / 2)] * world
+
+
+def test_evaluation_counts_each_digit_once_however_few(small: Splits) -> None:
+    training = loop.make_state(TrainConfig(), CPU)
+    training.model.eval()
+    for count in (1, 7, 100):
+        digits = loop.DeviceDigits.put(small.test.take(np.arange(count)), CPU)
+        assert loop.evaluate(training.model, digits).count == count

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mnist_ray.data.digits import Splits
+from mnist_ray.data.order import GROUP_SIZE
+from mnist_ray.learn.augment import distort, draw_affine
+from mnist_ray.learn.model import DigitCNN, GroupBatchNorm2d, calibrate
+from mnist_ray.learn.optim import make_optimizer, set_learning_rate
+
+
+def test_a_group_is_normalised_the_same_wherever_it_is_computed() -> None:
+    torch.manual_seed(0)
+    norm = GroupBatchNorm2d(3).train()
+    batch = torch.randn(2 * GROUP_SIZE + 5, 3, 4, 4)
+    together = norm(batch)
+    apart = torch.cat([norm(group) for group in batch.split(GROUP_SIZE)])
+    assert torch.equal(together, apart)
+    plain = torch.nn.BatchNorm2d(3).train()
+    assert torch.allclose(together[:GROUP_SIZE], plain(batch[:GROUP_SIZE]))
+
+
+def test_calibration_sets_what_evaluation_uses(small: Splits) -> None:
+    torch.manual_seed(0)
+    model = DigitCNN()
+    calibrate(model, small.train.images)
+    first = {name: value.clone() for name, value in model.state_dict().items()}
+    calibrate(model, small.train.images)
+    assert not model.training
+    assert all(torch.equal(value, first[name]) for name, value in model.state_dict().items())
+    assert any(float(value.abs().sum()) > 0 for name, value in first.items() if name.endswith("running_mean"))
+
+
+def test_bytes_and_floats_give_the_same_logits(small: Splits) -> None:
+    model = DigitCNN().eval()
+    images = torch.from_numpy(small.test.images.copy())
+    logits = model(images)
+    assert logits.shape == (100, 10)
+    assert torch.equal(logits, model(images.float()))
+    assert sum(parameter.numel() for parameter in model.parameters()) == 66_426
+
+
+def test_distortion_depends_on_the_sample_and_not_on_its_share(small: Splits) -> None:
+    images = torch.from_numpy(small.train.images[:64].copy())
+    affine = draw_affine(np.random.default_rng(0), 64)
+    whole = distort(images, affine)
+    assert torch.equal(whole[20:40], distort(images[20:40], affine[20:40]))
+    assert whole.shape == images.shape
+    assert 0 <= float(whole.min()) <= float(whole.max()) <= 255.001
+    unmoved = torch.tensor([[[1.0, 0, 0], [0, 1, 0]]]).repeat(64, 1, 1)
+    assert torch.allclose(distort(images, unmoved), images.float(), atol=0.01)
+
+
+def test_the_schedule_rises_and_falls_to_zero() -> None:
+    optimizer = make_optimizer(DigitCNN(), 0.01, 0.05)
+    rates = [set_learning_rate(optimizer, 0.01, step / 100) for step in range(101)]
+    assert max(rates) == pytest.approx(0.01)
+    assert rates[0] == rates[100] == 0
+    assert rates.index(max(rates)) == 20
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0.0]

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mnist_ray.config import TrainConfig
+from mnist_ray.errors import OutputError
+from mnist_ray.learn import loop, state
+
+
+@pytest.fixture
+def training() -> state.TrainState:
+    return loop.make_state(TrainConfig(), torch.device("cpu"))
+
+
+def _save(run: Path, training: state.TrainState, *positions: int) -> None:
+    for position in positions:
+        training.samples_seen = position
+        state.save(str(run), training, "meaning")
+
+
+def _position(run: Path) -> tuple[int, list[str]]:
+    found, warnings = state.newest(str(run), "meaning")
+    assert found is not None
+    loaded = loop.make_state(TrainConfig(), torch.device("cpu"))
+    loaded.load_bytes(found)
+    return loaded.samples_seen, warnings
+
+
+def test_the_newest_few_are_kept(training: state.TrainState, tmp_path: Path) -> None:
+    _save(tmp_path, training, 100, 200, 300, 400, 1000)
+    kept = [folder.name for folder in sorted((tmp_path / "checkpoints").iterdir())]
+    assert kept == ["samples-000000000300", "samples-000000000400", "samples-000000001000"]
+    assert _position(tmp_path) == (1000, [])
+
+
+def _empty(folder: Path) -> None:
+    (folder / "state.pt").write_bytes(b"")
+
+
+def _cut(folder: Path) -> None:
+    data = (folder / "state.pt").read_bytes()
+    (folder / "state.pt").write_bytes(data[: len(data) // 2])
+
+
+def _flip(folder: Path) -> None:
+    data = bytearray((folder / "state.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "state.pt").write_bytes(data)
+
+
+def _unmark(folder: Path) -> None:
+    (folder / "commit.json").unlink()
+
+
+def _garble(folder: Path) -> None:
+    (folder / "commit.json").write_text("[]")
+
+
+@pytest.mark.parametrize("damage", [_empty, _cut, _flip, _unmark, _garble])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(damage: object, training: state.TrainState, tmp_path: Path) -> None:
+    _save(tmp_path, training, 100, 200)
+    damage(tmp_path / "checkpoints" / "samples-000000000200")  # type: ignore[operator]
+    position, warnings = _position(tmp_path)
+    assert position == 100
+    assert len(warnings) == 1
+    assert "samples-000000000200: this checkpoint is damaged" in warnings[0]
+
+
+def test_another_runs_checkpoint_is_refused(training: state.TrainState, tmp_path: Path) -> None:
+    _save(tmp_path, training, 100)
+    with pytest.raises(OutputError, match="holds a run with other settings or data"):
+        state.newest(str(tmp_path), "other")
+
+
+def test_no_checkpoint(tmp_path: Path) -> None:
+    assert state.newest(str(tmp_path), "meaning") == (None, [])

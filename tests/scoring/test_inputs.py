@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mnist_ray.errors import DataError
+from mnist_ray.scoring.inputs import Listing, list_inputs
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Two digits in folders, one elsewhere, a table, and what is none of these."""
+    for name in ("3/a.png", "7/b.JPG", "other/c.webp", "notes.txt", "deep/er/t.parquet"):
+        path = tmp_path / "tree" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    return tmp_path / "tree"
+
+
+def listed(*inputs: object) -> Listing:
+    return list_inputs(tuple(str(item) for item in inputs), "")
+
+
+def shown(listing: Listing) -> list[tuple[str, int | None]]:
+    return [(Path(image.entry.uri).name, image.truth) for image in [*listing.images, *listing.listed]]
+
+
+def test_a_folder_is_listed_to_its_depths(tree: Path) -> None:
+    listing = listed(tree)
+    assert shown(listing) == [("a.png", 3), ("b.JPG", 7), ("c.webp", None)]
+    assert [Path(entry.uri).name for entry in listing.tables] == ["t.parquet"]
+    assert listing.ignored == 1
+
+
+def test_what_is_found_twice_is_listed_once(tree: Path) -> None:
+    assert shown(listed(tree, tree / "3", tree / "3" / "a.png", f"{tree}/*/*.png")) == shown(listed(tree))
+
+
+def test_globs(tree: Path) -> None:
+    assert shown(listed(f"{tree}/[37]/*")) == [("a.png", 3), ("b.JPG", 7)]
+    assert shown(listed(f"{tree}/**/c.*")) == [("c.webp", None)]
+
+
+def test_a_file_is_an_image_whatever_its_name(tree: Path) -> None:
+    (tree / "scan").write_bytes(b"x")
+    (tree / "odd[1].png").write_bytes(b"x")
+    assert shown(listed(tree / "scan", tree / "odd[1].png")) == [("odd[1].png", None), ("scan", None)]
+
+
+def test_manifests_keep_order_and_repetition(tree: Path) -> None:
+    (tree / "list.txt").write_text("7/b.JPG\n\n3/a.png\n7/b.JPG\ngone.png\n")
+    listing = listed(tree / "list.txt")
+    assert shown(listing) == [("b.JPG", 7), ("a.png", 3), ("b.JPG", 7), ("gone.png", None)]
+    assert listing.listed[-1].entry.size == -1
+    (tree / "list.csv").write_text(f"path,label\n{tree}/3/a.png,5\n7/b.JPG,77\n")
+    assert shown(listed(tree / "list.csv")) == [("a.png", 5), ("b.JPG", None)]
+    pq.write_table(pa.table({"source": ["3/a.png"], "other": [1]}), tree / "list.parquet")
+    assert shown(listed(tree / "list.parquet")) == [("a.png", 3)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty/x.doc", "", "holds nothing to score: .* 1 other files were passed over"),
+        ("m.csv", "a,b\n1,2\n", r"m.csv: a manifest needs a text column named .*; its columns: a \(int64\), b \(int64\)"),
+        ("m.csv", "path,label\nx.png\n", "m.csv: cannot be read as a manifest"),
+        ("none.txt", "\n", "none.txt: holds nothing to score"),
+    ],
+)
+def test_an_input_that_cannot_be_used_is_named(name: str, content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        listed(tmp_path / name if not name.startswith("empty") else tmp_path / "empty")
+
+
+def test_an_input_that_is_not_there_is_named(tmp_path: Path) -> None:
+    for item in (tmp_path / "no", f"{tmp_path}/*.png"):
+        with pytest.raises(DataError, match="there is no such file or folder|holds nothing to score"):
+            listed(item)
+
+
+def test_names_that_are_not_utf8_are_listed(tmp_path: Path) -> None:
+    with open(os.fsencode(tmp_path) + b"/\xff.png", "wb"):
+        pass
+    assert len(listed(tmp_path).images) == 1

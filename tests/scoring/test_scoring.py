@@ -1,0 +1,324 @@
+"""The batch job in one process: plan, units, commit, proof. The model is a stand-in that needs no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mnist_ray.config import ScoreConfig
+from mnist_ray.data.digits import Splits
+from mnist_ray.data.images import Digits, encode_png
+from mnist_ray.data.predictions import Predictions
+from mnist_ray.errors import AccountingError, DataError, OutputError, UsageError
+from mnist_ray.scoring.commit import commit, finished_units, open_output
+from mnist_ray.scoring.inputs import list_inputs
+from mnist_ray.scoring.job import Job
+from mnist_ray.scoring.plan import _ranges, make_plan
+from mnist_ray.scoring.unit import score_unit
+from mnist_ray.scoring.verify import verify
+
+
+def brightness(digits: Digits) -> Predictions:
+    """A stand-in for the model: the label is the mean brightness modulo ten."""
+    label = (digits.mean(axis=(1, 2)).astype(np.int64) % 10).astype(np.uint8)
+    probabilities = np.full((len(digits), 10), 0.05, np.float32)
+    probabilities[np.arange(len(digits)), label] = 0.55
+    return Predictions(label, probabilities.max(axis=1), probabilities)
+
+
+def run(*inputs: object, out: Path, digest: str = "model", stop_after: int | None = None, **options: Any) -> dict[str, Any]:
+    """Score in this process; `stop_after` units, as if killed."""
+    config = ScoreConfig(inputs=tuple(str(item) for item in inputs), model="m", out=str(out), **options)
+    plan = open_output(config, config.out, digest, lambda: make_plan(list_inputs(config.inputs, ""), config, digest))
+    job = Job(config.out, config.image_column, config.truth_column, plan.kept, plan.fingerprint, digest, "test")
+    done = finished_units(job)
+    todo = [unit for unit in plan.units() if unit.id not in done][:stop_after]
+    results = [*done.values(), *(score_unit(unit, job, brightness) for unit in todo)]
+    scored = sum(unit.num_inputs for unit in todo)
+    return {} if stop_after else commit(plan, job, results, {"total": 1.0}, scored)
+
+
+def rows(out: Path, table: str = "predictions") -> list[dict[str, Any]]:
+    return sorted(pq.read_table(out / table).to_pylist(), key=lambda row: (row["source"], row["row"] or 0))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def test_every_image_has_a_row(digit_folder: Path, out: Path, mnist5k: Splits) -> None:
+    summary = run(digit_folder, out=out, unit_rows=64)
+    table = pq.read_table(out / "predictions")
+    assert (summary["inputs"], summary["predicted"], summary["quarantined"], summary["units"]) == (300, 300, 0, 5)
+    by_source = {row["source"]: row for row in table.to_pylist()}
+    for position in (0, 150, 299):
+        label = mnist5k.test.labels[position]
+        row = by_source[str(digit_folder / str(label) / f"{position:05d}.png")]
+        assert row["label"] == brightness(mnist5k.test.images[position : position + 1]).label[0]
+        assert (row["truth"], row["row"]) == (label, None)
+        assert row["probabilities"][row["label"]] == row["confidence"]
+    assert summary["accuracy"] == np.mean([row["truth"] == row["label"] for row in by_source.values()])
+    assert sum(summary["digits"]) == 300
+    assert table.schema.field("probabilities").type == pa.list_(pa.float32(), 10)
+    proof = verify(str(out))
+    assert (proof.inputs, proof.predicted, proof.quarantined, proof.units) == (300, 300, 0, 5)
+
+
+def test_bad_images_are_quarantined_and_cost_nobody_else(digit_folder: Path, tmp_path: Path, out: Path) -> None:
+    good = sorted(digit_folder.rglob("*.png"))[:10]
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for path in good:
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "empty.png").touch()
+    (folder / "text.png").write_text("hello\n")
+    (folder / "cut.png").write_bytes(good[0].read_bytes()[:100])
+    (folder / "list.txt").write_text("gone.png\n")
+    os.mkfifo(folder / "pipe")
+    (folder / "list.lst").write_text("pipe\n")
+    summary = run(folder, folder / "list.txt", folder / "list.lst", out=out)
+    assert (summary["inputs"], summary["predicted"], summary["quarantined"]) == (15, 10, 5)
+    found = {Path(row["source"]).name: (row["reason"], row["size_bytes"]) for row in rows(out, "quarantine")}
+    assert found == {
+        "empty.png": ("empty", 0),
+        "text.png": ("not_an_image", 6),
+        "cut.png": ("truncated", 100),
+        "gone.png": ("missing", -1),
+        "pipe": ("unreadable", -1),
+    }
+    assert summary["reasons"] == dict.fromkeys(("empty", "not_an_image", "truncated", "missing", "unreadable"), 1)
+    assert verify(str(out)).quarantined == 5
+
+
+def write_table(path: Path, images: Digits, labels: Digits, row_group_size: int = 40, **more: Any) -> None:
+    table = pa.table({"id": np.arange(len(images)), "image": [encode_png(i) for i in images], "label": labels, **more})
+    pq.write_table(table, path, row_group_size=row_group_size)
+
+
+@pytest.mark.parametrize("row_group_size", [7, 40, 1000])
+@pytest.mark.parametrize("unit_rows", [10, 64, 5000])
+def test_parquet_rows_are_keyed_by_position(row_group_size: int, unit_rows: int, mnist5k: Splits, tmp_path: Path, out: Path) -> None:
+    images, labels = mnist5k.test.images[:150], mnist5k.test.labels[:150]
+    write_table(tmp_path / "t.parquet", images, labels, row_group_size)
+    summary = run(tmp_path / "t.parquet", out=out, unit_rows=unit_rows, keep="id,id")
+    found = rows(out)
+    assert [row["row"] for row in found] == [row["id"] for row in found] == list(range(150))
+    assert [row["label"] for row in found] == brightness(images).label.tolist()
+    assert [row["truth"] for row in found] == labels.tolist()
+    assert summary["accuracy"] is not None
+    assert verify(str(out)).inputs == 150
+
+
+def test_huge_row_groups_are_cut_and_small_ones_joined() -> None:
+    assert list(_ranges([100_000], 2048)) == [(0, 32768), (32768, 32768), (65536, 32768), (98304, 1696)]
+    assert list(_ranges([10] * 10, 25)) == [(0, 20), (20, 20), (40, 20), (60, 20), (80, 20)]
+    assert list(_ranges([0, 5, 0], 4)) == [(0, 5)]
+
+
+@given(st.lists(st.integers(0, 90_000), max_size=20), st.integers(1, 50_000))
+def test_ranges_cover_every_row_once(sizes: list[int], unit_rows: int) -> None:
+    position = 0
+    for first, number in _ranges(sizes, unit_rows):
+        assert first == position
+        assert number > 0
+        position += number
+    assert position == sum(sizes)
+
+
+def test_damaged_parquet_costs_its_own_rows_alone(mnist5k: Splits, tmp_path: Path, out: Path) -> None:
+    images, labels = mnist5k.test.images[:90], mnist5k.test.labels[:90]
+    for name in ("a", "b", "c"):
+        write_table(tmp_path / f"{name}.parquet", images, labels, 30)
+    data = bytearray((tmp_path / "b.parquet").read_bytes())
+    middle = pq.read_metadata(tmp_path / "b.parquet").row_group(1).column(1)
+    for position in range(middle.data_page_offset, middle.data_page_offset + 40):
+        data[position] = 0xFF
+    (tmp_path / "b.parquet").write_bytes(data)
+    (tmp_path / "c.parquet").write_bytes(b"PAR1 not really")
+    summary = run(tmp_path, out=out, unit_rows=30)
+    assert (summary["predicted"], summary["quarantined"]) == (150, 31)
+    spoiled = rows(out, "quarantine")
+    assert [row["row"] for row in spoiled if row["source"].endswith("b.parquet")] == list(range(30, 60))
+    assert {row["reason"] for row in spoiled} == {"corrupt"}
+    assert verify(str(out)).inputs == 181
+
+
+def test_null_cells_are_quarantined_by_row(mnist5k: Splits, tmp_path: Path, out: Path) -> None:
+    cells = [encode_png(mnist5k.test.images[0]), None, b"", b"no"]
+    pq.write_table(pa.table({"image": pa.array(cells, pa.binary())}), tmp_path / "t.parquet")
+    assert run(tmp_path, out=out)["accuracy"] is None
+    assert [(row["row"], row["reason"]) for row in rows(out, "quarantine")] == [(1, "missing"), (2, "empty"), (3, "not_an_image")]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"keep": "nope"}, DataError, r"has no column 'nope' for --keep; its columns: id \(int64\)"),
+        ({"keep": "label"}, UsageError, "--keep label: the prediction table has a column of this name"),
+        ({"image_column": "id"}, DataError, "column 'id' is int64; expected image bytes"),
+        ({"truth_column": "nope"}, DataError, "has no column 'nope'"),
+    ],
+)
+def test_wrong_columns_are_named_before_anything_is_written(
+    options: dict[str, str], error: type[Exception], message: str, mnist5k: Splits, tmp_path: Path, out: Path
+) -> None:
+    write_table(tmp_path / "t.parquet", mnist5k.test.images[:5], mnist5k.test.labels[:5])
+    with pytest.raises(error, match=message):
+        run(tmp_path / "t.parquet", out=out, **options)
+    assert not out.exists()
+
+
+def test_kept_columns_must_agree(mnist5k: Splits, tmp_path: Path, out: Path) -> None:
+    images, labels = mnist5k.test.images[:5], mnist5k.test.labels[:5]
+    write_table(tmp_path / "a.parquet", images, labels, site=["x"] * 5)
+    write_table(tmp_path / "b.parquet", images, labels, site=[1] * 5)
+    with pytest.raises(DataError, match=r"b.parquet: its columns for --keep are site \(int64\); .* site \(string\)"):
+        run(tmp_path, out=out, keep="site")
+    (tmp_path / "x.png").touch()
+    with pytest.raises(UsageError, match="there is no Parquet input"):
+        run(tmp_path / "x.png", out=out, keep="site")
+
+
+def test_a_resumed_job_does_only_what_is_missing(digit_folder: Path, out: Path) -> None:
+    run(digit_folder, out=out, unit_rows=50, stop_after=3)
+    before = {path.name: path.stat().st_mtime_ns for path in (out / "predictions").iterdir()}
+    assert len(before) == 3
+    with pytest.raises(AccountingError, match="is missing"):
+        verify(str(out))
+    assert run(digit_folder, out=out, unit_rows=50, resume=True)["scored_now"] == 150
+    after = {path.name: path.stat().st_mtime_ns for path in (out / "predictions").iterdir()}
+    assert len(after) == 6
+    assert all(after[name] == time for name, time in before.items()), "a finished unit was done again"
+    assert verify(str(out)).inputs == 300
+    assert run(digit_folder, out=out, unit_rows=50, resume=True)["scored_now"] == 0
+
+
+def test_a_damaged_part_is_done_again(digit_folder: Path, out: Path) -> None:
+    run(digit_folder, out=out, unit_rows=50)
+    part = next((out / "predictions").iterdir())
+    part.write_bytes(part.read_bytes()[:-20])
+    with pytest.raises(AccountingError, match="cannot be read"):
+        verify(str(out))
+    assert run(digit_folder, out=out, unit_rows=50, resume=True)["scored_now"] == 50
+    assert verify(str(out)).inputs == 300
+
+
+def test_parts_are_the_same_bytes_each_time(digit_folder: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run(digit_folder, out=tmp_path / name, unit_rows=100)
+    first, second = ({p.name: p.read_bytes() for p in (tmp_path / n / "predictions").iterdir()} for n in ("a", "b"))
+    assert first == second
+
+
+def test_what_an_earlier_attempt_rejected_is_not_counted_twice(digit_folder: Path, tmp_path: Path, out: Path) -> None:
+    """A unit died between its two parts; the file that could not be read then can be now."""
+    image = tmp_path / "a.png"
+    image.write_bytes(b"no")
+    run(image, out=out)
+    next((out / "predictions").iterdir()).unlink()
+    image.write_bytes(next(digit_folder.rglob("*.png")).read_bytes())
+    assert run(image, out=out, resume=True)["predicted"] == 1
+    assert not list((out / "quarantine").iterdir())
+    assert verify(str(out)).predicted == 1
+
+
+def test_the_output_of_another_job_is_never_mixed(digit_folder: Path, tmp_path: Path, out: Path) -> None:
+    run(digit_folder / "1", out=out)
+    with pytest.raises(OutputError, match="is not empty; give --resume .* --overwrite"):
+        run(digit_folder / "1", out=out)
+    for change, message in (
+        ({"digest": "other"}, "model model -> other"),
+        ({"unit_rows": 9}, "unit_rows 2048 -> 9"),
+        ({"keep": "a"}, "keep  -> a"),
+    ):
+        with pytest.raises(OutputError, match=message):
+            run(digit_folder / "1", out=out, resume=True, **change)
+    with pytest.raises(OutputError, match="inputs"):
+        run(digit_folder / "2", out=out, resume=True)
+    (out / "mine.txt").touch()
+    assert run(digit_folder / "2", out=out, overwrite=True)["inputs"] == len(list((digit_folder / "2").iterdir()))
+    assert (out / "mine.txt").exists(), "a file that is not the job's was deleted"
+    with pytest.raises(OutputError, match="holds no scoring job to resume"):
+        run(digit_folder / "1", out=tmp_path, resume=True)
+
+
+def test_a_repeated_manifest_line_is_an_input_of_its_own(digit_folder: Path, tmp_path: Path, out: Path) -> None:
+    path = next(digit_folder.rglob("*.png"))
+    (tmp_path / "list.txt").write_text(f"{path}\n" * 10)
+    assert run(tmp_path / "list.txt", out=out, unit_rows=5)["inputs"] == 10
+    assert len(list((out / "predictions").iterdir())) == 2
+    assert verify(str(out)).inputs == 10
+
+
+def _forge(out: Path) -> Iterator[tuple[str, str]]:
+    part = sorted((out / "predictions").iterdir())[0]
+    table = pq.read_table(part)
+    pq.write_table(table.slice(1), part)
+    yield "1 inputs missing and 0 too many", "a row is gone"
+    pq.write_table(pa.concat_tables([table, table.slice(0, 1)]), part)
+    yield "0 inputs missing and 1 too many", "a row is there twice"
+    pq.write_table(pa.concat_tables([table.slice(1), table.slice(1, 1)]).replace_schema_metadata(table.schema.metadata), part)
+    yield "1 inputs missing and 1 too many", "one row replaces another"
+    pq.write_table(table.replace_schema_metadata({}), part)
+    yield "cannot be read", "another program's file"
+    pq.write_table(table, part)
+    stranger = out / "predictions" / "part-0.parquet"
+    stranger.write_bytes(part.read_bytes())
+    yield "belongs to no unit of the plan", "a part too many"
+    stranger.unlink()
+    record = json.loads((out / "commit.json").read_text())
+    (out / "commit.json").write_text(json.dumps({**record, "predicted": 1}))
+    yield "records", "a wrong commit record"
+    (out / "commit.json").unlink()
+    yield "has no commit record", "no commit record"
+
+
+def test_verify_finds_every_forgery(digit_folder: Path, out: Path) -> None:
+    run(digit_folder, out=out, unit_rows=100)
+    forgeries = 0
+    for message, what in _forge(out):
+        forgeries += 1
+        with pytest.raises(AccountingError, match=message):
+            verify(str(out))
+            pytest.fail(f"not found: {what}")
+    assert forgeries == 7
+
+
+def test_a_plan_does_not_depend_on_the_order_of_the_listing(digit_folder: Path) -> None:
+    config = ScoreConfig(inputs=(str(digit_folder / "1"), str(digit_folder / "2")), model="m", out="o", unit_rows=20)
+    one = make_plan(list_inputs(config.inputs, ""), config, "d")
+    other = make_plan(list_inputs(config.inputs[::-1], ""), config, "d")
+    assert one.unit_ids() == other.unit_ids()
+    changed = make_plan(list_inputs(config.inputs, ""), replace(config, image_column="x"), "d")
+    assert not set(changed.unit_ids()) & set(one.unit_ids())
+
+
+def test_the_room_needs_no_torch() -> None:
+    program = (
+        "import sys, pkgutil, importlib, mnist_ray.scoring as room\n"
+        "for module in pkgutil.iter_modules(room.__path__): importlib.import_module(f'mnist_ray.scoring.{module.name}')\n"
+        "assert not {'torch', 'ray', 'pandas'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_prediction_tables_open_in_pandas(digit_folder: Path, out: Path) -> None:
+    import pandas as pd
+
+    run(digit_folder, out=out, unit_rows=100)
+    frame = pd.read_parquet(out / "predictions")
+    assert len(frame) == frame["source"].nunique() == 300
