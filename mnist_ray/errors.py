@@ -53,3 +53,8 @@ class StorageError(MnistRayError):
     """Storage that refused to list, read or write."""
 
     exit_status = 8
+
+
+def from_status(status: int, message: str) -> MnistRayError:
+    """The error of this exit status: a way through a process boundary that keeps only plain values."""
+    return next(kind for kind in MnistRayError.__subclasses__() if kind.exit_status == status)(message)

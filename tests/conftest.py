@@ -1,4 +1,4 @@
-"""What tests share: small real datasets, a trained bundle, and one Ray cluster of two nodes."""
+"""What tests share: small real datasets, a trained bundle, and one Ray cluster."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -90,16 +91,26 @@ def start_node(*flags: str) -> subprocess.Popen[bytes]:
 
 
 class RayCluster:
-    """A head and a worker node on this machine, two CPUs each."""
+    """A Ray head on this machine with two CPUs, and nodes that tests add to it for a while."""
 
     def __init__(self) -> None:
         self.port, self.jobs_port = free_port(), free_port()
         self.address, self.jobs_address = f"127.0.0.1:{self.port}", f"http://127.0.0.1:{self.jobs_port}"
-        head = ["--head", f"--port={self.port}", f"--dashboard-port={self.jobs_port}", "--ray-client-server-port=0"]
-        self._nodes = [start_node(*head, "--node-ip-address=127.0.0.1")]
+        ports = [f"--port={self.port}", f"--dashboard-port={self.jobs_port}", f"--ray-client-server-port={free_port()}"]
+        self._nodes = [start_node("--head", "--node-ip-address=127.0.0.1", *ports)]
         self._wait_for(1)
+
+    @contextmanager
+    def another_node(self) -> Iterator[None]:
+        """Two more CPUs on a node of their own.
+
+        Not while a job is submitted: nodes of one machine unpack its working directory at the same place, over each other.
+        """
         self._nodes.append(start_node(f"--address={self.address}"))
         self._wait_for(2)
+        yield
+        self._stop(self._nodes.pop())
+        self._wait_for(1)
 
     def _wait_for(self, nodes: int) -> None:
         status = [str(BIN / "ray"), "list", "nodes", f"--address={self.jobs_address}", "--format=json"]
@@ -110,13 +121,16 @@ class RayCluster:
             if found.stdout.count('"ALIVE"') == nodes:
                 return
             time.sleep(0.5)
-        raise TimeoutError(f"{nodes} Ray nodes did not come up: {found.stdout} {found.stderr}")
+        raise TimeoutError(f"there are not {nodes} Ray nodes: {found.stdout} {found.stderr}")
+
+    @staticmethod
+    def _stop(node: subprocess.Popen[bytes]) -> None:
+        node.terminate()
+        node.wait(60)
 
     def stop(self) -> None:
         for node in reversed(self._nodes):
-            node.terminate()
-        for node in self._nodes:
-            node.wait(30)
+            self._stop(node)
 
 
 @pytest.fixture(scope="session")

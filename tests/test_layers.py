@@ -23,11 +23,10 @@ RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
     "learn": (TOP | {"config", "data"}, DATA | {"torch"}, set()),
     "artifact": (TOP | {"config", "data", "learn"}, DATA | {"torch", "safetensors"}, {"tensorboardX"}),
     "scoring": (TOP | {"config", "data"}, DATA, set()),
-    "cluster": (TOP | {"config", "data"}, DATA, {"ray", "torch", "artifact", "learn"}),
+    "cluster": (TOP | {"config", "data", "scoring", "artifact.seal"}, DATA, {"ray", "grpc", "artifact", "learn"}),
     "cli": (TOP | {"config"}, {"tyro"}, {"cluster", "artifact", "scoring", "data"}),
     "__main__": ({"cli"}, set(), set()),
 }
-RULES["cluster"] = (RULES["cluster"][0] | {"scoring", "artifact.seal"}, *RULES["cluster"][1:])
 
 
 def _imports(tree: ast.AST, inside: bool = False) -> Iterator[tuple[str, bool]]:

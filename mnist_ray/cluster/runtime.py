@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from mnist_ray.errors import ClusterError, MnistRayError
 
+ANSWER_S = 10.0
 WORKERS_PER_CPU = 4
 """Where there are more workers than CPUs, up to this many share one."""
 
@@ -23,17 +24,36 @@ def cluster(address: str) -> Iterator[None]:
     logging.getLogger("ray").setLevel(logging.ERROR)  # this job's own lines are the ones to be seen
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     dashboard = {"include_dashboard": False} if target == "local" else {}
+    _require_answer(target)
     try:
         ray.init(address=target, log_to_driver=False, configure_logging=False, **dashboard)  # type: ignore[arg-type]
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise ClusterError(
-            f"no Ray cluster answers at {target}: {str(error).splitlines()[0]} "
-            "(port 6379 joins a cluster, ray:// and port 10001 is its client, port 8265 is for `ray job submit`)"
-        ) from None
+        raise _unreachable(target, str(error).splitlines()[0]) from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _unreachable(target: str, why: str) -> ClusterError:
+    return ClusterError(
+        f"no Ray cluster answers at {target}: {why} (HOST:6379 joins a cluster, ray://HOST:10001 is its client, "
+        "http://HOST:8265 is for `ray job submit` alone; without --address and RAY_ADDRESS a cluster is started here)"
+    )
+
+
+def _require_answer(target: str) -> None:
+    """Raise ClusterError if nothing at HOST:PORT speaks gRPC: `ray.init` would try for minutes and end the process."""
+    where = target.removeprefix("ray://")
+    if ":" not in where or os.environ.get("RAY_USE_TLS") == "1":
+        return
+    import grpc
+
+    with grpc.insecure_channel(where) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=ANSWER_S)
+        except grpc.FutureTimeoutError:
+            raise _unreachable(target, f"no answer within {ANSWER_S:.0f} s") from None
 
 
 def resources(workers: int, device: str) -> dict[str, float]:

@@ -17,7 +17,7 @@ from mnist_ray.config import ScoreConfig
 from mnist_ray.console import Console
 from mnist_ray.data import storage
 from mnist_ray.data.predictions import Predict
-from mnist_ray.errors import ClusterError
+from mnist_ray.errors import ClusterError, MnistRayError, from_status
 from mnist_ray.scoring.commit import commit, finished_units, open_output
 from mnist_ray.scoring.inputs import list_inputs
 from mnist_ray.scoring.job import Job, UnitResult
@@ -79,11 +79,21 @@ class _Actor:
 
     def __init__(self, job: Job, bundle: str, device: str) -> None:
         self._job = job
-        self._predict = _predictor(bundle, device)
+        self._failure: MnistRayError | None = None
+        try:
+            self._predict = _predictor(bundle, device)
+        except MnistRayError as error:
+            self._failure = error
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The unit's result, or an error of ours as plain values: of an exception Ray Data hands on the text alone."""
         unit = WorkUnit(row["unit"], pa.ipc.open_stream(row["rows"]).read_all())
-        return {"result": score_unit(unit, self._job, self._predict).to_json()}
+        try:
+            if self._failure:
+                raise self._failure
+            return {"result": score_unit(unit, self._job, self._predict).to_json(), "status": 0}
+        except MnistRayError as error:
+            return {"result": str(error), "status": error.exit_status}
 
 
 def _packed(unit: WorkUnit) -> dict[str, Any]:
@@ -103,7 +113,7 @@ def _on_ray(todo: list[WorkUnit], job: Job, bundle: str, config: ScoreConfig) ->
         needs = runtime.resources(workers, config.device)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors reach the user as ours
         context.execution_no_progress_timeout_s = STALLED_S
         units = ray.data.from_items([_packed(unit) for unit in todo], override_num_blocks=len(todo))
         results = units.map(
@@ -115,10 +125,9 @@ def _on_ray(todo: list[WorkUnit], job: Job, bundle: str, config: ScoreConfig) ->
         )
         try:
             for row in results.iter_rows():
+                if row["status"]:
+                    raise from_status(row["status"], row["result"])
                 yield UnitResult.from_json(row["result"])
-        except GeneratorExit:
-            raise
-        except Exception as error:
-            raise runtime.own_error(error) or ClusterError(
-                f"scoring stopped: {str(error).strip().splitlines()[-1]}; run again with --resume to score the rest"
-            ) from error
+        except ray.exceptions.RayError as error:
+            why = str(error).strip().splitlines()[0]
+            raise ClusterError(f"scoring stopped: {why}; run again with --resume to score the rest") from error

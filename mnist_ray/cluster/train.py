@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         console.line(f"{run} is done: nothing to train")
         return done
     splits = load(config.data, console.line)
+    _require_same_data(run, splits)
     if config.workers == 0:
         work(run, config, splits, on_progress=progress.Shown(console).update)
     else:
@@ -49,6 +51,14 @@ def _require_shares(config: TrainConfig) -> None:
             f"--workers {config.workers} --global-batch-size {config.global_batch_size}: a batch is divided in groups of "
             f"{GROUP_SIZE}, so it has work for {groups}; give at least --global-batch-size {config.workers * GROUP_SIZE}"
         )
+
+
+def _require_same_data(run: str, splits: Splits) -> None:
+    """Refuse to continue a run on other digits than it began with."""
+    with suppress(FileNotFoundError):
+        began_with = storage.read_json(storage.join(run, "config.json")).get("data_sha256")
+        if began_with != splits.train.digest:
+            raise OutputError(f"{run}: its run began with other digits than {splits.origin} holds now; give another --out")
 
 
 def finished(run: str, config: TrainConfig) -> dict[str, Any] | None:
@@ -87,7 +97,7 @@ def work(
     meaning = f"{config.fingerprint()} {splits.train.digest} {splits.test.digest}"
     chief = dist.rank() == 0
     if chief:
-        storage.write_json(storage.join(run, "config.json"), {**asdict(config), "data_sha256": splits.train.digest})
+        storage.write_json(storage.join(run, "config.json"), {**asdict(config), "data_name": splits.name, "data_sha256": splits.train.digest})
     training = loop.make_state(config, device)
     history = History(run)
     found, warnings = state.newest(run, meaning) if chief else (None, [])
@@ -143,7 +153,7 @@ def _train_on_ray(run: str, config: TrainConfig, needs: dict[str, float], splits
             trainer.fit()
         except Exception as error:
             raise runtime.own_error(error) or ClusterError(
-                f"training stopped after {MAX_FAILURES} replacements of lost workers: {_last_line(error)}; "
+                f"training stopped: {_last_line(error)}; lost workers are replaced up to {MAX_FAILURES} times; "
                 f"run the same command again to continue from the newest checkpoint in {run}"
             ) from error
 

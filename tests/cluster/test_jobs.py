@@ -46,7 +46,7 @@ def test_the_upload_is_small(tmp_path: Path) -> None:
     """What .rayignore lets through, as Ray itself packs it."""
     from ray._private.runtime_env.packaging import create_package
 
-    create_package(ROOT, tmp_path / "upload.zip", include_gitignore=True)
+    create_package(str(ROOT), tmp_path / "upload.zip", include_gitignore=True)
     assert (tmp_path / "upload.zip").stat().st_size < 1_000_000
     with zipfile.ZipFile(tmp_path / "upload.zip") as upload:
         names = upload.namelist()

@@ -12,8 +12,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import load, save
 
+from mnist_ray.artifact import seal
 from mnist_ray.cli import main
+from mnist_ray.cluster import runtime
 from tests.cluster.test_train import _wait_for
 from tests.conftest import ROOT, RayCluster, cli
 
@@ -34,12 +37,25 @@ def test_actors_write_the_table_that_one_process_writes(
     ray_cluster: RayCluster, inline: Path, digit_folder: Path, run_dir: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    flags = ["--model", str(run_dir), "--out", str(out), "--workers", "2", "--unit-rows", "40", "--address", ray_cluster.address]
+    flags = [
+        "--model",
+        str(run_dir),
+        "--out",
+        str(out),
+        "--workers",
+        "2",
+        "--unit-rows",
+        "40",
+        "--address",
+        ray_cluster.address,
+    ]
     done = cli("score", str(digit_folder), *flags)
     assert done.returncode == 0, done.stderr
     assert "300 inputs = 300 predicted + 0 quarantined, accuracy" in done.stdout
     ours, theirs = table(out), table(inline)
-    assert [(row["source"], row["label"], row["truth"]) for row in ours] == [(r["source"], r["label"], r["truth"]) for r in theirs]
+    assert [(row["source"], row["label"], row["truth"]) for row in ours] == [
+        (r["source"], r["label"], r["truth"]) for r in theirs
+    ]
     assert all(abs(a["confidence"] - b["confidence"]) < 1e-5 for a, b in zip(ours, theirs, strict=True))
     summary = json.loads((out / "summary.json").read_text())
     assert summary["accuracy"] == json.loads((inline / "summary.json").read_text())["accuracy"]
@@ -78,14 +94,10 @@ def test_a_broken_model_on_the_actors_is_one_clear_error(
     ray_cluster: RayCluster, digit_folder: Path, run_dir: Path, tmp_path: Path
 ) -> None:
     """The bundle passes its seal, and fails the self-test that every actor runs."""
-    from mnist_ray.artifact import seal
-
     files, _ = seal.read(str(run_dir / "model"))
-    from safetensors.numpy import load, save
-
-    weights = {name: value + 0.1 for name, value in load(files["weights.safetensors"]).items() if value.dtype.kind == "f"}
-    rest = {name: value for name, value in load(files["weights.safetensors"]).items() if value.dtype.kind != "f"}
-    seal.write(str(tmp_path / "model"), {**files, "weights.safetensors": save({**weights, **rest})})
+    weights = load(files["weights.safetensors"])
+    weights["head.bias"] = weights["head.bias"] + 0.1
+    seal.write(str(tmp_path / "model"), {**files, "weights.safetensors": save(weights)})
     flags = ["--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--address", ray_cluster.address]
     done = cli("score", str(digit_folder), *flags)
     assert done.returncode == 4, done.stderr
@@ -93,8 +105,16 @@ def test_a_broken_model_on_the_actors_is_one_clear_error(
     assert "Traceback" not in done.stderr
 
 
-def test_an_unreachable_cluster_is_named(digit_folder: Path, run_dir: Path, tmp_path: Path) -> None:
-    flags = ["--model", str(run_dir), "--out", str(tmp_path / "out"), "--address", "127.0.0.1:1"]
-    done = cli("score", str(digit_folder), *flags)
-    assert done.returncode == 7
-    assert "no Ray cluster answers at 127.0.0.1:1" in done.stderr
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "http://127.0.0.1:8265"])
+def test_an_unreachable_cluster_is_named(
+    address: str,
+    digit_folder: Path,
+    run_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(runtime, "ANSWER_S", 1.0)
+    flags = ["--model", str(run_dir), "--out", str(tmp_path / "out"), "--address", address]
+    assert main(["score", str(digit_folder), *flags]) == 7
+    assert f"no Ray cluster answers at {address}" in capfd.readouterr().err

@@ -11,9 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.conftest import ROOT, RayCluster, cli
+from mnist_ray.cli import main
+from mnist_ray.data.digits import Splits
+from tests.conftest import ROOT, RayCluster, cli, write_idx
 
 
 def metrics(run: Path) -> dict[str, Any]:
@@ -26,7 +29,8 @@ def train(run: Path, address: str, *flags: str) -> subprocess.CompletedProcess[s
 
 
 def test_workers_on_two_nodes_learn_and_a_rerun_sees_it(ray_cluster: RayCluster, tmp_path: Path) -> None:
-    done = train(tmp_path / "run", ray_cluster.address, "--workers", "3")
+    with ray_cluster.another_node():
+        done = train(tmp_path / "run", ray_cluster.address, "--workers", "3")
     assert done.returncode == 0, done.stderr
     found = metrics(tmp_path / "run")
     assert found["accuracy"] > 0.9
@@ -55,7 +59,9 @@ def test_workers_on_two_nodes_learn_and_a_rerun_sees_it(ray_cluster: RayCluster,
 def _worker_pids(run: Path) -> list[int]:
     """The Ray Train workers of this machine: the one with the run's checkpoints is as good as any."""
     found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    return [int(line.split()[0]) for line in found.splitlines() if "ray::RayTrainWorker" in line or "ray::_RayTrainWorker" in line]
+    return [
+        int(line.split()[0]) for line in found.splitlines() if "ray::RayTrainWorker" in line or "ray::_RayTrainWorker" in line
+    ]
 
 
 def _wait_for(condition: Any, seconds: float = 120) -> None:
@@ -96,16 +102,26 @@ def test_a_killed_driver_continues_bit_equal(small_idx: Path, tmp_path: Path) ->
 def test_training_in_this_process_starts_no_ray(small_idx: Path, tmp_path: Path) -> None:
     program = (
         "import sys\nfrom mnist_ray.cli import main\n"
-        f"assert main(['train', '--data', {str(small_idx)!r}, '--workers', '0', '--epochs', '1', '--out', {str(tmp_path)!r}]) == 0\n"
+        f"args = ['--data', {str(small_idx)!r}, '--workers', '0', '--epochs', '1', '--out', {str(tmp_path)!r}]\n"
+        "assert main(['train', *args]) == 0\n"
         "assert 'ray' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 
+def test_a_run_is_not_continued_on_other_digits(small_idx: Path, mnist5k: Splits, tmp_path: Path) -> None:
+    flags = ["--data", str(tmp_path / "idx"), "--workers", "0", "--epochs", "1", "--out", str(tmp_path / "run")]
+    write_idx(tmp_path / "idx", Splits("", "", "", mnist5k.train.take(np.arange(0, 4500, 9)), mnist5k.test))
+    assert main(["train", *flags]) == 0
+    (tmp_path / "run" / "metrics.json").unlink()
+    write_idx(tmp_path / "idx", Splits("", "", "", mnist5k.train.take(np.arange(1, 4500, 9)), mnist5k.test))
+    assert main(["train", *flags]) == 5
+
+
 @pytest.mark.parametrize(
     ("flags", "status", "message"),
     [
-        (["--workers", "64", "--global-batch-size", "2048"], 7, "--workers 64: the cluster has 4 CPUs"),
+        (["--workers", "64", "--global-batch-size", "2048"], 7, "--workers 64: the cluster has 2 CPUs"),
         (["--workers", "1", "--device", "cuda"], 7, "asks for 1 GPUs and the cluster has 0"),
     ],
 )

@@ -138,7 +138,7 @@ def test_auto_takes_the_mnist_that_is_here(small_idx: Path, small: Splits, monke
     assert same(datasets.load("auto"), small)
     assert datasets.load("auto").name != "mnist"
     monkeypatch.setenv("MNIST_RAY_DATA", str(small_idx / "nowhere"))
-    with pytest.raises(DataError, match="MNIST_RAY_DATA=.*nowhere"):
+    with pytest.raises(DataError, match=r"MNIST_RAY_DATA=.*nowhere"):
         datasets.load("auto")
 
 

@@ -18,7 +18,6 @@ from mnist_ray.data import datasets, mnist
 from mnist_ray.data.digits import Splits
 from mnist_ray.errors import DataError
 
-
 # torchvision leaves the socket of a request that failed to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 

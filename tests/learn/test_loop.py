@@ -31,7 +31,7 @@ def _losses(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], batch: i
     order = SampleOrder(len(labels), config.epochs, batch, config.seed)
     digits = loop.DeviceDigits.put(LabelledDigits(images, labels), CPU)
     model = dist.wrap(training.model).train()
-    losses = []
+    losses: list[float] = []
     while len(losses) < STEPS and training.samples_seen < order.total:
         training.tally = Tally()
         loop.train_step(model, training, order, digits, augment=True)

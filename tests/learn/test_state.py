@@ -60,7 +60,9 @@ def _garble(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [_empty, _cut, _flip, _unmark, _garble])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_used(damage: object, training: state.TrainState, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
+    damage: object, training: state.TrainState, tmp_path: Path
+) -> None:
     _save(tmp_path, training, 100, 200)
     damage(tmp_path / "checkpoints" / "samples-000000000200")  # type: ignore[operator]
     position, warnings = _position(tmp_path)

@@ -80,7 +80,7 @@ def test_an_input_that_cannot_be_used_is_named(name: str, content: str, message:
 
 def test_an_input_that_is_not_there_is_named(tmp_path: Path) -> None:
     for item in (tmp_path / "no", f"{tmp_path}/*.png"):
-        with pytest.raises(DataError, match="there is no such file or folder|holds nothing to score"):
+        with pytest.raises(DataError, match=r"there is no such file or folder|holds nothing to score"):
             listed(item)
 
 
