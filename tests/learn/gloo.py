@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 
 def _enter(rank: int, world: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -23,5 +23,5 @@ def run_workers(world: int, function: Callable[..., Any], *args: Any) -> list[An
     if world == 1:
         return [function(*args)]
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_enter, (world, folder, function, args), nprocs=world)  # type: ignore[no-untyped-call]
+        spawn(_enter, (world, folder, function, args), nprocs=world)  # type: ignore[no-untyped-call]
         return [torch.load(Path(folder) / f"result-{rank}", weights_only=True) for rank in range(world)]
