@@ -97,9 +97,8 @@ def work(
     meaning = f"{config.fingerprint()} {splits.train.digest} {splits.test.digest}"
     chief = dist.rank() == 0
     if chief:
-        storage.write_json(
-            storage.join(run, "config.json"), {**asdict(config), "data_name": splits.name, "data_sha256": splits.train.digest}
-        )
+        origin = {"data_name": splits.name, "data_sha256": splits.train.digest}
+        storage.write_json(storage.join(run, "config.json"), {**asdict(config), **origin})
     training = loop.make_state(config, device)
     history = History(run)
     found, warnings = state.newest(run, meaning) if chief else (None, [])
