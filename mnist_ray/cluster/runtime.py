@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mnist_ray.console import Console
+from mnist_ray.data.storage import absolute, is_local
 from mnist_ray.errors import ClusterError, MnistRayError
 
 ANSWER_S = 10.0
@@ -33,6 +35,14 @@ def cluster(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def warn_of_lost_output(out: str, console: Console) -> None:
+    """In a job that was submitted to a cluster, a relative path lies in the job's temporary copy of the working directory."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and is_local(out) and not os.path.isabs(out):
+        console.line(
+            f"warning: {absolute(out)} is a temporary folder of this job; give --out an absolute path or a URI to keep it"
+        )
 
 
 def _unreachable(target: str, why: str) -> ClusterError:

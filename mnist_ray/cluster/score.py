@@ -31,6 +31,7 @@ STALLED_S = 300
 def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
     """Run a scoring job, or continue it, to its commit record, and return its summary. Raises MnistRayError."""
     started = time.perf_counter()
+    runtime.warn_of_lost_output(config.out, console)
     config = replace(config, inputs=tuple(storage.absolute(item) for item in config.inputs), out=storage.absolute(config.out))
     bundle = seal.find(config.model)
     _, digest = seal.read(bundle)

@@ -34,6 +34,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         console.line(f"{run} is done: nothing to train")
         return done
     splits = load(config.data, console.line)
+    runtime.warn_of_lost_output(config.run_directory(), console)
     _require_same_data(run, splits)
     if config.workers == 0:
         work(run, config, splits, on_progress=progress.Shown(console).update)

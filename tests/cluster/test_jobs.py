@@ -36,6 +36,8 @@ def test_both_jobs_succeed(ray_cluster: RayCluster, digit_folder: Path, tmp_path
 
 
 def test_a_wrong_flag_fails_with_the_programs_own_message(ray_cluster: RayCluster) -> None:
+    submitted = submit(ray_cluster, "python", "jobs/train.py", "--data", "nowhere")
+    assert "nowhere: there is no such file or folder" in submitted.stdout
     failed = submit(ray_cluster, "python", "jobs/train.py", "--epochs", "0")
     assert failed.returncode == 1
     assert "error: --epochs 0: expected at least 1" in failed.stdout

@@ -23,5 +23,5 @@ def run_workers(world: int, function: Callable[..., Any], *args: Any) -> list[An
     if world == 1:
         return [function(*args)]
     with tempfile.TemporaryDirectory() as folder:
-        spawn(_enter, (world, folder, function, args), nprocs=world)  # type: ignore[no-untyped-call]
+        spawn(_enter, (world, folder, function, args), nprocs=world)
         return [torch.load(Path(folder) / f"result-{rank}", weights_only=True) for rank in range(world)]
