@@ -9,6 +9,7 @@ SETTINGS := pyproject.toml constraints.txt
 
 .PHONY: demo test check clean
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 
 demo: $(VENV)/.run
 	@echo "== training on the 5,000 bundled MNIST images with 2 Ray workers"

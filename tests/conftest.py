@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import struct
 import subprocess
@@ -23,6 +24,7 @@ from mnist_ray.data.digits import LabelledDigits, Splits
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 os.environ["RAY_AUTH_MODE"] = "token"
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"  # jobs on the test cluster say `python`
 
 

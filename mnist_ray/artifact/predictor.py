@@ -20,6 +20,8 @@ def pick_device(wanted: str) -> torch.device:
     """The device that `--device` names; auto is the GPU where there is one. Raises UsageError."""
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: PyTorch sees no GPU on this machine; use --device cpu or auto")
+    # TF32 moves a convolution by more than a processor's rounding does: a bundle would fail its self-test elsewhere.
+    torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mnist_ray.console import Console
 from mnist_ray.data import storage
-from mnist_ray.errors import MnistRayError
+from mnist_ray.errors import MnistRayError, StorageError
 
 POLL_S = 0.5
 _NAME = "progress.json"
@@ -48,7 +48,8 @@ def clear(run: str) -> None:
 
 def publish(run: str, record: dict[str, Any]) -> None:
     """Leave the record where the driver looks for it."""
-    storage.write_json(storage.join(run, _NAME), record)
+    with suppress(StorageError):  # one line less is no reason to stop training
+        storage.write_json(storage.join(run, _NAME), record)
 
 
 @contextmanager

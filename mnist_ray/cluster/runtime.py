@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mnist_ray.config import Device
 from mnist_ray.console import Console
 from mnist_ray.data.storage import absolute, is_local
 from mnist_ray.errors import ClusterError, MnistRayError
@@ -29,8 +30,10 @@ def cluster(address: str) -> Iterator[None]:
     _require_answer(target)
     try:
         ray.init(address=target, log_to_driver=False, configure_logging=False, **dashboard)  # type: ignore[arg-type]
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise _unreachable(target, str(error).splitlines()[0]) from None
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
+        if target == "local":
+            raise ClusterError(f"Ray could not be started here: {first_line(error)}; --workers 0 does without it") from None
+        raise _unreachable(target, first_line(error)) from None
     try:
         yield
     finally:
@@ -47,19 +50,21 @@ def warn_of_lost_output(out: str, console: Console) -> None:
 
 def _unreachable(target: str, why: str) -> ClusterError:
     return ClusterError(
-        f"no Ray cluster answers at {target}: {why} (HOST:6379 joins a cluster, ray://HOST:10001 is its client, "
-        "http://HOST:8265 is for `ray job submit` alone; without --address and RAY_ADDRESS a cluster is started here)"
+        f"no Ray cluster answers at {target}: {why} (give HOST:6379 on a machine of the cluster, or send the job with "
+        "`ray job submit --address http://HOST:8265`; without --address and RAY_ADDRESS a cluster is started here)"
     )
 
 
 def _require_answer(target: str) -> None:
     """Raise ClusterError if nothing at HOST:PORT speaks gRPC: `ray.init` would try for minutes and end the process."""
-    where = target.removeprefix("ray://")
+    if target.startswith("ray://"):
+        raise _unreachable(target, "jobs are not run through Ray's client")
+    where = target
     if ":" not in where or os.environ.get("RAY_USE_TLS") == "1":
         return
     import grpc
 
-    with grpc.insecure_channel(where) as channel:
+    with grpc.insecure_channel(where, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=ANSWER_S)
         except grpc.FutureTimeoutError:
@@ -85,6 +90,16 @@ def resources(workers: int, device: str) -> dict[str, float]:
     # A whole number of workers per CPU fits on every node, whatever its size.
     share = {"CPU": 1 / math.ceil(workers / cpus)}
     return {**share, "GPU": 1.0} if device != "cpu" and gpus >= workers > 0 else share
+
+
+def granted_device(needs: dict[str, float]) -> Device:
+    """Where workers that were given these resources compute: never on a GPU that they did not ask for."""
+    return "cuda" if "GPU" in needs else "cpu"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _most() -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -18,14 +19,18 @@ from mnist_ray.console import Console
 from mnist_ray.data import storage
 from mnist_ray.data.predictions import Predict
 from mnist_ray.errors import ClusterError, MnistRayError, from_status
-from mnist_ray.scoring.commit import commit, finished_units, open_output
+from mnist_ray.scoring.commit import begin, commit, finished_units, held_plan
 from mnist_ray.scoring.inputs import list_inputs
 from mnist_ray.scoring.job import Job, UnitResult
 from mnist_ray.scoring.plan import WorkUnit, make_plan
 from mnist_ray.scoring.unit import score_unit
 
-STALLED_S = 300
+STALLED_S = 900
 """Seconds without any progress after which Ray Data gives a job up."""
+
+
+RAY_TENSORS = ("ray.data.arrow_tensor", "ray.data.arrow_tensor_v2", "ray.data.arrow_variable_shaped_tensor")
+"""Ray's extension types. Inputs are read through their storage, as they are without Ray."""
 
 
 def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
@@ -35,31 +40,43 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
     config = replace(config, inputs=tuple(storage.absolute(item) for item in config.inputs), out=storage.absolute(config.out))
     bundle = seal.find(config.model)
     _, digest = seal.read(bundle)
-    plan = open_output(
-        config, config.out, digest, lambda: make_plan(list_inputs(config.inputs, config.truth_column), config, digest)
-    )
+    held = held_plan(config, config.out, digest)
+    plan = held or make_plan(list_inputs(config.inputs, config.truth_column, config.out), config, digest)
     version = mnist_ray.__version__
     job = Job(config.out, config.image_column, config.truth_column, plan.kept, plan.fingerprint, digest, version)
-    done = finished_units(job) if config.resume else {}
+    done = finished_units(job) if held else {}
     todo = [unit for unit in plan.units() if unit.id not in done]
-    console.line(
-        f"{plan.num_inputs:,} inputs in {len(done) + len(todo):,} units"
-        + (f", {len(done):,} of them done already" if done else "")
-    )
+    already = f", {len(done):,} of them done already" if done else ""
+    console.line(f"{plan.num_inputs:,} inputs in {len(done) + len(todo):,} units{already}")
     seconds = {"plan": time.perf_counter() - started}
     before = count = sum(result.predicted + result.quarantined for result in done.values())
-    scored = _here(todo, job, bundle, config) if config.workers == 0 else _on_ray(todo, job, bundle, config)
-    for result in scored if todo else ():
-        seconds.setdefault("first_unit", time.perf_counter() - started)
-        if result.unit not in done:  # Ray may do a unit twice when an actor is lost: its part is the same
-            count += result.predicted + result.quarantined
-        done[result.unit] = result
-        speed = (count - before) / (time.perf_counter() - started)
-        console.progress(
-            f"scoring {count / plan.num_inputs:4.0%}  {count:,} of {plan.num_inputs:,} inputs  {speed:,.0f} images/s"
-        )
+    with _workers(todo, job, bundle, config) as results:
+        if not held:  # only now: whatever refuses a job leaves the output folder as it was
+            begin(plan, config.out)
+        for result in results:
+            seconds.setdefault("first_unit", time.perf_counter() - started)
+            if result.unit not in done:  # Ray may do a unit twice when an actor is lost: its part is the same
+                count += result.predicted + result.quarantined
+            done[result.unit] = result
+            speed = (count - before) / (time.perf_counter() - started)
+            share = f"{count / plan.num_inputs:4.0%}  {count:,} of {plan.num_inputs:,} inputs"
+            console.progress(f"scoring {share}  {speed:,.0f} images/s")
     seconds["total"] = time.perf_counter() - started
     return commit(plan, job, list(done.values()), seconds, count - before)
+
+
+@contextmanager
+def _workers(todo: list[WorkUnit], job: Job, bundle: str, config: ScoreConfig) -> Iterator[Iterator[UnitResult]]:
+    """What scores the units, ready to begin: this process, or a Ray cluster that has room for the actors."""
+    if not todo:
+        yield iter(())
+    elif config.workers == 0:
+        predict = _predictor(bundle, config.device)
+        yield (score_unit(unit, job, predict) for unit in todo)
+    else:
+        with runtime.cluster(config.address):
+            workers = min(config.workers, len(todo))
+            yield _stream(todo, job, bundle, workers, runtime.resources(workers, config.device))
 
 
 def _predictor(bundle: str, device: str) -> Predict:
@@ -69,16 +86,13 @@ def _predictor(bundle: str, device: str) -> Predict:
     return Predictor.ready(load(bundle), pick_device(device))
 
 
-def _here(todo: list[WorkUnit], job: Job, bundle: str, config: ScoreConfig) -> Iterator[UnitResult]:
-    predict = _predictor(bundle, config.device)
-    for unit in todo:
-        yield score_unit(unit, job, predict)
-
-
 class _Actor:
     """A scoring worker: it loads and tests the model once, and then scores one unit per call."""
 
     def __init__(self, job: Job, bundle: str, device: str) -> None:
+        for name in RAY_TENSORS:  # else Ray parses what a file's metadata says of such a column, and fails on other versions'
+            with suppress(KeyError):
+                pa.unregister_extension_type(name)
         self._job = job
         self._failure: MnistRayError | None = None
         try:
@@ -105,30 +119,28 @@ def _packed(unit: WorkUnit) -> dict[str, Any]:
     return {"unit": unit.id, "rows": sink.getvalue().to_pybytes()}
 
 
-def _on_ray(todo: list[WorkUnit], job: Job, bundle: str, config: ScoreConfig) -> Iterator[UnitResult]:
+def _stream(todo: list[WorkUnit], job: Job, bundle: str, workers: int, needs: dict[str, float]) -> Iterator[UnitResult]:
     """Stream units through an actor pool. Ray replaces lost actors and does their unit again, which overwrites itself."""
-    with runtime.cluster(config.address):
-        import ray.data
+    import ray.data
+    from ray.data.exceptions import ExecutionTimeoutError
 
-        workers = min(config.workers, len(todo))
-        needs = runtime.resources(workers, config.device)
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors reach the user as ours
-        context.execution_no_progress_timeout_s = STALLED_S
-        units = ray.data.from_items([_packed(unit) for unit in todo], override_num_blocks=len(todo))
-        results = units.map(
-            _Actor,  # type: ignore[arg-type]  # Ray's annotation leaves callable classes out
-            fn_constructor_args=(job, bundle, config.device),
-            num_cpus=needs["CPU"],
-            num_gpus=needs.get("GPU", 0),
-            compute=ray.data.ActorPoolStrategy(size=workers),
-        )
-        try:
-            for row in results.iter_rows():
-                if row["status"]:
-                    raise from_status(row["status"], row["result"])
-                yield UnitResult.from_json(row["result"])
-        except ray.exceptions.RayError as error:
-            why = str(error).strip().splitlines()[0]
-            raise ClusterError(f"scoring stopped: {why}; run again with --resume to score the rest") from error
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors reach the user as ours
+    context.execution_no_progress_timeout_s = STALLED_S
+    units = ray.data.from_items([_packed(unit) for unit in todo], override_num_blocks=len(todo))
+    results = units.map(
+        _Actor,  # type: ignore[arg-type]  # Ray's annotation leaves callable classes out
+        fn_constructor_args=(job, bundle, runtime.granted_device(needs)),
+        num_cpus=needs["CPU"],
+        num_gpus=needs.get("GPU", 0),
+        compute=ray.data.ActorPoolStrategy(size=workers),
+    )
+    try:
+        for row in results.iter_rows():
+            if row["status"]:
+                raise from_status(row["status"], row["result"])
+            yield UnitResult.from_json(row["result"])
+    except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
+        why = runtime.first_line(error)
+        raise ClusterError(f"scoring stopped: {why}; run again with --resume to score the rest") from error

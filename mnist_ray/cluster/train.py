@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from mnist_ray.artifact import seal
 from mnist_ray.cluster import progress, runtime
 from mnist_ray.config import TrainConfig
 from mnist_ray.console import Console
@@ -15,7 +15,7 @@ from mnist_ray.data import storage
 from mnist_ray.data.datasets import load
 from mnist_ray.data.digits import Splits
 from mnist_ray.data.order import GROUP_SIZE, num_groups
-from mnist_ray.errors import ClusterError, OutputError, UsageError
+from mnist_ray.errors import ClusterError, ModelError, OutputError, StorageError, UsageError
 
 if TYPE_CHECKING:
     from mnist_ray.learn.state import TrainState
@@ -35,13 +35,19 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         return done
     splits = load(config.data, console.line)
     runtime.warn_of_lost_output(config.run_directory(), console)
-    _require_same_data(run, splits)
     if config.workers == 0:
+        from mnist_ray.artifact.predictor import pick_device
+
+        pick_device(config.device)  # a device that is not there is refused before anything is written
+        _enter(run, config, splits)
         work(run, config, splits, on_progress=progress.Shown(console).update)
     else:
         with runtime.cluster(config.address):
-            _train_on_ray(run, config, runtime.resources(config.workers, config.device), splits, console)
-    metrics: dict[str, Any] = storage.read_json(storage.join(run, "metrics.json"))
+            needs = runtime.resources(config.workers, config.device)
+            _enter(run, config, splits)
+            _train_on_ray(run, replace(config, device=runtime.granted_device(needs)), needs, splits, console)
+    if (metrics := finished(run, config)) is None:
+        raise StorageError(f"{run}: what the workers wrote is not to be seen from here; give an --out that all nodes share")
     return metrics
 
 
@@ -54,31 +60,42 @@ def _require_shares(config: TrainConfig) -> None:
         )
 
 
-def _require_same_data(run: str, splits: Splits) -> None:
-    """Refuse to continue a run on other digits than it began with."""
-    with suppress(FileNotFoundError):
-        began_with = storage.read_json(storage.join(run, "config.json")).get("data_sha256")
-        if began_with != splits.train.digest:
-            raise OutputError(f"{run}: its run began with other digits than {splits.origin} holds now; give another --out")
+def _held(run: str) -> dict[str, Any]:
+    """The settings that the run directory was begun with; none if it is new. Raises OutputError for a damaged record."""
+    try:
+        held = storage.read_json(storage.join(run, "config.json"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        held = None
+    if not isinstance(held, dict):
+        raise OutputError(f"{run}/config.json: is damaged; give another --out, or delete the folder to start anew")
+    return held
 
 
 def finished(run: str, config: TrainConfig) -> dict[str, Any] | None:
     """The metrics of a run that has ended; None if it has not. Raises OutputError if the folder holds another run."""
-    try:
-        held = storage.read_json(storage.join(run, "config.json"))
-    except FileNotFoundError:
+    if not (held := _held(run)):
         return None
-    except ValueError:
-        raise OutputError(f"{run}/config.json: is damaged; give another --out, or delete the folder to start anew") from None
     wanted = config.meaning()
     if other := sorted(name for name in wanted if held.get(name) != wanted[name]):
         changes = ", ".join(f"{name} {held.get(name)} -> {wanted[name]}" for name in other)
         raise OutputError(f"{run}: holds a run with other settings ({changes}); give another --out, or delete it to start anew")
     try:
         metrics: dict[str, Any] = storage.read_json(storage.join(run, "metrics.json"))
-    except (FileNotFoundError, ValueError):
+        whole = metrics["fingerprint"] == config.fingerprint() and bool(seal.find(run))
+    except (FileNotFoundError, ValueError, KeyError, TypeError, ModelError):
         return None
-    return metrics
+    return metrics if whole else None
+
+
+def _enter(run: str, config: TrainConfig, splits: Splits) -> None:
+    """Write the run's settings, or refuse to continue it on other digits than it began with."""
+    origin = {"data_name": splits.name, "data_sha256": [splits.train.digest, splits.test.digest]}
+    held = _held(run)
+    if held and held.get("data_sha256") != origin["data_sha256"]:
+        raise OutputError(f"{run}: its run began with other digits than {splits.origin} holds now; give another --out")
+    storage.write_json(storage.join(run, "config.json"), {**asdict(config), **origin})
 
 
 def work(
@@ -97,9 +114,6 @@ def work(
     device = pick_device(config.device)
     meaning = f"{config.fingerprint()} {splits.train.digest} {splits.test.digest}"
     chief = dist.rank() == 0
-    if chief:
-        origin = {"data_name": splits.name, "data_sha256": splits.train.digest}
-        storage.write_json(storage.join(run, "config.json"), {**asdict(config), **origin})
     training = loop.make_state(config, device)
     history = History(run)
     found, warnings = state.newest(run, meaning) if chief else (None, [])
@@ -139,29 +153,28 @@ def _train_on_ray(run: str, config: TrainConfig, needs: dict[str, float], splits
     experiment = storage.join(run, "checkpoints")
     storage.delete(storage.join(experiment, "checkpoint_manager_snapshot.json"))
     progress.clear(run)
-    gpu = "GPU" in needs
+    filesystem, path = storage.resolve(run)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"run": run, "config": config, "splits": ray.put(splits)},
-        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=gpu, resources_per_worker=needs),
+        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu="GPU" in needs, resources_per_worker=needs),
         run_config=RunConfig(
             name="checkpoints",
-            storage_path=run,
+            storage_path=path,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),  # type: ignore[call-arg]
         ),
     )
     with progress.following(run, console):
         try:
             trainer.fit()
+        except SystemExit:  # Ray's way of taking Ctrl-C
+            raise KeyboardInterrupt from None
         except Exception as error:
             raise runtime.own_error(error) or ClusterError(
-                f"training stopped: {_last_line(error)}; lost workers are replaced up to {MAX_FAILURES} times; "
+                f"training stopped: {runtime.first_line(error)}; lost workers are replaced up to {MAX_FAILURES} times; "
                 f"run the same command again to continue from the newest checkpoint in {run}"
             ) from error
-
-
-def _last_line(error: Exception) -> str:
-    return str(error).strip().rsplit("\n", 1)[-1]
 
 
 def _worker(launch: dict[str, Any]) -> None:
@@ -171,7 +184,7 @@ def _worker(launch: dict[str, Any]) -> None:
     from ray.train import Checkpoint, CheckpointUploadMode
 
     def report(metrics: dict[str, float], place: str | None) -> None:
-        checkpoint = Checkpoint(place) if place else None
+        checkpoint = Checkpoint(*reversed(storage.resolve(place))) if place else None
         ray.train.report(metrics, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
 
     work(launch["run"], launch["config"], ray.get(launch["splits"]), partial(progress.publish, launch["run"]), report)

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from mnist_ray.data.storage import is_local, resolve
+from mnist_ray.data.storage import absolute, is_local, resolve
 from mnist_ray.errors import StorageError
 
 REMOTE_READERS = 32
@@ -21,7 +21,7 @@ def _read_limited(uri: str, limit: int) -> bytes | OSError:
             with filesystem.open_input_stream(path, compression=None) as stream:
                 return stream.read(limit + 1)  # type: ignore[no-any-return]
         # O_NONBLOCK: opening a FIFO without a writer would wait for ever.
-        handle = os.open(uri, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = os.open(absolute(uri), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             info = os.fstat(handle)
             if not stat.S_ISREG(info.st_mode):
@@ -32,7 +32,7 @@ def _read_limited(uri: str, limit: int) -> bytes | OSError:
             return data
         finally:
             os.close(handle)
-    except (OSError, StorageError) as error:
+    except (OSError, ValueError, StorageError) as error:
         return error if isinstance(error, OSError) else OSError(str(error))
 
 

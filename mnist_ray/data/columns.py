@@ -7,6 +7,7 @@ nothing in a file's metadata is ever executed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,14 +38,31 @@ def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
 def _holds_images(kind: pa.DataType) -> bool:
     kind = _storage(kind)
     if pa.types.is_struct(kind):
-        return bool(kind.get_field_index("bytes") >= 0 or kind.get_field_index("data") >= 0)
+        fields = {field.name: field.type for field in kind}
+        if "bytes" in fields:
+            return _is_binary(fields["bytes"]) or pa.types.is_null(fields["bytes"])
+        return _is_integers(fields.get("data")) and _is_integers(fields.get("shape"))
     if _is_list(kind):
-        inner = kind.value_type
-        return bool(pa.types.is_integer(inner) or (_is_list(inner) and pa.types.is_integer(inner.value_type)))
+        return _is_integers(kind) or _is_integers(kind.value_type)
     return _is_binary(kind)
+
+
+def _is_integers(kind: pa.DataType | None) -> bool:
+    return kind is not None and _is_list(kind) and bool(pa.types.is_integer(kind.value_type))
+
+
+def require_unique(schema: pa.Schema, source: str) -> None:
+    """Raise DataError if two columns have the same name."""
+    if len(set(schema.names)) < len(schema.names):
+        raise DataError(f"{source}: has two columns of the same name; its columns: {describe(schema)}")
 
 
 def describe(schema: pa.Schema) -> str:
@@ -54,6 +72,7 @@ def describe(schema: pa.Schema) -> str:
 
 def image_column(schema: pa.Schema, wanted: str, source: str) -> str:
     """The name of the image column: the wanted one, else the only one that can hold images. Raises DataError."""
+    require_unique(schema, source)
     if wanted:
         if wanted not in schema.names:
             raise DataError(f"{source}: has no column {wanted!r}; its columns: {describe(schema)}")
@@ -83,19 +102,21 @@ def truth_column(schema: pa.Schema, wanted: str, source: str) -> str | None:
 
 def path_column(schema: pa.Schema) -> str | None:
     """The name of the text column that makes a table a manifest of paths, if there is one."""
-    usual = [name for name in PATH_NAMES if name in schema.names and pa.types.is_string(schema.field(name).type)]
+    usual = [name for name in PATH_NAMES if name in schema.names and _is_text(schema.field(name).type)]
     return usual[0] if usual else None
 
 
 def truths(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     """Integers as uint8 true digits; null where there is none from 0 to 9."""
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    digits = pc.and_(pc.greater_equal(column, 0), pc.less_equal(column, 9))
+    digits = pc.is_in(column, value_set=pa.array(range(10), column.type))
     return pc.cast(pc.if_else(digits, column, None), pa.uint8())
 
 
 def decode_cells(cells: pa.Array) -> Sequence[Grey | Rejection]:
     """Each image cell as grey levels, uint8[H, W], or why it is none."""
+    if isinstance(cells, pa.FixedShapeTensorArray) and not cells.null_count:
+        return [_pixels(values) for values in cells.to_numpy_ndarray()]
     if isinstance(cells, pa.ExtensionArray):
         cells = cells.storage
     kind = cells.type
@@ -117,7 +138,7 @@ def _decode_bytes(buffer: pa.Buffer | None) -> Grey | Rejection:
 def _decode_struct(cells: pa.StructArray) -> Sequence[Grey | Rejection]:
     names = [field.name for field in cells.type]
     if "bytes" in names:  # Ray's and Hugging Face's image struct; a null struct has a null child here
-        return decode_cells(pc.struct_field(cells, "bytes"))
+        return decode_cells(pc.cast(pc.struct_field(cells, "bytes"), pa.large_binary()))
     return [_decode_tensor(cell) for cell in cells.to_pylist()]
 
 
@@ -127,15 +148,16 @@ def _decode_tensor(cell: dict[str, list[int] | None] | None) -> Grey | Rejection
         return Rejection(Reason.MISSING, "the cell is null")
     shape = [size for size in cell.get("shape") or [] if size != 1]
     try:
-        values = np.asarray(cell["data"]).reshape(shape)
-    except ValueError:
+        values = np.asarray(cell["data"]).reshape([int(size) for size in shape])
+    except (ValueError, TypeError):
         return Rejection(Reason.WRONG_SHAPE, f"{len(cell['data'])} values do not fill shape {shape}")
     return _pixels(values)
 
 
 def _pixels(values: NDArray[np.generic]) -> Grey | Rejection:
-    if values.ndim == 1 and values.size == SIDE * SIDE:
-        values = values.reshape(SIDE, SIDE)
+    side = math.isqrt(values.size)
+    if values.ndim == 1 and side * side == values.size:  # a flat list is a square image: 784 values are 28x28
+        values = values.reshape(side, side)
     if values.ndim != 2 or values.size == 0:
         return Rejection(Reason.WRONG_SHAPE, f"{values.size} values; {_WRONG_LENGTH}")
     if values.dtype.kind not in "iu" or int(values.min()) < 0 or int(values.max()) > 255:

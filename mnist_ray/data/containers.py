@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -25,6 +26,7 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"
     WRONG_SHAPE = "wrong_shape"
     BAD_PIXELS = "bad_pixels"
+    CHANGED = "changed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,33 +64,13 @@ def _check_jpeg(data: bytes) -> Rejection | None:
     return Rejection(Reason.TRUNCATED, f"JPEG ends after {len(data)} bytes without its end marker")
 
 
-def _check_gif(data: bytes) -> Rejection | None:
-    if b"\x3b" in data[-64:]:
-        return None
-    return Rejection(Reason.TRUNCATED, f"GIF ends after {len(data)} bytes without its trailer")
-
-
-def _check_declared(data: bytes, declared: int) -> Rejection | None:
-    if declared <= len(data):
-        return None
-    return Rejection(Reason.TRUNCATED, f"declares {declared} bytes and has {len(data)}")
-
-
-def _check_bmp(data: bytes) -> Rejection | None:
-    return _check_declared(data, struct.unpack_from("<I", data.ljust(6, b"\0"), 2)[0])
-
-
-def _check_webp(data: bytes) -> Rejection | None:
-    return _check_declared(data, 8 + struct.unpack_from("<I", data, 4)[0])
-
-
-_SIGNATURES = {
+_SIGNATURES: dict[bytes, Callable[[bytes], Rejection | None] | None] = {
     b"\x89PNG\r\n\x1a\n": _check_png,
     b"\xff\xd8\xff": _check_jpeg,
-    b"GIF87a": _check_gif,
-    b"GIF89a": _check_gif,
-    b"BM": _check_bmp,
-    b"RIFF": _check_webp,
+    b"GIF87a": None,
+    b"GIF89a": None,
+    b"BM": None,
+    b"RIFF": None,
     b"II*\0": None,
     b"MM\0*": None,
     b"II+\0": None,
@@ -108,3 +90,17 @@ def check(data: bytes) -> Rejection | None:
     if any(signature.startswith(data) for signature in _SIGNATURES):
         return Rejection(Reason.TRUNCATED, f"ends inside the signature, after {len(data)} bytes")
     return Rejection(Reason.NOT_AN_IMAGE, f"begins with {data[:12]!r}, no signature of PNG, JPEG, GIF, BMP, TIFF or WebP")
+
+
+def explain(data: bytes) -> Rejection:
+    """Why the decoder may have refused an image that `check` let pass: it has fewer bytes than it declares, or is damaged."""
+    declared = len(data)
+    if data.startswith(b"RIFF"):
+        declared = 8 + int.from_bytes(data[4:8], "little")
+    elif data.startswith(b"BM"):
+        declared = int.from_bytes(data[2:6], "little")
+    if declared > len(data):
+        return Rejection(Reason.TRUNCATED, f"declares {declared} bytes and has {len(data)}")
+    if data.startswith(b"GIF8") and not data.rstrip(b"\0").endswith(b"\x3b"):
+        return Rejection(Reason.TRUNCATED, f"GIF ends after {len(data)} bytes without its trailer")
+    return Rejection(Reason.CORRUPT, "the decoder found damaged data")

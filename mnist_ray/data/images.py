@@ -5,7 +5,7 @@ The rule, in order:
 1. Decode (PNG, JPEG, GIF, BMP, TIFF, WebP; content decides, not the name; the first frame of an animation).
 2. Grey: luminance; transparency is laid over the shade that contrasts with what is visible; 16 bits are scaled to 8.
 3. Ink polarity: where most of the border is brighter than the middle of the image's range, the image is inverted.
-4. A 28x28 image on a black background is taken as it is now, byte for byte: that is what MNIST looks like.
+4. A 28x28 image with bright ink on a black background is taken as it is now, byte for byte: that is what MNIST looks like.
 5. Any other is cut to its ink, stretched to the full range, fitted into 20x20 with its proportions kept, and placed so that
    its centre of mass is the centre of the 28x28 field, as MNIST's makers did (LeCun et al., 1998).
 """
@@ -13,13 +13,13 @@ The rule, in order:
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.data.containers import MAX_PIXELS, Reason, Rejection, check
+from mnist_ray.data.containers import MAX_PIXELS, Reason, Rejection, check, explain
 
 os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)  # OpenCV reads it when it is imported
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
@@ -31,6 +31,11 @@ SIDE = 28
 DIGIT_SIDE = 20
 NEAR_BLACK = 32
 """Brightest border level of a 28x28 image that still counts as a black background."""
+FULL_INK = 128
+"""Least brightness of the ink of a 28x28 image that is taken as it is."""
+FLAT_INK = 64
+"""Spread of the visible grey levels of an image with transparency up to which all of them are ink."""
+PIXELS_AT_ONCE = 1 << 22
 
 Grey = NDArray[np.uint8]
 """Grey levels, uint8[H, W]."""
@@ -51,7 +56,7 @@ def decode(data: bytes) -> Grey | Rejection:
             return Rejection(Reason.TOO_LARGE, f"declares more than {MAX_PIXELS} pixels")
         return Rejection(Reason.CORRUPT, f"the decoder stopped: {error.err}")
     if pixels is None or pixels.size == 0:
-        return Rejection(Reason.CORRUPT, "the decoder found damaged data")
+        return explain(data)
     return _grey(pixels)
 
 
@@ -74,10 +79,37 @@ def _grey(pixels: NDArray[Any]) -> Grey | Rejection:
 
 
 def _flatten_alpha(grey: NDArray[np.float32], alpha: NDArray[np.generic]) -> Grey:
+    """Lay grey levels over what is behind them: more of their paper where they show paper, else what contrasts with the ink."""
     weight = alpha.astype(np.float32) / 255
-    visible = float((grey * weight).sum() / max(float(weight.sum()), 1e-6))
-    backdrop = 0.0 if visible > 127 else 255.0
+    visible = grey[weight > 0.5]
+    if visible.size == 0:
+        return np.zeros(grey.shape, np.uint8)
+    paper = float(np.median(visible))
+    backdrop = paper if np.ptp(visible) > FLAT_INK else 0.0 if paper > 127 else 255.0
     return np.round(grey * weight + backdrop * (1 - weight)).astype(np.uint8)
+
+
+def normalise(decoded: Iterable[Grey | Rejection]) -> list[Grey | Rejection]:
+    """Digits uint8[28, 28] in place of grey levels of any size, done in small lots so that large images do not pile up."""
+    images: list[Grey | Rejection] = []
+    lot: dict[int, Grey] = {}
+    pixels = 0
+    for image in decoded:
+        if not isinstance(image, Rejection):
+            lot[len(images)] = image
+            pixels += image.size
+        images.append(image)
+        if pixels > PIXELS_AT_ONCE:
+            _settle(images, lot)
+            pixels = 0
+    _settle(images, lot)
+    return images
+
+
+def _settle(images: list[Grey | Rejection], lot: dict[int, Grey]) -> None:
+    for position, digit in zip(lot, to_digits(list(lot.values())), strict=True):
+        images[position] = digit
+    lot.clear()
 
 
 def _border(images: Grey) -> Grey:
@@ -98,7 +130,7 @@ def to_digits(greys: Sequence[Grey] | Grey) -> Digits:
     plain = [i for i, grey in enumerate(greys) if grey.shape == (SIDE, SIDE)]
     if plain:
         light = _light_on_dark(np.stack([greys[i] for i in plain]))
-        black = (_border(light) <= NEAR_BLACK).mean(axis=1) >= 0.5
+        black = ((_border(light) <= NEAR_BLACK).mean(axis=1) >= 0.5) & (light.max(axis=(1, 2)) >= FULL_INK)
         digits[plain] = light
         plain = [i for i, taken in zip(plain, black, strict=True) if taken]
     for i in sorted(set(range(len(greys))).difference(plain)):

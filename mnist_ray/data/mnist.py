@@ -23,7 +23,9 @@ SILENCE_S = 5.0
 
 def cache_folder() -> Path:
     """Where a downloaded MNIST is kept: `$XDG_CACHE_HOME/mnist_ray`, by default below `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mnist_ray"
+    home = os.path.expanduser("~")
+    base = home if os.path.isdir(home) and os.access(home, os.R_OK | os.X_OK) else tempfile.gettempdir()
+    return Path(os.environ.get("XDG_CACHE_HOME") or f"{base}/.cache") / "mnist_ray"
 
 
 def find_mnist() -> str | None:

@@ -76,25 +76,29 @@ def _kind(uri: str) -> fs.FileType:
     filesystem, path = resolve(uri)
     try:
         return filesystem.get_file_info(path).type
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a key that pyarrow holds to be malformed
         raise StorageError(f"{uri}: cannot be looked up: {error}") from None
 
 
 def is_file(uri: str) -> bool:
     """Whether a file (not a folder) is there."""
-    return bool(_kind(uri) == fs.FileType.File)
+    return os.path.isfile(absolute(uri)) if is_local(uri) else bool(_kind(uri) == fs.FileType.File)
 
 
 def is_folder(uri: str) -> bool:
     """Whether a folder is there, or in an object store any key below this one."""
-    return bool(_kind(uri) == fs.FileType.Directory)
+    return os.path.isdir(absolute(uri)) if is_local(uri) else bool(_kind(uri) == fs.FileType.Directory)
 
 
 def names(folder: str) -> list[str]:
     """The names directly in a folder, sorted; none if there is no such folder."""
-    filesystem, path = resolve(folder)
     try:
+        if is_local(folder):
+            return sorted(os.listdir(absolute(folder)))
+        filesystem, path = resolve(folder)
         found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    except FileNotFoundError:
+        return []
     except NotADirectoryError:
         raise StorageError(f"{folder}: is a file, expected a folder") from None
     except OSError as error:
@@ -104,18 +108,23 @@ def names(folder: str) -> list[str]:
 
 def read(uri: str) -> bytes:
     """The whole file. Raises FileNotFoundError, or StorageError for any other failure."""
-    filesystem, path = resolve(uri)
     try:
+        if is_local(uri):
+            with open(absolute(uri), "rb") as file:
+                return file.read()
+        filesystem, path = resolve(uri)
         with filesystem.open_input_stream(path, compression=None) as stream:
             return stream.read()  # type: ignore[no-any-return]
     except FileNotFoundError:
         raise FileNotFoundError(f"{uri}: there is no such file") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise StorageError(f"{uri}: cannot be read: {error}") from None
 
 
 def open_file(uri: str) -> pa.NativeFile:
     """A seekable file for Parquet to read from. Raises OSError."""
+    if is_local(uri):
+        return pa.OSFile(os.fsencode(absolute(uri)))
     filesystem, path = resolve(uri)
     return filesystem.open_input_file(path)
 

@@ -123,7 +123,7 @@ def _end_epoch(state: TrainState, order: SampleOrder, test: DeviceDigits, calibr
     calibrate(state.model, calibration)
     learned, tested = state.tally.reduced(), evaluate(state.model, test).reduced()
     row = {
-        "epoch": round(state.samples_seen / order.num_samples),
+        "epoch": state.samples_seen // order.num_samples,
         "samples_seen": state.samples_seen,
         "train_seconds": state.train_seconds,
         "lr": rate,

@@ -66,7 +66,8 @@ def calibrate(model: nn.Module, images: NDArray[np.uint8]) -> None:
     for norm in norms:
         norm.reset_running_stats()
         norm.calibrating = True
-    for batch in torch.from_numpy(images).split(256):
+    # Batches as even as can be: each counts the same in the average, however many images it has.
+    for batch in torch.from_numpy(images).tensor_split(-(-len(images) // 256)):
         model(batch.to(device))
     for norm in norms:
         norm.calibrating = False

@@ -44,7 +44,7 @@ class TrainState:
 
     def load_bytes(self, data: bytes) -> None:
         """Take over a state; it is read with `weights_only`, so nothing in it is executed."""
-        parts: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True)
+        parts: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         self.model.load_state_dict(parts["model"])
         self.optimizer.load_state_dict(parts["optimizer"])
         self.samples_seen, self.train_seconds = parts["samples_seen"], parts["train_seconds"]
@@ -63,10 +63,17 @@ def save(run: str, state: TrainState, meaning: str) -> str:
     storage.write(storage.join(place, "state.pt"), data)
     marker = {"state.pt": hashlib.sha256(data).hexdigest(), "samples_seen": state.samples_seen, "meaning": meaning}
     storage.write_json(storage.join(place, "commit.json"), marker)
-    for old in _names(run)[:-KEEP]:
+    _prune(run, place.rpartition("/")[2])
+    return place
+
+
+def _prune(run: str, newest_name: str) -> None:
+    """Delete all but the newest few, and what a run that fell back past damaged checkpoints left ahead of it."""
+    names = _names(run)
+    reached = [name for name in names if name <= newest_name]
+    for old in [*reached[:-KEEP], *names[len(reached) :]]:
         storage.delete(storage.join(_folder(run), old, "commit.json"))
         storage.delete(storage.join(_folder(run), old))
-    return place
 
 
 def _names(run: str) -> list[str]:

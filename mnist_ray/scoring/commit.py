@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -22,35 +21,35 @@ SUMMARY = "summary.json"
 _OURS = (COMMIT, SUMMARY, PLAN, "predictions", "quarantine")
 
 
-def open_output(config: ScoreConfig, out: str, model_digest: str, make: Callable[[], Plan]) -> Plan:
-    """The plan to work on: the one that the output folder holds, to resume it, or a new one, saved there.
+def held_plan(config: ScoreConfig, out: str, model_digest: str) -> Plan | None:
+    """The plan of the job that the output folder holds, to resume it; None where a new job may begin. Writes nothing.
 
     Raises OutputError where the folder holds something that this job would not continue.
     """
     held = [name for name in storage.names(out) if not name.startswith(".")]
-    if held and config.resume:
-        return _held_plan(config, out, model_digest)
-    if held and not config.overwrite:
+    if not held:
+        return None
+    if PLAN not in held and (config.resume or config.overwrite):
+        raise OutputError(f"{out}: holds something, but no scoring job to resume or overwrite; give another --out")
+    if config.overwrite:
+        return None
+    if not config.resume:
         raise OutputError(
             f"{out}: is not empty; give --resume to continue its job, --overwrite to replace it, or another --out"
         )
-    plan = make()
-    for name in _OURS:
-        storage.delete(storage.join(out, name))
-    plan.save(storage.join(out, PLAN))
-    return plan
-
-
-def _held_plan(config: ScoreConfig, out: str, model_digest: str) -> Plan:
-    try:
-        plan = load_plan(storage.join(out, PLAN))
-    except FileNotFoundError:
-        raise OutputError(f"{out}: holds no scoring job to resume ({PLAN} is missing); give another --out") from None
+    plan = load_plan(storage.join(out, PLAN))
     wanted = {**config.meaning(), "model": model_digest}
     found = {**plan.request, "model": plan.model_digest}
     if other := [f"{name} {found.get(name)} -> {wanted[name]}" for name in wanted if found.get(name) != wanted[name]]:
-        raise OutputError(f"{out}: holds another job ({'; '.join(other)}); give another --out, or --overwrite to replace it")
+        raise OutputError(f"{out}: holds another job ({'; '.join(other)}); give another --out, or --overwrite")
     return plan
+
+
+def begin(plan: Plan, out: str) -> None:
+    """Put a new job's plan in the output folder, in place of the job that it may hold."""
+    for name in _OURS:
+        storage.delete(storage.join(out, name))
+    plan.save(storage.join(out, PLAN))
 
 
 def finished_units(job: Job) -> dict[str, UnitResult]:
@@ -59,13 +58,20 @@ def finished_units(job: Job) -> dict[str, UnitResult]:
     folder = storage.join(job.out, "predictions")
     for name in storage.names(folder):
         try:
-            with storage.open_file(storage.join(folder, name)) as stream:
-                plan, _, result = read_metadata(pq.read_schema(stream))
+            footer = _footer(storage.join(folder, name))
+            plan, _, result = read_metadata(footer.schema.to_arrow_schema())
+            spoiled = _footer(storage.join(job.out, "quarantine", name)).num_rows if result.quarantined else 0
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
             continue  # not a part, or a damaged one: the unit is done again
-        if plan == job.plan and name == part_name(result.unit):
+        whole = (footer.num_rows, spoiled) == (result.predicted, result.quarantined)
+        if whole and plan == job.plan and name == part_name(result.unit):
             done[result.unit] = result
     return done
+
+
+def _footer(uri: str) -> pq.FileMetaData:
+    with storage.open_file(uri) as stream:
+        return pq.read_metadata(stream)
 
 
 def commit(plan: Plan, job: Job, results: list[UnitResult], seconds: dict[str, float], scored_now: int) -> dict[str, Any]:
@@ -75,6 +81,12 @@ def commit(plan: Plan, job: Job, results: list[UnitResult], seconds: dict[str, f
     """
     totals = _total(results)
     units = Counter(result.unit for result in results)
+    there = set(storage.names(storage.join(job.out, "predictions")))
+    if lost := [unit for unit in units if part_name(unit) not in there]:
+        raise AccountingError(
+            f"{job.out}: {len(lost)} parts that workers wrote are not to be seen from here; "
+            "give an --out that all nodes share, such as a bucket, and score anew"
+        )
     counted = totals.predicted + totals.quarantined
     if units != Counter(plan.unit_ids()) or counted != plan.num_inputs:
         raise AccountingError(

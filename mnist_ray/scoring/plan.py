@@ -15,14 +15,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mnist_ray.config import ScoreConfig
-from mnist_ray.data import columns, storage
+from mnist_ray.data import storage
 from mnist_ray.data.listing import FileEntry
-from mnist_ray.errors import DataError, OutputError, UsageError
+from mnist_ray.errors import DataError, OutputError
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.inputs import ImageFile, Listing
+from mnist_ray.scoring.tables import table_ranges
 
-MAX_UNIT_ROWS = 1 << 15
-"""A row group larger than this is cut; a smaller one is read by one unit, once."""
 _META = b"mnist_ray"
 
 
@@ -98,10 +97,13 @@ def load_plan(uri: str) -> Plan:
 
 def make_plan(listing: Listing, config: ScoreConfig, model_digest: str) -> Plan:
     """Cut a listing into units. Raises DataError for a Parquet file whose columns do not fit."""
-    kept, ranges = _plan_tables(listing.tables, config)
-    files = [row for images in (listing.images, listing.listed) for row in _plan_files(images, config.unit_rows)]
-    units = _with_ids([*files, *ranges], _options(config))
+    kept, ranges = table_ranges(listing.tables, config)
+    files = [rows for images in (listing.images, listing.listed) for rows in _plan_files(images, config.unit_rows)]
+    tables = [[_row(part.entry, None, part.first_row, part.num_rows)] for part in ranges]
+    units = _with_ids([*files, *tables], _options(config))
     rows = [{"unit": unit, **row} for unit, unit_rows in units for row in unit_rows]
+    if not rows:
+        raise DataError(f"{', '.join(config.inputs)}: the Parquet files hold no rows: there is nothing to score")
     return Plan(pa.Table.from_pylist(rows, schema=schema.PLAN), config.meaning(), model_digest, kept, listing.ignored)
 
 
@@ -120,62 +122,13 @@ def _plan_files(images: list[ImageFile], unit_rows: int) -> list[list[dict[str, 
     return [rows[start : start + unit_rows] for start in range(0, len(rows), unit_rows)]
 
 
-def _plan_tables(tables: list[FileEntry], config: ScoreConfig) -> tuple[pa.Schema, list[list[dict[str, Any]]]]:
-    """Units of row ranges along row groups, and the types of the passed-through columns."""
-    names = config.kept_columns()
-    schema.check_kept(names)
-    if names and not tables:
-        raise UsageError(f"--keep {config.keep}: passes columns of Parquet inputs through, and there is no Parquet input")
-    kept: pa.Schema | None = None
-    units = []
-    for entry in tables:
-        try:
-            with storage.open_file(entry.uri) as stream:
-                metadata = pq.read_metadata(stream)
-        except (OSError, pa.ArrowException):  # the file is one input, which will be quarantined with the reason
-            units.append([_row(entry, None, None, 1)])
-            continue
-        found = metadata.schema.to_arrow_schema()
-        columns.image_column(found, config.image_column, entry.uri)
-        columns.truth_column(found, config.truth_column, entry.uri)
-        kept = _same_kept(kept, found, names, entry.uri)
-        sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-        units += [[_row(entry, None, first, rows)] for first, rows in _ranges(sizes, config.unit_rows)]
-    return kept or pa.schema([]), units
-
-
-def _same_kept(kept: pa.Schema | None, found: pa.Schema, names: tuple[str, ...], source: str) -> pa.Schema:
-    if missing := [name for name in names if name not in found.names]:
-        raise DataError(f"{source}: has no column {missing[0]!r} for --keep; its columns: {columns.describe(found)}")
-    mine = pa.schema([pa.field(name, found.field(name).type) for name in names])
-    if kept is not None and not kept.equals(mine):
-        raise DataError(
-            f"{source}: its columns for --keep are {columns.describe(mine)}; the files before it have {columns.describe(kept)}"
-        )
-    return mine
-
-
-def _ranges(group_sizes: list[int], unit_rows: int) -> Iterator[tuple[int, int]]:
-    """Row ranges (first, number): whole row groups up to `unit_rows`, a larger group alone, a huge one in pieces."""
-    first = rows = 0
-    for size in group_sizes:
-        if rows and rows + size > unit_rows:
-            yield first, rows
-            first, rows = first + rows, 0
-        rows += size
-        while rows > max(unit_rows, MAX_UNIT_ROWS):
-            yield first, MAX_UNIT_ROWS
-            first, rows = first + MAX_UNIT_ROWS, rows - MAX_UNIT_ROWS
-    if rows:
-        yield first, rows
-
-
 def _with_ids(units: list[list[dict[str, Any]]], options: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Each unit with the hash of its ordered sources and options; equal units (repeated manifest lines) count up."""
     seen: Counter[str] = Counter()
     for rows in units:
         names = [
-            f"{row['source']}\0{row['size_bytes']}\0{row['version']}\0{row['first_row']}\0{row['num_rows']}" for row in rows
+            f"{row['source']}\0{row['size_bytes']}\0{row['version']}\0{row['first_row']}\0{row['num_rows']}\0{row['truth']}"
+            for row in rows
         ]
         digest = hashlib.sha256("\n".join([options, *names]).encode())
         seen[digest.hexdigest()] += 1

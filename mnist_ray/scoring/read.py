@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +13,8 @@ import pyarrow.parquet as pq
 from mnist_ray.data import columns, storage
 from mnist_ray.data.bulk import read_many
 from mnist_ray.data.containers import MAX_BYTES, Reason, Rejection
-from mnist_ray.data.images import Grey, decode
+from mnist_ray.data.images import Grey, decode, normalise
+from mnist_ray.data.listing import stat_files
 from mnist_ray.scoring.job import Job
 from mnist_ray.scoring.plan import WorkUnit
 
@@ -25,6 +27,7 @@ class Chunk:
     """Consecutive inputs. `images[i]` belongs to row i of `keys`: source, row, size_bytes, truth and the kept columns."""
 
     images: Sequence[Grey | Rejection]
+    """Digits uint8[28, 28], and why there is none."""
     keys: pa.Table
     num_bytes: int
     read_s: float
@@ -41,18 +44,36 @@ def read_unit(unit: WorkUnit, job: Job) -> Iterator[Chunk]:
 
 
 def _read_files(rows: pa.Table, job: Job) -> Chunk:
+    sources, sizes = rows["source"].to_pylist(), rows["size_bytes"].to_pylist()
+    contents = read_many([storage.from_text(source) for source in sources], MAX_BYTES)
+    seconds = {"read": 0.0}
+    num_bytes = 0
+
+    def decoded() -> Iterator[Grey | Rejection]:
+        nonlocal num_bytes
+        for source, size in zip(sources, sizes, strict=True):
+            reading = time.perf_counter()
+            data = next(contents)
+            seconds["read"] += time.perf_counter() - reading
+            num_bytes += len(data) if isinstance(data, bytes) else 0
+            yield _unchanged(data, size) or to_grey(source, data)
+
     started = time.perf_counter()
-    sources = rows["source"].to_pylist()
-    contents = list(read_many([storage.from_text(source) for source in sources], MAX_BYTES))
-    decoding = time.perf_counter()
-    images = [to_grey(source, data) for source, data in zip(sources, contents, strict=True)]
+    images = normalise(decoded())
+    decode_s = time.perf_counter() - started - seconds["read"]
     keys = pa.table(
         {"source": rows["source"], "row": rows["first_row"], "size_bytes": rows["size_bytes"], "truth": rows["truth"]}
     )
     for field in job.kept:
         keys = keys.append_column(field, pa.nulls(len(sources), field.type))
-    num_bytes = sum(len(data) for data in contents if isinstance(data, bytes))
-    return Chunk(images, keys, num_bytes, decoding - started, time.perf_counter() - decoding)
+    return Chunk(images, keys, num_bytes, seconds["read"], decode_s)
+
+
+def _unchanged(data: bytes | OSError, size: int) -> Rejection | None:
+    """None, unless a file has another size than when the plan was made."""
+    if isinstance(data, OSError) or size < 0 or len(data) == size or len(data) > MAX_BYTES:
+        return None
+    return Rejection(Reason.CHANGED, f"has {len(data)} bytes and had {size} when the plan was made")
 
 
 def to_grey(source: str, data: bytes | OSError) -> Grey | Rejection:
@@ -66,34 +87,66 @@ def to_grey(source: str, data: bytes | OSError) -> Grey | Rejection:
     return decode(data)
 
 
-def _read_rows(row: dict[str, object], job: Job) -> Iterator[Chunk]:
+def _read_rows(row: dict[str, Any], job: Job) -> Iterator[Chunk]:
     """A range of rows of one Parquet file; the rows behind a damaged page are all rejected."""
-    source, first, num_rows = str(row["source"]), int(str(row["first_row"])), int(str(row["num_rows"]))
+    source, first, num_rows = row["source"], row["first_row"], row["num_rows"]
     done = 0
-    try:
-        with storage.open_file(storage.from_text(source)) as stream:
-            parquet = pq.ParquetFile(stream)
-            for batch, read_s in _batches(parquet, first, num_rows, job, source):
-                yield _chunk_of(batch, source, first + done, job, read_s)
-                done += batch.num_rows
-    except (OSError, pa.ArrowException) as error:
-        reason = Reason.MISSING if isinstance(error, FileNotFoundError) else Reason.CORRUPT
-        rejection = Rejection(reason, "there is no such file" if reason == Reason.MISSING else _first_line(error))
-        keys = _keys(source, first + done, num_rows - done)
-        keys["truth"] = pa.nulls(num_rows - done, pa.uint8())
-        keys.update({field.name: pa.nulls(num_rows - done, field.type) for field in job.kept})
-        yield Chunk([rejection] * (num_rows - done), pa.table(keys), 0, 0.0, 0.0)
+    batches = _batches(row, job)
+    while done < num_rows:
+        started = time.perf_counter()
+        batch = next(batches)
+        read_s = time.perf_counter() - started
+        if isinstance(batch, Rejection):
+            yield _rejected(batch, source, first + done, num_rows - done, job)
+            return
+        yield _chunk_of(batch, source, first + done, job, read_s)
+        done += batch.num_rows
+
+
+def _rejected(rejection: Rejection, source: str, first: int, num_rows: int, job: Job) -> Chunk:
+    keys = _keys(source, first, num_rows)
+    keys["truth"] = pa.nulls(num_rows, pa.uint8())
+    keys.update({field.name: pa.nulls(num_rows, field.type) for field in job.kept})
+    return Chunk([rejection] * num_rows, pa.table(keys), 0, 0.0, 0.0)
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _batches(
-    parquet: pq.ParquetFile, first: int, num_rows: int, job: Job, source: str
-) -> Iterator[tuple[pa.RecordBatch, float]]:
-    """The record batches of rows `first` up to `first + num_rows`, each with the seconds it took to read."""
-    names = list(dict.fromkeys(_columns(parquet.schema_arrow, job, source)))
+def _batches(row: dict[str, Any], job: Job) -> Iterator[pa.RecordBatch | Rejection]:
+    """The record batches of a row range, and a Rejection in place of the first that the file does not give.
+
+    Raises StorageError where the bytes cannot be had: that is no fault of the rows.
+    """
+    uri = storage.from_text(row["source"])
+    (entry,) = stat_files([uri])
+    if entry.size < 0:
+        yield Rejection(Reason.MISSING, "there is no such file")
+    elif (entry.size, entry.version) != (row["size_bytes"], row["version"]):
+        yield Rejection(Reason.CHANGED, "the file is not the one that was there when the plan was made")
+    else:
+        done = 0
+        try:
+            with storage.open_file(uri) as stream:
+                for batch in _range(pq.ParquetFile(stream), row["first_row"], row["num_rows"], job, row["source"]):
+                    done += batch.num_rows
+                    yield batch
+        except (OSError, pa.ArrowException):
+            # Damage, or a fault of the storage? The whole file read into memory cannot suffer the second.
+            yield from _batches_again(storage.read(uri), row, done, job)
+
+
+def _batches_again(data: bytes, row: dict[str, Any], done: int, job: Job) -> Iterator[pa.RecordBatch | Rejection]:
+    try:
+        parquet = pq.ParquetFile(pa.BufferReader(data))
+        yield from _range(parquet, row["first_row"] + done, row["num_rows"] - done, job, row["source"])
+    except (OSError, pa.ArrowException) as error:
+        yield Rejection(Reason.CORRUPT, _first_line(error))
+
+
+def _range(parquet: pq.ParquetFile, first: int, num_rows: int, job: Job, source: str) -> Iterator[pa.RecordBatch]:
+    """The record batches of rows `first` up to `first + num_rows`, from the row groups that hold them."""
     groups: list[int] = []
     offset = skip = 0
     for group in range(parquet.metadata.num_row_groups):
@@ -102,22 +155,21 @@ def _batches(
             skip = skip if groups else first - offset
             groups.append(group)
         offset += size
-    left, started = num_rows, time.perf_counter()
-    for batch in parquet.iter_batches(CHUNK_ROWS, row_groups=groups, columns=names):
+    left = num_rows
+    for batch in parquet.iter_batches(CHUNK_ROWS, row_groups=groups, columns=_columns(parquet.schema_arrow, job, source)):
         wanted = batch.slice(min(skip, batch.num_rows), left)
         skip = max(skip - batch.num_rows, 0)
         left -= wanted.num_rows
         if wanted.num_rows:
-            yield wanted, time.perf_counter() - started
-            started = time.perf_counter()
+            yield wanted
         if not left:
             return
-    raise OSError(f"has {left} rows less than when it was listed")
 
 
 def _columns(found: pa.Schema, job: Job, source: str) -> list[str]:
     truth = columns.truth_column(found, job.truth_column, source)
-    return [columns.image_column(found, job.image_column, source), *([truth] if truth else []), *job.kept.names]
+    names = [columns.image_column(found, job.image_column, source), *([truth] if truth else []), *job.kept.names]
+    return list(dict.fromkeys(names))
 
 
 def _keys(source: str, first: int, num_rows: int) -> dict[str, pa.Array]:
@@ -130,9 +182,9 @@ def _keys(source: str, first: int, num_rows: int) -> dict[str, pa.Array]:
 
 def _chunk_of(batch: pa.RecordBatch, source: str, first: int, job: Job, read_s: float) -> Chunk:
     decoding = time.perf_counter()
-    images = columns.decode_cells(batch.column(columns.image_column(batch.schema, job.image_column, source)))
+    images = normalise(columns.decode_cells(batch.column(columns.image_column(batch.schema, job.image_column, source))))
     truth = columns.truth_column(batch.schema, job.truth_column, source)
     keys = _keys(source, first, batch.num_rows)
     keys["truth"] = columns.truths(batch.column(truth)) if truth else pa.nulls(batch.num_rows, pa.uint8())
-    keys.update({name: batch.column(name) for name in job.kept.names})
+    keys.update({field.name: batch.column(field.name).cast(field.type) for field in job.kept})
     return Chunk(images, pa.table(keys), batch.nbytes, read_s, time.perf_counter() - decoding)

@@ -45,5 +45,5 @@ def quarantine() -> pa.Schema:
 
 def check_kept(names: tuple[str, ...]) -> None:
     """Raise UsageError for a passed-through column that would hide one of the table's own."""
-    if taken := [name for name in names if name in {field.name for field in [*_KEY, *_ANSWER]}]:
-        raise UsageError(f"--keep {','.join(taken)}: the prediction table has a column of this name; rename it in the input")
+    if taken := [name for name in names if name in {field.name for field in [*_KEY, *_ANSWER, *_REASON]}]:
+        raise UsageError(f"--keep {','.join(taken)}: the tables have a column of this name; rename it in the input")

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mnist_ray.data import storage
 from mnist_ray.errors import AccountingError, OutputError
+from mnist_ray.scoring import schema
 from mnist_ray.scoring.commit import COMMIT, PLAN
-from mnist_ray.scoring.job import read_metadata
+from mnist_ray.scoring.job import UnitResult, read_metadata
 from mnist_ray.scoring.plan import Plan, WorkUnit, load_plan
 from mnist_ray.scoring.unit import part_name
 
@@ -37,15 +39,18 @@ def verify(out: str) -> Proof:
     _no_strangers(out, plan)
     proof = Proof()
     fingerprint = plan.fingerprint
+    counts: dict[str, list[int]] = {}
     for unit in plan.units():
-        predicted = _keys(out, "predictions", unit, plan, fingerprint)
-        quarantined = _keys(out, "quarantine", unit, plan, fingerprint)
-        _compare(out, unit, predicted + quarantined)
-        proof.predicted += predicted.total()
-        proof.quarantined += quarantined.total()
+        predicted, result = _part(out, "predictions", unit, plan, fingerprint)
+        quarantined, _ = _part(out, "quarantine", unit, plan, fingerprint)
+        _compare(out, unit, _keys(predicted) + _keys(quarantined))
+        _check_labels(out, unit, predicted, result)
+        counts[unit.id] = [predicted.num_rows, quarantined.num_rows]
+        proof.predicted += predicted.num_rows
+        proof.quarantined += quarantined.num_rows
         proof.inputs += unit.num_inputs
         proof.units += 1
-    _agrees_with_commit(out, fingerprint, proof)
+    _agrees_with_commit(out, fingerprint, proof, counts)
     return proof
 
 
@@ -57,21 +62,39 @@ def _no_strangers(out: str, plan: Plan) -> None:
                 raise AccountingError(f"{out}/{table}/{name}: belongs to no unit of the plan; remove it")
 
 
-def _keys(out: str, table: str, unit: WorkUnit, plan: Plan, fingerprint: str) -> Keys:
+def _part(out: str, table: str, unit: WorkUnit, plan: Plan, fingerprint: str) -> tuple[pa.Table, UnitResult]:
+    """A unit's part of one table and what it says of itself; no rows where there is no part of the quarantine."""
     uri = storage.join(out, table, part_name(unit.id))
+    again = f"delete {storage.join(out, 'predictions', part_name(unit.id))} and run again with --resume"
     try:
         with storage.open_file(uri) as stream:
             found = pq.read_table(stream)  # every column: a damaged page anywhere must show
-        part_plan, part_model, _ = read_metadata(found.schema)
+        part_plan, part_model, result = read_metadata(found.schema)
     except FileNotFoundError:
         if table == "quarantine":
-            return Counter()
+            return schema.quarantine().empty_table(), UnitResult(unit.id)
         raise AccountingError(f"{uri}: is missing: its {unit.num_inputs} inputs have no row; run again with --resume") from None
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise AccountingError(f"{uri}: cannot be read ({error}); delete it and run again with --resume") from None
-    if (part_plan, part_model) != (fingerprint, plan.model_digest):
-        raise AccountingError(f"{uri}: comes from another plan or model; delete it and run again with --resume")
-    return Counter(zip(found["source"].to_pylist(), found["row"].to_pylist(), strict=True))
+        raise AccountingError(f"{uri}: cannot be read ({error}); {again}") from None
+    if (part_plan, part_model, result.unit) != (fingerprint, plan.model_digest, unit.id):
+        raise AccountingError(f"{uri}: comes from another plan, model or unit; {again}")
+    expected = schema.predictions(plan.kept) if table == "predictions" else schema.quarantine()
+    if not found.schema.equals(expected):
+        raise AccountingError(
+            f"{uri}: its columns are {found.schema.names}, expected {expected.names} with their types; {again}"
+        )
+    return found, result
+
+
+def _keys(table: pa.Table) -> Keys:
+    return Counter(zip(table["source"].to_pylist(), table["row"].to_pylist(), strict=True))
+
+
+def _check_labels(out: str, unit: WorkUnit, table: pa.Table, result: UnitResult) -> None:
+    """Compare the labels with the counts that were taken when they were predicted."""
+    if np.bincount(table["label"].to_numpy(), minlength=10).tolist() != result.digits:
+        uri = storage.join(out, "predictions", part_name(unit.id))
+        raise AccountingError(f"{uri}: its labels are not those that were written; delete it and run again with --resume")
 
 
 def _expected(unit: WorkUnit) -> Keys:
@@ -95,13 +118,13 @@ def _compare(out: str, unit: WorkUnit, found: Keys) -> None:
     )
 
 
-def _agrees_with_commit(out: str, fingerprint: str, proof: Proof) -> None:
+def _agrees_with_commit(out: str, fingerprint: str, proof: Proof, counts: dict[str, list[int]]) -> None:
     try:
         record = storage.read_json(storage.join(out, COMMIT))
-        said = (record["plan"], record["inputs"], record["predicted"], record["quarantined"])
+        said = (record["plan"], record["inputs"], record["predicted"], record["quarantined"], record["parts"])
     except FileNotFoundError:
         raise AccountingError(f"{out}: has no commit record: the job has not ended; run again with --resume") from None
     except (ValueError, KeyError, TypeError):
         raise AccountingError(f"{out}/{COMMIT}: is damaged; run again with --resume") from None
-    if said != (fingerprint, proof.inputs, proof.predicted, proof.quarantined):
-        raise AccountingError(f"{out}/{COMMIT}: records {said[1:]}, the tables hold {proof.predicted} + {proof.quarantined}")
+    if said != (fingerprint, proof.inputs, proof.predicted, proof.quarantined, counts):
+        raise AccountingError(f"{out}/{COMMIT}: records {said[1:4]}, the tables hold {proof.predicted} + {proof.quarantined}")

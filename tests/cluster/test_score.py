@@ -118,3 +118,4 @@ def test_an_unreachable_cluster_is_named(
     flags = ["--model", str(run_dir), "--out", str(tmp_path / "out"), "--address", address]
     assert main(["score", str(digit_folder), *flags]) == 7
     assert f"no Ray cluster answers at {address}" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists(), "a refused job left something behind"

@@ -74,6 +74,27 @@ def test_wrong_pixels_cost_their_own_row_alone(cell: list[int | None], reason: R
     assert np.asarray(good).shape == np.asarray(last).shape == (28, 28)
 
 
+def test_tensors_of_other_sizes_and_orders(images: Grey) -> None:
+    large = np.repeat(np.repeat(images[:3], 2, axis=1), 2, axis=2)
+    tensor = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(large))
+    assert np.array_equal(np.stack(list(columns.decode_cells(tensor))), large)  # type: ignore[arg-type]
+    flat = pa.array(large.reshape(3, -1).tolist(), pa.list_(pa.uint8()))
+    assert np.array_equal(np.stack(list(columns.decode_cells(flat))), large)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("inner", [pa.null(), pa.binary()])
+def test_a_struct_of_nulls(inner: pa.DataType) -> None:
+    column = pa.array([{"bytes": None}], pa.struct([("bytes", inner)]))
+    (found,) = columns.decode_cells(column)
+    assert isinstance(found, Rejection)
+    assert found.reason == Reason.MISSING
+
+
+def test_two_columns_of_one_name_are_refused() -> None:
+    with pytest.raises(DataError, match="two columns of the same name"):
+        columns.image_column(pa.schema([("image", pa.binary()), ("image", pa.binary())]), "", "t")
+
+
 def test_a_known_name_decides_between_columns() -> None:
     schema = pa.schema([("thumbnail", pa.binary()), ("image", pa.binary())])
     assert columns.image_column(schema, "", "t") == "image"

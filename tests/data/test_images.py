@@ -125,6 +125,23 @@ def test_ink_on_transparency_is_seen_whatever_its_shade(seven: Grey) -> None:
         assert np.abs(digit.astype(int) - seven).max() <= 1
 
 
+def test_a_white_card_with_a_transparent_rim_is_paper(seven: Grey) -> None:
+    card = np.dstack([np.repeat((255 - seven)[..., None], 3, axis=2), np.full((28, 28), 255, np.uint8)])
+    rimmed = np.pad(card, ((3, 3), (3, 3), (0, 0)))
+    digit = to_digits([grey(encode(Image.fromarray(rimmed, "RGBA"), "PNG"))])[0]
+    opaque = to_digits([np.pad(255 - seven, 3, constant_values=255)])[0]
+    assert np.abs(digit.astype(int) - opaque).mean() < 2
+
+
+def test_faint_ink_is_brought_to_full(seven: Grey) -> None:
+    assert to_digits([(seven > 127).astype(np.uint8)])[0].max() > 200
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_bytes_behind_an_image_do_no_harm(kind: str, seven: Grey) -> None:
+    assert grey(encode(seven, kind) + bytes(500)).shape == (28, 28)
+
+
 def test_the_first_frame_of_an_animation_counts(seven: Grey) -> None:
     frames = [Image.fromarray(seven), Image.fromarray(np.zeros((28, 28), np.uint8))]
     assert np.array_equal(grey(encode(frames[0], "GIF", save_all=True, append_images=frames[1:])), seven)

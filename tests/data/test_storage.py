@@ -62,7 +62,12 @@ def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
     (tmp_path / "a" / "b" / "loop").symlink_to(tmp_path / "a")
     (tmp_path / "a" / "link.png").symlink_to(tmp_path / "a" / "b" / "file.png")
     os.mkfifo(tmp_path / "a" / "pipe.png")
-    assert sorted(Path(entry.uri).name for entry in listing.walk(str(tmp_path))) == ["file.png", "link.png"]
+    (tmp_path / "a" / "dangling.png").symlink_to("nowhere")
+    found = {Path(entry.uri).name: entry.size for entry in listing.walk(str(tmp_path))}
+    assert found == {"file.png": 0, "link.png": 0, "pipe.png": -1, "dangling.png": -1}
+    (tmp_path / "twin").symlink_to(tmp_path / "a" / "b")
+    both = {str(tmp_path / "a" / "b" / "file.png"), str(tmp_path / "twin" / "file.png")}
+    assert both <= {entry.uri for entry in listing.walk(str(tmp_path))}, "a folder reached on two ways is listed on both"
 
 
 def test_a_pipe_is_never_waited_for(tmp_path: Path) -> None:

@@ -71,6 +71,15 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     assert "samples-000000000200: this checkpoint is damaged" in warnings[0]
 
 
+def test_a_run_that_fell_back_keeps_what_it_writes_then(training: state.TrainState, tmp_path: Path) -> None:
+    _save(tmp_path, training, 100, 200, 300, 400)
+    for position in (300, 400):
+        _flip(tmp_path / "checkpoints" / f"samples-{position:012d}")
+    assert _position(tmp_path)[0] == 200
+    _save(tmp_path, training, 250)
+    assert _position(tmp_path) == (250, [])
+
+
 def test_another_runs_checkpoint_is_refused(training: state.TrainState, tmp_path: Path) -> None:
     _save(tmp_path, training, 100)
     with pytest.raises(OutputError, match="holds a run with other settings or data"):

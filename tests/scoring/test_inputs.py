@@ -22,7 +22,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def listed(*inputs: object) -> Listing:
-    return list_inputs(tuple(str(item) for item in inputs), "")
+    return list_inputs(tuple(str(item) for item in inputs), "", "/nowhere/out")
 
 
 def shown(listing: Listing) -> list[tuple[str, int | None]]:
@@ -76,6 +76,25 @@ def test_an_input_that_cannot_be_used_is_named(name: str, content: str, message:
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=message):
         listed(tmp_path / name if not name.startswith("empty") else tmp_path / "empty")
+
+
+def test_manifests_of_other_programs(tree: Path) -> None:
+    import pandas as pd
+
+    pd.DataFrame({"path": ["3/a.png"]}).to_parquet(tree / "pandas.parquet")
+    assert shown(listed(tree / "pandas.parquet")) == [("a.png", 3)]
+    (tree / "windows.txt").write_bytes(b"\xef\xbb\xbf3/a.png\r\n7/b.JPG\r\n")
+    assert shown(listed(tree / "windows.txt")) == [("a.png", 3), ("b.JPG", 7)]
+    (tree / "numbers.csv").write_text("path\n1\n2\n")
+    assert shown(listed(tree / "numbers.csv")) == [("1", None), ("2", None)]
+    (tree / "url.txt").write_text(f"file://{tree}/3/a.png\n")
+    assert listed(tree / "url.txt").listed[0].entry.size == 1
+    (tree / "utf16.txt").write_text("3/a.png\n", "utf-16")
+    with pytest.raises(DataError, match="in UTF-8"):
+        listed(tree / "utf16.txt")
+    (tree / "tables.txt").write_text("deep/er/t.parquet\n")
+    with pytest.raises(DataError, match="expected the path of an image file"):
+        listed(tree / "tables.txt")
 
 
 def test_an_input_that_is_not_there_is_named(tmp_path: Path) -> None:

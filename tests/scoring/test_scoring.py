@@ -23,10 +23,11 @@ from mnist_ray.data.digits import Splits
 from mnist_ray.data.images import Digits, encode_png
 from mnist_ray.data.predictions import Predictions
 from mnist_ray.errors import AccountingError, DataError, OutputError, UsageError
-from mnist_ray.scoring.commit import commit, finished_units, open_output
+from mnist_ray.scoring.commit import begin, commit, finished_units, held_plan
 from mnist_ray.scoring.inputs import list_inputs
 from mnist_ray.scoring.job import Job
-from mnist_ray.scoring.plan import _ranges, make_plan
+from mnist_ray.scoring.plan import make_plan
+from mnist_ray.scoring.tables import row_ranges
 from mnist_ray.scoring.unit import score_unit
 from mnist_ray.scoring.verify import verify
 
@@ -42,7 +43,10 @@ def brightness(digits: Digits) -> Predictions:
 def run(*inputs: object, out: Path, digest: str = "model", stop_after: int | None = None, **options: Any) -> dict[str, Any]:
     """Score in this process; `stop_after` units, as if killed."""
     config = ScoreConfig(inputs=tuple(str(item) for item in inputs), model="m", out=str(out), **options)
-    plan = open_output(config, config.out, digest, lambda: make_plan(list_inputs(config.inputs, ""), config, digest))
+    held = held_plan(config, config.out, digest)
+    plan = held or make_plan(list_inputs(config.inputs, "", config.out), config, digest)
+    if not held:
+        begin(plan, config.out)
     job = Job(config.out, config.image_column, config.truth_column, plan.kept, plan.fingerprint, digest, "test")
     done = finished_units(job)
     todo = [unit for unit in plan.units() if unit.id not in done][:stop_after]
@@ -126,15 +130,15 @@ def test_parquet_rows_are_keyed_by_position(
 
 
 def test_huge_row_groups_are_cut_and_small_ones_joined() -> None:
-    assert list(_ranges([100_000], 2048)) == [(0, 32768), (32768, 32768), (65536, 32768), (98304, 1696)]
-    assert list(_ranges([10] * 10, 25)) == [(0, 20), (20, 20), (40, 20), (60, 20), (80, 20)]
-    assert list(_ranges([0, 5, 0], 4)) == [(0, 5)]
+    assert list(row_ranges([100_000], 2048)) == [(0, 32768), (32768, 32768), (65536, 32768), (98304, 1696)]
+    assert list(row_ranges([10] * 10, 25)) == [(0, 20), (20, 20), (40, 20), (60, 20), (80, 20)]
+    assert list(row_ranges([0, 5, 0], 4)) == [(0, 5)]
 
 
 @given(st.lists(st.integers(0, 90_000), max_size=20), st.integers(1, 50_000))
 def test_ranges_cover_every_row_once(sizes: list[int], unit_rows: int) -> None:
     position = 0
-    for first, number in _ranges(sizes, unit_rows):
+    for first, number in row_ranges(sizes, unit_rows):
         assert first == position
         assert number > 0
         position += number
@@ -174,7 +178,7 @@ def test_null_cells_are_quarantined_by_row(mnist5k: Splits, tmp_path: Path, out:
     ("options", "error", "message"),
     [
         ({"keep": "nope"}, DataError, r"has no column 'nope' for --keep; its columns: id \(int64\)"),
-        ({"keep": "label"}, UsageError, "--keep label: the prediction table has a column of this name"),
+        ({"keep": "label"}, UsageError, "--keep label: the tables have a column of this name"),
         ({"image_column": "id"}, DataError, "column 'id' is int64; expected image bytes"),
         ({"truth_column": "nope"}, DataError, "has no column 'nope'"),
     ],
@@ -233,10 +237,11 @@ def test_parts_are_the_same_bytes_each_time(digit_folder: Path, tmp_path: Path) 
 def test_what_an_earlier_attempt_rejected_is_not_counted_twice(digit_folder: Path, tmp_path: Path, out: Path) -> None:
     """A unit died between its two parts; the file that could not be read then can be now."""
     image = tmp_path / "a.png"
-    image.write_bytes(b"no")
+    good = next(digit_folder.rglob("*.png")).read_bytes()
+    image.write_bytes(bytes(len(good)))
     run(image, out=out)
     next((out / "predictions").iterdir()).unlink()
-    image.write_bytes(next(digit_folder.rglob("*.png")).read_bytes())
+    image.write_bytes(good)
     assert run(image, out=out, resume=True)["predicted"] == 1
     assert not list((out / "quarantine").iterdir())
     assert verify(str(out)).predicted == 1
@@ -258,8 +263,62 @@ def test_the_output_of_another_job_is_never_mixed(digit_folder: Path, tmp_path: 
     (out / "mine.txt").touch()
     assert run(digit_folder / "2", out=out, overwrite=True)["inputs"] == len(list((digit_folder / "2").iterdir()))
     assert (out / "mine.txt").exists(), "a file that is not the job's was deleted"
-    with pytest.raises(OutputError, match="holds no scoring job to resume"):
+    with pytest.raises(OutputError, match="holds something, but no scoring job"):
         run(digit_folder / "1", out=tmp_path, resume=True)
+
+
+def test_inputs_and_output_never_meet(digit_folder: Path, tmp_path: Path) -> None:
+    """An input in the output folder would be deleted by --overwrite; an output in the input folder is no input."""
+    folder = tmp_path / "in"
+    (folder / "predictions").mkdir(parents=True)
+    image = folder / "predictions" / "a.png"
+    image.write_bytes(next(digit_folder.rglob("*.png")).read_bytes())
+    with pytest.raises((UsageError, OutputError)):
+        run(folder, out=folder, overwrite=True)
+    assert image.exists()
+    for _ in range(2):
+        assert run(folder, out=folder / "out", overwrite=(folder / "out").exists())["inputs"] == 1
+
+
+def test_a_file_that_changed_is_quarantined(mnist5k: Splits, digit_folder: Path, tmp_path: Path, out: Path) -> None:
+    image, parquet = tmp_path / "a.png", tmp_path / "t.parquet"
+    image.write_bytes(next(digit_folder.rglob("*.png")).read_bytes())
+    write_table(parquet, mnist5k.test.images[:20], mnist5k.test.labels[:20], 10)
+    run(image, parquet, out=out, unit_rows=10, stop_after=2)
+    next(p for p in (out / "predictions").iterdir() if pq.read_metadata(p).num_rows == 1).unlink()
+    image.write_bytes(image.read_bytes() + b"more")
+    write_table(parquet, mnist5k.test.images[:40], mnist5k.test.labels[:40], 10)
+    summary = run(image, parquet, out=out, unit_rows=10, resume=True)
+    assert (summary["predicted"], summary["reasons"]) == (10, {"changed": 11})
+
+
+def test_a_lost_quarantine_part_is_noticed(tmp_path: Path, out: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no")
+    run(tmp_path / "bad.png", out=out)
+    next((out / "quarantine").iterdir()).unlink()
+    with pytest.raises(AccountingError, match="1 inputs missing"):
+        verify(str(out))
+    assert run(tmp_path / "bad.png", out=out, resume=True)["scored_now"] == 1
+    assert verify(str(out)).quarantined == 1
+
+
+def test_kept_views_and_huge_labels(mnist5k: Splits, tmp_path: Path, out: Path) -> None:
+    table = pa.table(
+        {
+            "image": [encode_png(image) for image in mnist5k.test.images[:3]],
+            "label": pa.array([2**64 - 1, 0, 3], pa.uint64()),
+            "site": pa.array(["a", "b", None], pa.string_view()),
+        }
+    )
+    pq.write_table(table, tmp_path / "t.parquet")
+    run(tmp_path / "t.parquet", out=out, keep="site")
+    assert [(row["site"], row["truth"]) for row in rows(out)] == [("a", None), ("b", 0), (None, 3)]
+
+
+def test_an_empty_table_has_nothing_to_score(tmp_path: Path, out: Path) -> None:
+    pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="hold no rows"):
+        run(tmp_path / "t.parquet", out=out)
 
 
 def test_a_repeated_manifest_line_is_an_input_of_its_own(digit_folder: Path, tmp_path: Path, out: Path) -> None:
@@ -280,6 +339,10 @@ def _forge(out: Path) -> Iterator[str]:
     yield "0 inputs missing and 1 too many"  # a row is there twice
     pq.write_table(pa.concat_tables([table.slice(1), table.slice(1, 1)]).replace_schema_metadata(table.schema.metadata), part)
     yield "1 inputs missing and 1 too many"  # one row replaces another
+    pq.write_table(table.set_column(2, "label", pa.array([9] * len(table), pa.uint8())).cast(table.schema), part)
+    yield "its labels are not those that were written"
+    pq.write_table(table.drop_columns("probabilities"), part)
+    yield "expected .*probabilities"
     pq.write_table(table.replace_schema_metadata({}), part)
     yield "cannot be read"  # another program's file
     pq.write_table(table, part)
@@ -301,15 +364,15 @@ def test_verify_finds_every_forgery(digit_folder: Path, out: Path) -> None:
         forgeries += 1
         with pytest.raises(AccountingError, match=message):
             verify(str(out))
-    assert forgeries == 7
+    assert forgeries == 9
 
 
 def test_a_plan_does_not_depend_on_the_order_of_the_listing(digit_folder: Path) -> None:
     config = ScoreConfig(inputs=(str(digit_folder / "1"), str(digit_folder / "2")), model="m", out="o", unit_rows=20)
-    one = make_plan(list_inputs(config.inputs, ""), config, "d")
-    other = make_plan(list_inputs(config.inputs[::-1], ""), config, "d")
+    one = make_plan(list_inputs(config.inputs, "", config.out), config, "d")
+    other = make_plan(list_inputs(config.inputs[::-1], "", config.out), config, "d")
     assert one.unit_ids() == other.unit_ids()
-    changed = make_plan(list_inputs(config.inputs, ""), replace(config, image_column="x"), "d")
+    changed = make_plan(list_inputs(config.inputs, "", config.out), replace(config, image_column="x"), "d")
     assert not set(changed.unit_ids()) & set(one.unit_ids())
 
 

@@ -1,0 +1,95 @@
+"""Parquet inputs in the plan: their row ranges, and the columns passed through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mnist_ray.config import ScoreConfig
+from mnist_ray.data import columns, storage
+from mnist_ray.data.listing import FileEntry
+from mnist_ray.errors import DataError, UsageError
+from mnist_ray.scoring import schema
+
+MAX_UNIT_ROWS = 1 << 15
+"""A row group larger than this is cut; a smaller one is read by one unit, once."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableRange:
+    """Rows `first_row` up to `first_row + num_rows` of a Parquet file; one that cannot be opened is one input without rows."""
+
+    entry: FileEntry
+    first_row: int | None
+    num_rows: int
+
+
+def table_ranges(tables: list[FileEntry], config: ScoreConfig) -> tuple[pa.Schema, list[TableRange]]:
+    """The units that Parquet files are cut into, along row groups, and the types of the passed-through columns.
+
+    Raises DataError for a file whose columns do not fit, UsageError for `--keep` without Parquet.
+    """
+    names = config.kept_columns()
+    schema.check_kept(names)
+    if names and not tables:
+        raise UsageError(f"--keep {config.keep}: passes columns of Parquet inputs through, and there is no Parquet input")
+    kept: pa.Schema | None = None
+    ranges: list[TableRange] = []
+    for entry in tables:
+        metadata = _footer(entry)
+        if metadata is None:  # the file is one input, which will be quarantined with the reason
+            ranges.append(TableRange(entry, None, 1))
+            continue
+        found = metadata.schema.to_arrow_schema()
+        columns.image_column(found, config.image_column, entry.uri)
+        columns.truth_column(found, config.truth_column, entry.uri)
+        kept = _same_kept(kept, found, names, entry.uri)
+        sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        ranges += [TableRange(entry, first, rows) for first, rows in row_ranges(sizes, config.unit_rows)]
+    return kept or pa.schema([]), ranges
+
+
+def _footer(entry: FileEntry) -> pq.FileMetaData | None:
+    """The footer of a Parquet file, or None if its bytes are none. Raises StorageError if they cannot be had."""
+    try:
+        with storage.open_file(storage.from_text(entry.uri)) as stream:
+            return pq.read_metadata(stream)
+    except (OSError, pa.ArrowException):
+        try:
+            return pq.read_metadata(pa.BufferReader(storage.read(entry.uri)))
+        except (OSError, pa.ArrowException):
+            return None
+
+
+def _same_kept(kept: pa.Schema | None, found: pa.Schema, names: tuple[str, ...], source: str) -> pa.Schema:
+    if missing := [name for name in names if name not in found.names]:
+        raise DataError(f"{source}: has no column {missing[0]!r} for --keep; its columns: {columns.describe(found)}")
+    mine = pa.schema([pa.field(name, _plain(found.field(name).type)) for name in names])
+    if kept is not None and not kept.equals(mine):
+        raise DataError(
+            f"{source}: its columns for --keep are {columns.describe(mine)}; the files before it have {columns.describe(kept)}"
+        )
+    return mine
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type in which a passed-through column is written: views, which few readers know, become what they view."""
+    return {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}.get(kind, kind)
+
+
+def row_ranges(group_sizes: list[int], unit_rows: int) -> Iterator[tuple[int, int]]:
+    """Row ranges (first, number): whole row groups up to `unit_rows`, a larger group alone, a huge one in pieces."""
+    first = rows = 0
+    for size in group_sizes:
+        if rows and rows + size > unit_rows:
+            yield first, rows
+            first, rows = first + rows, 0
+        rows += size
+        while rows > max(unit_rows, MAX_UNIT_ROWS):
+            yield first, MAX_UNIT_ROWS
+            first, rows = first + MAX_UNIT_ROWS, rows - MAX_UNIT_ROWS
+    if rows:
+        yield first, rows
