@@ -24,9 +24,6 @@ class Tally:
         self.confusion += torch.bincount(cells, minlength=100).reshape(10, 10).cpu()
         self.loss_sum += loss_sum
 
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(self.confusion + other.confusion, self.loss_sum + other.loss_sum)
-
     @property
     def count(self) -> int:
         """Samples counted."""

@@ -18,7 +18,6 @@ from mnist_ray.data.datasets import IMAGE_SUFFIXES, digit_of
 from mnist_ray.data.listing import FileEntry, stat_files, walk
 from mnist_ray.errors import DataError, UsageError
 
-MANIFEST_SUFFIXES = (".txt", ".lst", ".csv", ".tsv")
 _WILDCARDS = "*?["
 
 

@@ -134,13 +134,15 @@ def _batches(row: dict[str, Any], job: Job) -> Iterator[pa.RecordBatch | Rejecti
                     yield batch
         except (OSError, pa.ArrowException):
             # Damage, or a fault of the storage? The whole file read into memory cannot suffer the second.
-            yield from _batches_again(storage.read(uri), row, done, job)
+            yield from _batches_again(uri, row, done, job)
 
 
-def _batches_again(data: bytes, row: dict[str, Any], done: int, job: Job) -> Iterator[pa.RecordBatch | Rejection]:
+def _batches_again(uri: str, row: dict[str, Any], done: int, job: Job) -> Iterator[pa.RecordBatch | Rejection]:
     try:
-        parquet = pq.ParquetFile(pa.BufferReader(data))
+        parquet = pq.ParquetFile(pa.BufferReader(storage.read(uri)))
         yield from _range(parquet, row["first_row"] + done, row["num_rows"] - done, job, row["source"])
+    except FileNotFoundError:
+        yield Rejection(Reason.MISSING, "there is no such file")
     except (OSError, pa.ArrowException) as error:
         yield Rejection(Reason.CORRUPT, _first_line(error))
 
@@ -164,6 +166,7 @@ def _range(parquet: pq.ParquetFile, first: int, num_rows: int, job: Job, source:
             yield wanted
         if not left:
             return
+    raise OSError(f"has {left} rows less than its footer says")
 
 
 def _columns(found: pa.Schema, job: Job, source: str) -> list[str]:
