@@ -58,3 +58,8 @@ class StorageError(MnistRayError):
 def from_status(status: int, message: str) -> MnistRayError:
     """The error of this exit status: a way through a process boundary that keeps only plain values."""
     return next(kind for kind in MnistRayError.__subclasses__() if kind.exit_status == status)(message)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from mnist_ray.config import Device
 from mnist_ray.console import Console
 from mnist_ray.data.storage import absolute, is_local
-from mnist_ray.errors import ClusterError, MnistRayError
+from mnist_ray.errors import ClusterError, MnistRayError, first_line
 
 ANSWER_S = 10.0
 WORKERS_PER_CPU = 4
@@ -59,12 +59,11 @@ def _require_answer(target: str) -> None:
     """Raise ClusterError if nothing at HOST:PORT speaks gRPC: `ray.init` would try for minutes and end the process."""
     if target.startswith("ray://"):
         raise _unreachable(target, "jobs are not run through Ray's client")
-    where = target
-    if ":" not in where or os.environ.get("RAY_USE_TLS") == "1":
+    if ":" not in target or os.environ.get("RAY_USE_TLS") == "1":
         return
     import grpc
 
-    with grpc.insecure_channel(where, options=[("grpc.enable_http_proxy", 0)]) as channel:
+    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=ANSWER_S)
         except grpc.FutureTimeoutError:
@@ -95,11 +94,6 @@ def resources(workers: int, device: str) -> dict[str, float]:
 def granted_device(needs: dict[str, float]) -> Device:
     """Where workers that were given these resources compute: never on a GPU that they did not ask for."""
     return "cuda" if "GPU" in needs else "cpu"
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says first."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _most() -> dict[str, float]:

@@ -18,7 +18,7 @@ from mnist_ray.config import ScoreConfig
 from mnist_ray.console import Console
 from mnist_ray.data import storage
 from mnist_ray.data.predictions import Predict
-from mnist_ray.errors import ClusterError, MnistRayError, from_status
+from mnist_ray.errors import ClusterError, MnistRayError, first_line, from_status
 from mnist_ray.scoring.commit import begin, commit, finished_units, held_plan
 from mnist_ray.scoring.inputs import list_inputs
 from mnist_ray.scoring.job import Job, UnitResult
@@ -142,5 +142,5 @@ def _stream(todo: list[WorkUnit], job: Job, bundle: str, workers: int, needs: di
                 raise from_status(row["status"], row["result"])
             yield UnitResult.from_json(row["result"])
     except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
-        why = runtime.first_line(error)
+        why = first_line(error)
         raise ClusterError(f"scoring stopped: {why}; run again with --resume to score the rest") from error

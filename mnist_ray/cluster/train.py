@@ -15,7 +15,7 @@ from mnist_ray.data import storage
 from mnist_ray.data.datasets import load
 from mnist_ray.data.digits import Splits
 from mnist_ray.data.order import GROUP_SIZE, num_groups
-from mnist_ray.errors import ClusterError, ModelError, OutputError, StorageError, UsageError
+from mnist_ray.errors import ClusterError, ModelError, OutputError, StorageError, UsageError, first_line
 
 if TYPE_CHECKING:
     from mnist_ray.learn.state import TrainState
@@ -172,7 +172,7 @@ def _train_on_ray(run: str, config: TrainConfig, needs: dict[str, float], splits
             raise KeyboardInterrupt from None
         except Exception as error:
             raise runtime.own_error(error) or ClusterError(
-                f"training stopped: {runtime.first_line(error)}; lost workers are replaced up to {MAX_FAILURES} times; "
+                f"training stopped: {first_line(error)}; lost workers are replaced up to {MAX_FAILURES} times; "
                 f"run the same command again to continue from the newest checkpoint in {run}"
             ) from error
 

@@ -15,6 +15,7 @@ from mnist_ray.data.bulk import read_many
 from mnist_ray.data.containers import MAX_BYTES, Reason, Rejection
 from mnist_ray.data.images import Grey, decode, normalise
 from mnist_ray.data.listing import stat_files
+from mnist_ray.errors import first_line
 from mnist_ray.scoring.job import Job
 from mnist_ray.scoring.plan import WorkUnit
 
@@ -110,10 +111,6 @@ def _rejected(rejection: Rejection, source: str, first: int, num_rows: int, job:
     return Chunk([rejection] * num_rows, pa.table(keys), 0, 0.0, 0.0)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def _batches(row: dict[str, Any], job: Job) -> Iterator[pa.RecordBatch | Rejection]:
     """The record batches of a row range, and a Rejection in place of the first that the file does not give.
 
@@ -144,7 +141,7 @@ def _batches_again(uri: str, row: dict[str, Any], done: int, job: Job) -> Iterat
     except FileNotFoundError:
         yield Rejection(Reason.MISSING, "there is no such file")
     except (OSError, pa.ArrowException) as error:
-        yield Rejection(Reason.CORRUPT, _first_line(error))
+        yield Rejection(Reason.CORRUPT, first_line(error))
 
 
 def _range(parquet: pq.ParquetFile, first: int, num_rows: int, job: Job, source: str) -> Iterator[pa.RecordBatch]:
