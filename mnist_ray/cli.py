@@ -15,8 +15,9 @@ from mnist_ray.errors import MnistRayError
 DESCRIPTION = """Distributed training and batch scoring of handwritten digits on Ray.
 
 exit statuses: 0 done; 1 a defect of this program; 2 wrong usage; 3 input data missing or damaged; 4 model missing or damaged;
-5 the output folder holds something else; 6 inputs and table do not add up; 7 the Ray cluster is unreachable or too small;
-8 storage failed; 130 interrupted. Images that cannot be read are listed in the quarantine table and do not fail a job."""
+5 the output folder holds something else, or another job writes to it; 6 inputs and table do not add up; 7 the Ray cluster is
+unreachable or too small; 8 storage failed; 130 interrupted; 143 stopped as asked, a checkpoint saved. Images that cannot be
+read are listed in the quarantine table and do not fail a job."""
 
 _command = tyro.conf.subcommand
 Command = (

@@ -55,6 +55,12 @@ class StorageError(MnistRayError):
     exit_status = 8
 
 
+class StoppedError(MnistRayError):
+    """A job that was asked to stop, and has saved what it had."""
+
+    exit_status = 143
+
+
 def from_status(status: int, message: str) -> MnistRayError:
     """The error of this exit status: a way through a process boundary that keeps only plain values."""
     return next(kind for kind in MnistRayError.__subclasses__() if kind.exit_status == status)(message)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
+import signal
 import socket
 import struct
 import subprocess
@@ -16,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mnist_ray.cluster.train import work
+from mnist_ray.cluster.worker import Surroundings, work
 from mnist_ray.config import TrainConfig
 from mnist_ray.data import datasets
 from mnist_ray.data.digits import LabelledDigits, Splits
@@ -59,7 +61,8 @@ def small_idx(tmp_path_factory: pytest.TempPathFactory, small: Splits) -> Path:
 def run_dir(tmp_path_factory: pytest.TempPathFactory, mnist5k: Splits) -> Path:
     """A finished run, trained in this process on the bundled digits."""
     run = tmp_path_factory.mktemp("run")
-    work(str(run), TrainConfig(data="mnist5k", workers=0, epochs=3), mnist5k, on_progress=lambda record: None)
+    alone = Surroundings(stopping=lambda: False, lost=lambda: False, show=lambda record: None)
+    assert work(str(run), TrainConfig(data="mnist5k", workers="0", epochs=3), "cpu", mnist5k, alone)
     return run
 
 
@@ -86,44 +89,62 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_node(*flags: str) -> subprocess.Popen[bytes]:
+def start_node(cpus: int, *flags: str) -> subprocess.Popen[bytes]:
     """Start a Ray node that lives until it is terminated."""
-    command = [str(BIN / "ray"), "start", "--block", "--num-cpus=2", "--disable-usage-stats", *flags]
+    command = [str(BIN / "ray"), "start", "--block", f"--num-cpus={cpus}", "--disable-usage-stats", *flags]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 class RayCluster:
-    """A Ray head on this machine with two CPUs, and nodes that tests add to it for a while."""
+    """A Ray head on this machine, and nodes that tests add to it for a while."""
 
-    def __init__(self) -> None:
+    def __init__(self, cpus: int = 2) -> None:
         self.port, self.jobs_port = free_port(), free_port()
         self.address, self.jobs_address = f"127.0.0.1:{self.port}", f"http://127.0.0.1:{self.jobs_port}"
         ports = [f"--port={self.port}", f"--dashboard-port={self.jobs_port}", f"--ray-client-server-port={free_port()}"]
-        self._nodes = [start_node("--head", "--node-ip-address=127.0.0.1", *ports)]
+        self._nodes = [start_node(cpus, "--head", "--node-ip-address=127.0.0.1", *ports)]
         self._wait_for(1)
 
     @contextmanager
-    def another_node(self) -> Iterator[None]:
-        """Two more CPUs on a node of their own.
+    def another_node(self) -> Iterator[str]:
+        """Two more CPUs on a node of their own; gives its id.
 
         Not while a job is submitted: nodes of one machine unpack its working directory at the same place, over each other.
         """
-        self._nodes.append(start_node(f"--address={self.address}"))
-        self._wait_for(2)
-        yield
+        before = set(self._alive())
+        self.add_node(2)
+        yield (set(self._alive()) - before).pop()
         self._stop(self._nodes.pop())
-        self._wait_for(1)
+        self._wait_for(len(self._nodes))
+
+    def add_node(self, cpus: int) -> None:
+        """Add a node for good."""
+        self._nodes.append(start_node(cpus, f"--address={self.address}"))
+        self._wait_for(len(self._nodes))
+
+    def kill_node(self) -> None:
+        """Kill the newest node's raylet, and with it its workers."""
+        node = self._nodes.pop()
+        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(node.pid)], capture_output=True, text=True, check=True)
+        for pid in children.stdout.split():
+            os.kill(int(pid), signal.SIGKILL)
+        node.wait(60)
 
     def _wait_for(self, nodes: int) -> None:
-        status = [str(BIN / "ray"), "list", "nodes", f"--address={self.jobs_address}", "--format=json"]
         deadline = time.monotonic() + 90
         while time.monotonic() < deadline:
             assert all(node.poll() is None for node in self._nodes), "a Ray node of the tests ended"
-            found = subprocess.run(status, capture_output=True, text=True, check=False)
-            if found.stdout.count('"ALIVE"') == nodes:
+            if len(self._alive()) == nodes:
                 return
             time.sleep(0.5)
-        raise TimeoutError(f"there are not {nodes} Ray nodes: {found.stdout} {found.stderr}")
+        raise TimeoutError(f"there are not {nodes} Ray nodes")
+
+    def _alive(self) -> list[str]:
+        """The ids of the living nodes."""
+        status = [str(BIN / "ray"), "list", "nodes", f"--address={self.jobs_address}", "--format=json"]
+        found = subprocess.run(status, capture_output=True, text=True, check=False).stdout
+        nodes = json.loads(found) if found.startswith("[") else []
+        return [node["node_id"] for node in nodes if node["state"] == "ALIVE"]
 
     @staticmethod
     def _stop(node: subprocess.Popen[bytes]) -> None:

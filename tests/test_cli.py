@@ -14,7 +14,10 @@ from mnist_ray.cli import DESCRIPTION, main
 from mnist_ray.config import EvaluateConfig, PredictConfig, ScoreConfig, TrainConfig, VerifyConfig
 
 FLAGS = {
-    TrainConfig: "data out workers device epochs global_batch_size lr weight_decay augment seed checkpoint_every address",
+    TrainConfig: (
+        "data out recipe workers device epochs global_batch_size lr weight_decay label_smoothing augment seconds patience seed "
+        "checkpoint_every address"
+    ),
     ScoreConfig: "inputs model out workers device resume overwrite keep image_column truth_column unit_rows address",
     EvaluateConfig: "model data out device",
     PredictConfig: "images model",
@@ -46,7 +49,7 @@ def test_every_exit_status_is_documented() -> None:
         for error in vars(errors).values()
         if isinstance(error, type) and issubclass(error, errors.MnistRayError)
     }
-    assert statuses == set(range(1, 9))
+    assert statuses == {*range(1, 9), 143}
     for status in statuses | {0, 130}:
         assert f"{status} " in DESCRIPTION
 
@@ -54,10 +57,10 @@ def test_every_exit_status_is_documented() -> None:
 @pytest.mark.parametrize(
     ("args", "status", "message"),
     [
-        ("train --epochs 0", 2, "--epochs 0: expected at least 1"),
+        ("train --epochs 0", 2, "--epochs 0.0: expected passes above 0"),
         ("train --workers -1", 2, "--workers -1"),
         ("train --lr 0", 2, "--lr 0.0"),
-        ("train --checkpoint-every 0", 2, "--checkpoint-every 0.0"),
+        ("train --checkpoint-every 0", 2, "--checkpoint-every 0"),
         ("train --workers 4 --global-batch-size 2", 2, "--global-batch-size 128"),
         ("train --workers 0 --device cuda --data mnist5k", 2, "--device cuda"),
         ("train --data nowhere --workers 0", 3, "nowhere: there is no such file or folder"),

@@ -10,7 +10,7 @@ from mnist_ray.errors import UsageError
 
 def test_the_fingerprint_names_results_and_not_resources() -> None:
     config = TrainConfig()
-    assert replace(config, workers=7, out="x", device="cpu", checkpoint_every=0.5).fingerprint() == config.fingerprint()
+    assert replace(config, workers="7", out="x", device="cpu", checkpoint_every="0.5").fingerprint() == config.fingerprint()
     for change in ({"seed": 1}, {"epochs": 6}, {"lr": 0.02}, {"data": "mnist5k"}, {"augment": False}):
         assert replace(config, **change).fingerprint() != config.fingerprint()
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from mnist_ray.artifact import seal
 from mnist_ray.data.digits import CLASSES
 from mnist_ray.errors import ModelError
 from mnist_ray.learn.model import ARCHITECTURE, DigitCNN
+from mnist_ray.recipes import Conv
 
 FORMAT = 1
 INPUT_CONTRACT = {
@@ -37,7 +38,7 @@ SELF_TEST_TOLERANCE = 1e-3
 class ModelBundle:
     """A trained network with its card and self-test."""
 
-    model: nn.Module
+    model: DigitCNN
     card: dict[str, Any]
     selftest: dict[str, Tensor]
     digest: str = ""
@@ -64,11 +65,18 @@ def _plain(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
 
 
-def make_bundle(model: nn.Module, card: dict[str, Any], examples: Tensor) -> ModelBundle:
+def make_bundle(model: DigitCNN, card: dict[str, Any], examples: Tensor) -> ModelBundle:
     """A bundle of a trained network in eval mode; `examples` uint8[N, 28, 28] become its self-test."""
     with torch.inference_mode():
         logits = model(examples.to(next(model.parameters()).device)).cpu()
-    fixed = {"format": FORMAT, "architecture": ARCHITECTURE, "input": INPUT_CONTRACT, "classes": list(CLASSES)}
+    layers = [asdict(layer) for layer in model.layers]
+    fixed = {
+        "format": FORMAT,
+        "architecture": ARCHITECTURE,
+        "layers": layers,
+        "input": INPUT_CONTRACT,
+        "classes": list(CLASSES),
+    }
     return ModelBundle(model, {**fixed, **card}, {"images": examples, "logits": logits})
 
 
@@ -82,10 +90,10 @@ def load(uri: str) -> ModelBundle:
             f"{place}/card.json: format {card.get('format')} and architecture {card.get('architecture')!r}; "
             f"this version reads format {FORMAT} and {ARCHITECTURE!r}"
         )
-    model = DigitCNN()
     try:
+        model = DigitCNN([Conv(**layer) for layer in card["layers"]])
         model.load_state_dict(load_tensors(files["weights.safetensors"]))
         selftest = load_tensors(files["selftest.safetensors"])
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, RuntimeError, TypeError, KeyError) as error:
         raise ModelError(f"{place}: its tensors do not fit {ARCHITECTURE!r}: {error}") from None
     return ModelBundle(model.eval(), card, selftest, digest)

@@ -20,9 +20,9 @@ def write(place: str, files: dict[str, bytes]) -> str:
     """Write the files of a bundle and then its seal; returns the bundle's digest."""
     storage.delete(storage.join(place, _SEAL))
     for name, data in files.items():
-        storage.write(storage.join(place, name), data)
+        storage.write(storage.join(place, name), data, storage.PATIENT)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    storage.write_json(storage.join(place, _SEAL), {"bundle": _digest(hashes), "files": hashes})
+    storage.write_json(storage.join(place, _SEAL), {"bundle": _digest(hashes), "files": hashes}, storage.PATIENT)
     return _digest(hashes)
 
 

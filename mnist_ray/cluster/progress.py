@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from mnist_ray.console import Console
 from mnist_ray.data import storage
 from mnist_ray.errors import MnistRayError, StorageError
 
-POLL_S = 0.5
 _NAME = "progress.json"
+GAUGES = {
+    "loss": "Training loss of the last step, in nats per sample.",
+    "samples_seen": "Training samples seen by the run.",
+    "samples_per_second": "Training samples per second over the run.",
+    "test_accuracy": "Share of the test digits predicted right after the last epoch.",
+}
 
 
 class Shown:
@@ -30,7 +34,7 @@ class Shown:
         self._warnings = max(self._warnings, len(record["warnings"]))
         for row in record["history"][self._epochs :]:
             self._console.line(
-                f"epoch {row['epoch']}/{record['epochs']}  loss {row['train_loss']:.4f}  "
+                f"epoch {row['epoch']:g}/{record['epochs']:g}  loss {row['train_loss']:.4f}  "
                 f"test accuracy {row['test_accuracy']:.2%}  {row['train_seconds']:.1f} s"
             )
         self._epochs = max(self._epochs, len(record["history"]))
@@ -52,25 +56,24 @@ def publish(run: str, record: dict[str, Any]) -> None:
         storage.write_json(storage.join(run, _NAME), record)
 
 
-@contextmanager
-def following(run: str, console: Console) -> Iterator[None]:
-    """Show the progress record that rank 0 keeps at the run's URI, which driver and workers share."""
-    shown, ended = Shown(console), threading.Event()
+class Gauges:
+    """Publishes records, and their figures as Ray metrics, which Prometheus scrapes as `ray_mnist_ray_train_…`."""
 
-    def look() -> None:
-        # A record that is not there yet, or a storage that is slow, is no reason to stop looking.
-        with suppress(MnistRayError, FileNotFoundError, ValueError):
-            shown.update(storage.read_json(storage.join(run, _NAME)))
+    def __init__(self, publish: Callable[[dict[str, Any]], None]) -> None:
+        from ray.util.metrics import Gauge
 
-    def follow() -> None:
-        while not ended.wait(POLL_S):
-            look()
+        self._publish = publish
+        self._gauges = {name: Gauge(f"mnist_ray_train_{name}", text) for name, text in GAUGES.items()}
 
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        look()
+    def __call__(self, record: dict[str, Any]) -> None:
+        """Publish a record."""
+        self._publish(record)
+        for name, value in {**(record["history"] or [{}])[-1], **record}.items():
+            if name in self._gauges:
+                self._gauges[name].set(value)
+
+
+def look(run: str, shown: Shown) -> None:
+    """Show the record as it is now; one that is not there yet, or a slow storage, is no reason to stop looking."""
+    with suppress(MnistRayError, FileNotFoundError, ValueError):
+        shown.update(storage.read_json(storage.join(run, _NAME)))

@@ -14,28 +14,35 @@ from mnist_ray.data.storage import absolute, is_local
 from mnist_ray.errors import ClusterError, MnistRayError, first_line
 
 ANSWER_S = 10.0
+START_S = 300
+"""Seconds that a start of workers waits for busy or missing nodes; docs/training.md states what follows."""
 WORKERS_PER_CPU = 4
 """Where there are more workers than CPUs, up to this many share one."""
 
 
 @contextmanager
-def cluster(address: str) -> Iterator[None]:
-    """A connection to the cluster at `address`, at `RAY_ADDRESS`, or to one started here for this job alone."""
+def cluster(address: str) -> Iterator[bool]:
+    """A connection to the cluster at `address`, at `RAY_ADDRESS`, or to one started here for this job alone (true then)."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; without it every task warns
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")  # at 2 s, each report and the end wait for it
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_S))
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)  # this job's own lines are the ones to be seen
     target = address or os.environ.get("RAY_ADDRESS") or "local"
-    dashboard = {"include_dashboard": False} if target == "local" else {}
+    ours = target == "local"
+    dashboard = {"include_dashboard": False} if ours else {}
+    if ours:  # nobody announces that a machine of one's own goes away
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     _require_answer(target)
     try:
         ray.init(address=target, log_to_driver=False, configure_logging=False, **dashboard)  # type: ignore[arg-type]
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
-        if target == "local":
+        if ours:
             raise ClusterError(f"Ray could not be started here: {first_line(error)}; --workers 0 does without it") from None
         raise _unreachable(target, first_line(error)) from None
     try:
-        yield
+        yield ours
     finally:
         ray.shutdown()
 

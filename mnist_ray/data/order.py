@@ -25,21 +25,15 @@ def epoch_order(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True)
 class SampleOrder:
-    """The stream of samples of one run."""
+    """The stream of samples of a run; a run may end anywhere in it."""
 
     num_samples: int
-    epochs: int
     global_batch_size: int
     seed: int
 
-    @property
-    def total(self) -> int:
-        """Samples that the whole run sees."""
-        return self.num_samples * self.epochs
-
-    def batch(self, position: int) -> NDArray[np.int64]:
-        """Indices of the global batch that begins at a stream position, int64[<= global_batch_size]."""
-        stop = min(position + self.global_batch_size, self.total)
+    def batch(self, position: int, total: int) -> NDArray[np.int64]:
+        """Indices of the global batch at a position of a stream that ends at `total`, int64[<= global_batch_size]."""
+        stop = min(position + self.global_batch_size, total)
         parts = []
         while position < stop:
             epoch, offset = divmod(position, self.num_samples)

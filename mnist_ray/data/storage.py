@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 import uuid
 from contextlib import suppress
 from functools import lru_cache
@@ -129,8 +130,15 @@ def open_file(uri: str) -> pa.NativeFile:
     return filesystem.open_input_file(path)
 
 
-def write(uri: str, data: bytes) -> None:
-    """Put a whole file in place: readers see the old one or the new one, never a part. Raises StorageError."""
+PATIENT = (1.0, 2.0, 4.0)
+"""Seconds to wait before writing again what must not be lost."""
+
+
+def write(uri: str, data: bytes, waits: tuple[float, ...] = ()) -> None:
+    """Put a whole file in place: readers see the old one or the new one, never a part.
+
+    A failed write is tried again after each of `waits` seconds. Raises StorageError.
+    """
     filesystem, path = resolve(uri)
     try:
         if is_local(uri):
@@ -139,7 +147,10 @@ def write(uri: str, data: bytes) -> None:
             with filesystem.open_output_stream(path) as stream:  # an object appears when its upload completes
                 stream.write(data)
     except OSError as error:
-        raise StorageError(f"{uri}: cannot be written: {error}") from None
+        if not waits:
+            raise StorageError(f"{uri}: cannot be written: {error}") from None
+        time.sleep(waits[0])
+        write(uri, data, waits[1:])
 
 
 def _write_local(path: str, data: bytes) -> None:
@@ -156,9 +167,9 @@ def _write_local(path: str, data: bytes) -> None:
             os.unlink(scratch)
 
 
-def write_json(uri: str, value: Any) -> None:
-    """Write a value as indented JSON, whole or not at all."""
-    write(uri, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+def write_json(uri: str, value: Any, waits: tuple[float, ...] = ()) -> None:
+    """Write a value as indented JSON, whole or not at all; `waits` as in `write`."""
+    write(uri, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(), waits)
 
 
 def read_json(uri: str) -> Any:

@@ -9,20 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MAX_DEGREES = 10.0
-MAX_SCALE = 0.1
-MAX_SHEAR = 0.1
-MAX_SHIFT_PX = 2.0
+from mnist_ray.recipes import Affine
 
 
-def draw_affine(random: np.random.Generator, count: int) -> Tensor:
+def draw_affine(random: np.random.Generator, count: int, limits: Affine) -> Tensor:
     """Random small affine maps, float32[count, 2, 3], in the normalised coordinates of `affine_grid`."""
     turn, scale, shear, right, down = random.uniform(-1, 1, (5, count)).astype(np.float32)
-    angle = turn * math.radians(MAX_DEGREES)
-    scale = 1 + scale * MAX_SCALE
+    angle = turn * math.radians(limits.degrees)
+    scale = 1 + scale * limits.scale
     cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
-    shift = MAX_SHIFT_PX / 14  # half of the 28 pixels is 1 in normalised coordinates
-    rows = [[cos, -sin + shear * MAX_SHEAR, right * shift], [sin, cos, down * shift]]
+    shift = limits.shift_px / 14  # half of the 28 pixels is 1 in normalised coordinates
+    rows = [[cos, -sin + shear * limits.shear, right * shift], [sin, cos, down * shift]]
     return torch.from_numpy(np.stack([np.stack(row, axis=1) for row in rows], axis=1))
 
 

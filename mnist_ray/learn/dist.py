@@ -31,25 +31,33 @@ def wrap(model: nn.Module) -> nn.Module:
 
 
 def _on_backend(tensor: Tensor) -> Tensor:
-    return tensor.cuda() if td.get_backend() == "nccl" else tensor.clone()
+    return tensor.cuda() if td.get_backend() == "nccl" else tensor.cpu().clone()
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum of a tensor over all workers, on the CPU."""
     if world() == 1:
-        return tensor
+        return tensor.cpu()
     moved = _on_backend(tensor)
     td.all_reduce(moved)
     return moved.cpu()
+
+
+def from_chief(values: list[int]) -> list[int]:
+    """Rank 0's integers on every worker."""
+    if world() == 1:
+        return values
+    moved = _on_backend(torch.tensor(values))
+    td.broadcast(moved, 0)
+    return [int(value) for value in moved]
 
 
 def broadcast_bytes(data: bytes | None) -> bytes | None:
     """Rank 0's bytes (or None) on every worker."""
     if world() == 1:
         return data
-    size = _on_backend(torch.tensor(-1 if data is None else len(data)))
-    td.broadcast(size, 0)
-    if (length := int(size)) < 0:
+    (length,) = from_chief([-1 if data is None else len(data)])
+    if length < 0:
         return None
     mine = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(length, dtype=torch.uint8)
     moved = _on_backend(mine)

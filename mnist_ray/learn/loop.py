@@ -5,144 +5,181 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import IntFlag
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from mnist_ray.config import TrainConfig
-from mnist_ray.data.digits import LabelledDigits, Splits
-from mnist_ray.data.order import GROUP_SIZE, SampleOrder, epoch_order, share
+from mnist_ray.data.digits import LabelledDigits, Splits, hold_out
+from mnist_ray.data.order import SampleOrder, epoch_order
+from mnist_ray.flags import checkpoint_interval
 from mnist_ray.learn import dist
-from mnist_ray.learn.augment import distort, draw_affine
-from mnist_ray.learn.metrics import Tally, cross_entropy_sum
-from mnist_ray.learn.model import CALIBRATION_SAMPLES, DigitCNN, calibrate
-from mnist_ray.learn.optim import make_optimizer, set_learning_rate
+from mnist_ray.learn.metrics import Tally
+from mnist_ray.learn.model import CALIBRATION_SAMPLES, calibrate
+from mnist_ray.learn.optim import set_learning_rate
 from mnist_ray.learn.state import TrainState
+from mnist_ray.learn.step import DeviceDigits, evaluate, train_step
 
 TICK_S = 1.0
 """Seconds between two progress ticks."""
+AGREE_EVERY = 8
+"""Steps between two agreements of all workers on what else is to be done."""
+LOOK_S = 2.0
+"""Seconds between two looks for a notice that a node goes away."""
+
+
+class Ask(IntFlag):
+    """What rank 0 asks of all workers between two steps."""
+
+    NOTHING = 0
+    SAVE = 1
+    STOP = 2
+    """Save and stop."""
+    LEAVE = 4
+    """Stop without saving: the run belongs to another job."""
+    LOOK = 8
+    """Look together whether a node goes away."""
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop tells its surroundings. Every worker calls each, at the same step but for `tick`."""
+    """What the loop tells its surroundings and is told. Every worker calls each at the same step, but for the first two."""
 
     tick: Callable[[TrainState, float], None]
     """Now and then: the state and the loss of the last step."""
+    asked: Callable[[], Ask]
+    """On rank 0, often: what the surroundings ask for."""
     epoch: Callable[[TrainState], None]
     """After each epoch: a row was added to the history."""
     checkpoint: Callable[[TrainState], None]
     """When a checkpoint is due."""
+    leaving: Callable[[], bool]
+    """Whether some worker's node is about to be taken away."""
 
 
-@dataclass(frozen=True)
-class DeviceDigits:
-    """Digits where they are computed on: `images` uint8[N, 28, 28], `labels` int64[N]."""
-
-    images: Tensor
-    labels: Tensor
-
-    @staticmethod
-    def put(digits: LabelledDigits, device: torch.device) -> DeviceDigits:
-        """Copy digits to a device."""
-        labels = torch.from_numpy(digits.labels.astype(np.int64))
-        return DeviceDigits(torch.tensor(digits.images, device=device), labels.to(device))
+def divide(config: TrainConfig, splits: Splits) -> tuple[LabelledDigits, LabelledDigits | None]:
+    """The digits to learn from, and the tenth of them held out for validation where `--patience` asks for one."""
+    return hold_out(splits.train, splits.origin) if config.patience else (splits.train, None)
 
 
-def make_state(config: TrainConfig, device: torch.device) -> TrainState:
-    """The state of a run that has not begun: the same weights on every worker."""
-    torch.manual_seed(config.seed)
-    model = DigitCNN().to(device)
-    return TrainState(model, make_optimizer(model, config.lr, config.weight_decay))
+class Loop:
+    """One worker's training of a run: the digits on its device, and the state that it advances."""
 
+    def __init__(self, config: TrainConfig, splits: Splits, state: TrainState, device: torch.device, hooks: Hooks) -> None:
+        self.config, self.how, self.state, self.hooks = config, config.settings(), state, hooks
+        train, held = divide(config, splits)
+        self.order = SampleOrder(len(train), self.how.global_batch_size, config.seed)
+        self.calibration = train.images[epoch_order(config.seed, 0, len(train))[:CALIBRATION_SAMPLES]]
+        self.digits, self.test = DeviceDigits.put(train, device), DeviceDigits.put(splits.test, device)
+        self.validation = DeviceDigits.put(held, device) if held else None
+        self.model = dist.wrap(state.model).train()
+        self.steps, self.rate = 0, 0.0
+        self.ticked = self.looked = self.saved = time.monotonic()
+        self.noticed = False
 
-def train(config: TrainConfig, splits: Splits, state: TrainState, device: torch.device, hooks: Hooks) -> None:
-    """Train from `state.samples_seen` to the end; leaves the model calibrated, in eval mode, the same on every worker."""
-    order = SampleOrder(len(splits.train), config.epochs, config.global_batch_size, config.seed)
-    calibration = splits.train.images[epoch_order(config.seed, 0, order.num_samples)[:CALIBRATION_SAMPLES]]
-    digits, test = DeviceDigits.put(splits.train, device), DeviceDigits.put(splits.test, device)
-    model = dist.wrap(state.model).train()
-    checkpoint_samples = max(1, round(config.checkpoint_every * order.num_samples))
-    ticked = time.monotonic()
-    while state.samples_seen < order.total:
-        started, before = time.monotonic(), state.samples_seen
-        middle = before + min(config.global_batch_size, order.total - before) / 2
-        rate = set_learning_rate(state.optimizer, config.lr, middle / order.total)
-        loss = train_step(model, state, order, digits, augment=config.augment)
+    def run(self) -> bool:
+        """Train until the run ends or is asked to stop; whether it ended. Leaves the network calibrated."""
+        state = self.state
+        while not self.ended():
+            before, ask = state.samples_seen, Ask.NOTHING
+            self._timed_step()
+            if self.steps % AGREE_EVERY == 0:
+                ask = self._agree()
+            epoch = state.samples_seen // len(self.digits) > before // len(self.digits)
+            if epoch or state.samples_seen >= state.total:
+                self._end_epoch()
+            if ask & Ask.LEAVE:
+                return False
+            if self._checkpoint_due(before) or ask & (Ask.SAVE | Ask.STOP):
+                self._checkpoint()
+            if ask & Ask.STOP and not self.ended():
+                return False
+        calibrate(state.model, self.calibration)
+        return True
+
+    def ended(self) -> bool:
+        """Whether all samples were seen, or the validation accuracy has stopped rising."""
+        scores = [row["validation_accuracy"] for row in self.state.history if self.validation]
+        stale = self.config.patience > 0 and len(scores) - 1 - best_epoch(scores) >= self.config.patience
+        return stale or self.state.samples_seen >= self.state.total
+
+    def _timed_step(self) -> None:
+        state, started = self.state, time.monotonic()
+        middle = state.samples_seen + min(self.how.global_batch_size, state.total - state.samples_seen) / 2
+        self.rate = set_learning_rate(state.optimizer, self.how.lr, middle / state.total)
+        loss = train_step(self.model, state, self.order, self.digits, self.how)
+        self.steps += 1
+        if started - self.ticked > TICK_S:
+            self.hooks.tick(state, float(loss))
+            self.ticked = started
         state.train_seconds += time.monotonic() - started
-        if time.monotonic() - ticked > TICK_S:
-            hooks.tick(state, loss)
-            ticked = time.monotonic()
-        finished = state.samples_seen >= order.total
-        if finished or state.samples_seen // order.num_samples > before // order.num_samples:
-            _end_epoch(state, order, test, calibration, rate)
-            hooks.epoch(state)
-            model.train()
-        if finished or state.samples_seen // checkpoint_samples > before // checkpoint_samples:
-            state.tally = state.tally.pooled()
-            hooks.checkpoint(state)
-    calibrate(state.model, calibration)
+
+    def _agree(self) -> Ask:
+        """What all workers do next, as rank 0 sees it; with `--seconds`, also the run's new length."""
+        ask, now = Ask.NOTHING, time.monotonic()
+        amount, unit = checkpoint_interval(self.config.checkpoint_every)
+        if dist.rank() == 0:
+            ask = self.hooks.asked()
+            ask |= Ask.SAVE if unit == "seconds" and now - self.saved >= amount else Ask.NOTHING
+            ask |= Ask.LOOK if now - self.looked >= LOOK_S else Ask.NOTHING
+        answer, self.state.total = dist.from_chief([int(ask), self._fitted_total()])
+        ask = Ask(answer)
+        if ask & Ask.LOOK:
+            self.looked = now
+            noticed, self.noticed = self.noticed, self.hooks.leaving()
+            ask |= Ask.SAVE if self.noticed and not noticed else Ask.NOTHING
+        return ask
+
+    def _fitted_total(self) -> int:
+        """The samples that fit into `--seconds` at the speed so far, in whole batches; without it what it was."""
+        state, size = self.state, self.how.global_batch_size
+        if not self.config.seconds:
+            return state.total
+        left = max(0.0, self.config.seconds - state.train_seconds) * state.samples_seen / max(state.train_seconds, 1e-9)
+        return state.samples_seen + round(left / size) * size
+
+    def _checkpoint_due(self, before: int) -> bool:
+        amount, unit = checkpoint_interval(self.config.checkpoint_every)
+        if self.ended():
+            return True
+        if unit == "seconds":
+            return False
+        every = max(1, round(amount * (len(self.digits) if unit == "epochs" else self.how.global_batch_size)))
+        return self.state.samples_seen // every > before // every
+
+    def _checkpoint(self) -> None:
+        self.state.tally = self.state.tally.pooled()
+        self.hooks.checkpoint(self.state)
+        self.saved = time.monotonic()
+
+    def _end_epoch(self) -> None:
+        """Add an epoch to the history and begin the next tally."""
+        state = self.state
+        calibrate(state.model, self.calibration)
+        learned, tested = state.tally.reduced(), evaluate(state.model, self.test).reduced()
+        row = {
+            "epoch": round(state.samples_seen / len(self.digits), 2)
+            if self.ended()
+            else state.samples_seen // len(self.digits),
+            "samples_seen": state.samples_seen,
+            "train_seconds": state.train_seconds,
+            "lr": self.rate,
+            "train_samples": learned.count,
+            "train_loss": learned.loss,
+            "train_accuracy": learned.accuracy,
+            "test_loss": tested.loss,
+            "test_accuracy": tested.accuracy,
+        }
+        state.history.append(row)
+        if self.validation:
+            row["validation_accuracy"] = evaluate(state.model, self.validation).reduced().accuracy
+            if best_epoch([earlier["validation_accuracy"] for earlier in state.history]) == len(state.history) - 1:
+                state.best = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+        state.tally = Tally()
+        self.hooks.epoch(state)
+        self.model.train()
 
 
-def train_step(model: nn.Module, state: TrainState, order: SampleOrder, digits: DeviceDigits, *, augment: bool) -> float:
-    """One optimizer step on this worker's share of the next global batch; returns the share's mean loss."""
-    batch = order.batch(state.samples_seen)
-    span = share(len(batch), dist.rank(), dist.world())
-    idle = span.start == span.stop
-    if idle:  # DDP wants every worker in the backward pass: compute a group, count it for nothing
-        span = slice(0, min(GROUP_SIZE, len(batch)))
-    images, labels = _load(digits, batch, span, order.random(state.samples_seen) if augment else None)
-    logits = model(images)
-    loss = cross_entropy_sum(logits, labels)
-    # DDP divides the gradients by the number of workers: this makes them those of the global batch's mean.
-    (loss * (0.0 if idle else dist.world() / len(batch))).backward()
-    state.optimizer.step()
-    state.optimizer.zero_grad()
-    state.samples_seen += len(batch)
-    loss_sum = float(loss.detach())
-    if not idle:
-        state.tally.add(logits, labels, loss_sum)
-    return loss_sum / len(labels)
-
-
-def _load(
-    digits: DeviceDigits, batch: NDArray[np.int64], span: slice, random: np.random.Generator | None
-) -> tuple[Tensor, Tensor]:
-    """Images and labels of a span of a global batch; the distortion of a sample does not depend on the span."""
-    rows = torch.from_numpy(batch[span]).to(digits.labels.device)
-    images, labels = digits.images[rows], digits.labels[rows]
-    if random is None:
-        return images, labels
-    return distort(images, draw_affine(random, len(batch))[span].to(images.device)), labels
-
-
-def _end_epoch(state: TrainState, order: SampleOrder, test: DeviceDigits, calibration: NDArray[np.uint8], rate: float) -> None:
-    """Add an epoch to the history and begin the next tally."""
-    calibrate(state.model, calibration)
-    learned, tested = state.tally.reduced(), evaluate(state.model, test).reduced()
-    row = {
-        "epoch": state.samples_seen // order.num_samples,
-        "samples_seen": state.samples_seen,
-        "train_seconds": state.train_seconds,
-        "lr": rate,
-        "train_loss": learned.loss,
-        "train_accuracy": learned.accuracy,
-        "test_loss": tested.loss,
-        "test_accuracy": tested.accuracy,
-    }
-    state.history.append(row)
-    state.tally = Tally()
-
-
-@torch.inference_mode()
-def evaluate(model: nn.Module, digits: DeviceDigits) -> Tally:
-    """Count this worker's share of the digits under a model in eval mode."""
-    tally = Tally()
-    share_of_all = slice(dist.rank(), None, dist.world())
-    images, labels = digits.images[share_of_all], digits.labels[share_of_all]
-    for image_batch, label_batch in zip(images.split(256), labels.split(256), strict=True):
-        logits = model(image_batch)
-        tally.add(logits, label_batch, float(cross_entropy_sum(logits, label_batch)))
-    return tally
+def best_epoch(scores: list[float]) -> int:
+    """The position of the first of the highest scores; -1 if there are none."""
+    return scores.index(max(scores)) if scores else -1

@@ -13,15 +13,20 @@ from mnist_ray.learn import dist
 
 @dataclass
 class Tally:
-    """Predictions counted: `confusion` int64[10, 10], truth by prediction, and the sum of the losses."""
+    """Predictions counted: `confusion` int64[10, 10], truth by prediction, and `loss_sum` float64, the sum of the losses.
+
+    Both stay on the device that they are counted on: nothing waits for it until a figure is read.
+    """
 
     confusion: Tensor = field(default_factory=lambda: torch.zeros(10, 10, dtype=torch.int64))
-    loss_sum: float = 0.0
+    loss_sum: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
-    def add(self, logits: Tensor, labels: Tensor, loss_sum: float) -> None:
+    @torch.no_grad()
+    def add(self, logits: Tensor, labels: Tensor, loss_sum: Tensor) -> None:
         """Count a batch: logits float[B, 10], labels int64[B], and the sum of its losses."""
-        cells = labels * 10 + logits.detach().argmax(dim=1)
-        self.confusion += torch.bincount(cells, minlength=100).reshape(10, 10).cpu()
+        self.confusion, self.loss_sum = self.confusion.to(logits.device), self.loss_sum.to(logits.device)
+        cells = labels * 10 + logits.argmax(dim=1)
+        self.confusion.view(-1).index_add_(0, cells, torch.ones_like(cells))
         self.loss_sum += loss_sum
 
     @property
@@ -42,13 +47,11 @@ class Tally:
     @property
     def loss(self) -> float:
         """Mean loss per sample, in nats."""
-        return self.loss_sum / max(self.count, 1)
+        return float(self.loss_sum) / max(self.count, 1)
 
     def reduced(self) -> Tally:
         """The sum over all workers, the same on each."""
-        confusion = dist.all_reduce_sum(self.confusion)
-        loss_sum = dist.all_reduce_sum(torch.tensor(self.loss_sum, dtype=torch.float64))
-        return Tally(confusion, float(loss_sum))
+        return Tally(dist.all_reduce_sum(self.confusion), dist.all_reduce_sum(self.loss_sum))
 
     def pooled(self) -> Tally:
         """The same sum held by rank 0 alone, so that one worker's checkpoint keeps the counts of all."""
@@ -60,6 +63,6 @@ class Tally:
         return {"confusion": self.confusion, "loss_sum": self.loss_sum}
 
 
-def cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
-    """The sum of the cross-entropy of a batch, in nats."""
-    return F.cross_entropy(logits, labels, reduction="sum")
+def cross_entropy_sum(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """The sum of the cross-entropy of a batch, in nats; `smoothing` of each target is spread over all classes."""
+    return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mnist_ray.data.digits import CLASSES
 from mnist_ray.data.order import GROUP_SIZE
+from mnist_ray.recipes import Conv
 
-ARCHITECTURE = "digit-cnn-1"
+ARCHITECTURE = "digit-cnn-2"
 MEAN, STD = 0.1307, 0.3081
 """Mean and standard deviation of the pixels of MNIST's training images, scaled to 0 to 1."""
 CALIBRATION_SAMPLES = 2048
@@ -36,25 +38,31 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
 
 
 class DigitCNN(nn.Module):
-    """Four convolutions and a linear layer, 66,426 parameters. Pooling comes before batch norm: a quarter of the work."""
+    """Convolutions and a linear layer. Pooling comes before batch norm and ReLU: the same with a quarter of the work.
 
-    def __init__(self) -> None:
+    Activations are channels_last: on the CPU, convolution, pooling and batch norm are several times as fast that way.
+    """
+
+    def __init__(self, layers: Sequence[Conv]) -> None:
         super().__init__()
-        widths = (1, 16, 32, 64, 64)
-        kernels, strides, pools = (5, 3, 3, 3), (2, 1, 1, 1), (1, 2, 2, 1)
-        layers: list[nn.Module] = []
-        for (inside, outside), kernel, stride, pool in zip(pairwise(widths), kernels, strides, pools, strict=True):
-            layers.append(nn.Conv2d(inside, outside, kernel, stride, padding=kernel // 2, bias=False))
-            layers += [nn.MaxPool2d(pool)] if pool > 1 else []
-            layers += [GroupBatchNorm2d(outside, momentum=None), nn.ReLU()]
-        self.features = nn.Sequential(*layers)
-        self.head = nn.Linear(widths[-1] * 3 * 3, 10)
+        self.layers = tuple(layers)
+        inside, side = 1, 28
+        stack: list[nn.Module] = []
+        for layer in layers:
+            stack.append(nn.Conv2d(inside, layer.channels, layer.kernel, layer.stride, padding=layer.kernel // 2, bias=False))
+            stack += [nn.MaxPool2d(layer.pool)] if layer.pool > 1 else []
+            stack += [GroupBatchNorm2d(layer.channels, momentum=None), nn.ReLU()]
+            inside, side = layer.channels, ((side + 2 * (layer.kernel // 2) - layer.kernel) // layer.stride + 1) // layer.pool
+        self.features = nn.Sequential(*stack)
+        self.head = nn.Linear(inside * side * side, len(CLASSES))
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits float[B, 10] of images [B, 28, 28], uint8 or floating point, from 0 (background) to 255 (ink)."""
         scaled = (images.to(self.head.weight.dtype) / 255 - MEAN) / STD
-        logits: Tensor = self.head(self.features(scaled.unsqueeze(1)).flatten(1))
-        return logits
+        planes = scaled.unsqueeze(1).to(memory_format=torch.channels_last)
+        logits: Tensor = self.head(self.features(planes).flatten(1))
+        return logits.float() if logits.dtype == torch.bfloat16 else logits
 
 
 @torch.no_grad()

@@ -12,34 +12,44 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn, optim
+from torch import Tensor, optim
 
+from mnist_ray.config import TrainConfig
 from mnist_ray.data import storage
-from mnist_ray.errors import OutputError
+from mnist_ray.errors import OutputError, StorageError
 from mnist_ray.learn import dist
 from mnist_ray.learn.metrics import Tally
+from mnist_ray.learn.model import DigitCNN
+from mnist_ray.learn.optim import make_optimizer
 
 KEEP = 3
 """Checkpoints kept: the newest ones."""
+_PLAIN = ("samples_seen", "total", "train_seconds", "history", "best")
 
 
 @dataclass
 class TrainState:
     """The whole truth about a run in progress. Random numbers derive from seed and position, so none are kept."""
 
-    model: nn.Module
+    model: DigitCNN
     optimizer: optim.Optimizer
+    total: int
+    """Samples that the run will have seen at its end."""
+    precision: str = "float32"
+    """What the forward pass computes in: float32, or bfloat16 with float32 weights."""
     samples_seen: int = 0
     train_seconds: float = 0.0
     tally: Tally = field(default_factory=Tally)
     history: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    """The network's state at the epoch that did best on the validation part, where there is one."""
 
     def to_bytes(self) -> bytes:
         """The state as `torch.save` writes it."""
         buffer = io.BytesIO()
-        plain = {"samples_seen": self.samples_seen, "train_seconds": self.train_seconds, "history": self.history}
-        parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "tally": self.tally.state_dict()}
-        torch.save({**plain, **parts}, buffer)
+        parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        tally = {"confusion": self.tally.confusion, "loss_sum": self.tally.loss_sum}
+        torch.save({**{name: getattr(self, name) for name in _PLAIN}, **parts, "tally": tally}, buffer)
         return buffer.getvalue()
 
     def load_bytes(self, data: bytes) -> None:
@@ -47,9 +57,27 @@ class TrainState:
         parts: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         self.model.load_state_dict(parts["model"])
         self.optimizer.load_state_dict(parts["optimizer"])
-        self.samples_seen, self.train_seconds = parts["samples_seen"], parts["train_seconds"]
+        for name in _PLAIN:
+            setattr(self, name, parts[name])
         self.tally = Tally(**parts["tally"]) if dist.rank() == 0 else Tally()  # rank 0's holds the counts of all
-        self.history = parts["history"]
+
+
+def make_state(config: TrainConfig, num_samples: int, device: torch.device) -> TrainState:
+    """The state of a run over so many training digits that has not begun: the same weights on every worker."""
+    how = config.settings()
+    torch.manual_seed(config.seed)
+    model = DigitCNN(how.layers).to(device)
+    total = max(1, round(how.epochs * num_samples))
+    return TrainState(model, make_optimizer(model, how.lr, how.weight_decay), total, precision(device))
+
+
+def precision(device: torch.device) -> str:
+    """What this device's hardware multiplies best: bfloat16, else float32."""
+    if device.type == "cuda":
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        able = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return "bfloat16" if able else "float32"
 
 
 def _folder(run: str) -> str:
@@ -57,12 +85,23 @@ def _folder(run: str) -> str:
 
 
 def save(run: str, state: TrainState, meaning: str) -> str:
-    """Write a checkpoint of the run that `meaning` names, drop the oldest ones, and return its folder."""
+    """Write a checkpoint of the run that `meaning` names, drop the oldest ones, and return its folder.
+
+    Raises StorageError, when several tries have failed; the checkpoints before it are as they were.
+    """
     place = storage.join(_folder(run), f"samples-{state.samples_seen:012d}")
     data = state.to_bytes()
-    storage.write(storage.join(place, "state.pt"), data)
     marker = {"state.pt": hashlib.sha256(data).hexdigest(), "samples_seen": state.samples_seen, "meaning": meaning}
-    storage.write_json(storage.join(place, "commit.json"), marker)
+    before = _names(run)
+    try:
+        storage.write(storage.join(place, "state.pt"), data, storage.PATIENT)
+        storage.write_json(storage.join(place, "commit.json"), marker, storage.PATIENT)
+    except StorageError as error:
+        kept = f"the checkpoints before it are whole, the newest is {before[-1]}" if before else "there is none before it"
+        raise StorageError(
+            f"{error} ({len(storage.PATIENT) + 1} tries); {kept}; make space or mend the storage, then run the same command "
+            "again to continue"
+        ) from None
     _prune(run, place.rpartition("/")[2])
     return place
 

@@ -11,11 +11,11 @@ SIZES = st.integers(1, 300)
 
 @given(num_samples=SIZES, epochs=st.integers(1, 4), batch=SIZES, seed=st.integers(0, 2**63 - 1))
 def test_every_sample_comes_once_per_epoch(num_samples: int, epochs: int, batch: int, seed: int) -> None:
-    order = SampleOrder(num_samples, epochs, batch, seed)
+    order, total = SampleOrder(num_samples, batch, seed), epochs * num_samples
     seen: list[int] = []
-    while len(seen) < order.total:
-        indices = order.batch(len(seen)).tolist()
-        assert len(indices) == min(batch, order.total - len(seen))
+    while len(seen) < total:
+        indices = order.batch(len(seen), total).tolist()
+        assert len(indices) == min(batch, total - len(seen))
         seen += indices
     for epoch in range(epochs):
         assert sorted(seen[epoch * num_samples : (epoch + 1) * num_samples]) == list(range(num_samples))
@@ -31,8 +31,8 @@ def test_shares_cover_a_batch_in_whole_groups(batch: int, world: int) -> None:
 
 
 def test_the_order_depends_on_seed_and_epoch_alone() -> None:
-    first, again, other = (SampleOrder(1000, 2, 100, seed) for seed in (3, 3, 4))
-    assert np.array_equal(first.batch(300), again.batch(300))
-    assert not np.array_equal(first.batch(300), other.batch(300))
-    assert not np.array_equal(first.batch(0), first.batch(1000))
+    first, again, other = (SampleOrder(1000, 100, seed) for seed in (3, 3, 4))
+    assert np.array_equal(first.batch(300, 2000), again.batch(300, 2000))
+    assert not np.array_equal(first.batch(300, 2000), other.batch(300, 2000))
+    assert not np.array_equal(first.batch(0, 2000), first.batch(1000, 2000))
     assert first.random(100).random() == again.random(100).random() != first.random(200).random()

@@ -7,12 +7,12 @@ import torch
 
 from mnist_ray.config import TrainConfig
 from mnist_ray.errors import OutputError
-from mnist_ray.learn import loop, state
+from mnist_ray.learn import state
 
 
 @pytest.fixture
 def training() -> state.TrainState:
-    return loop.make_state(TrainConfig(), torch.device("cpu"))
+    return state.make_state(TrainConfig(), 600, torch.device("cpu"))
 
 
 def _save(run: Path, training: state.TrainState, *positions: int) -> None:
@@ -24,7 +24,7 @@ def _save(run: Path, training: state.TrainState, *positions: int) -> None:
 def _position(run: Path) -> tuple[int, list[str]]:
     found, warnings = state.newest(str(run), "meaning")
     assert found is not None
-    loaded = loop.make_state(TrainConfig(), torch.device("cpu"))
+    loaded = state.make_state(TrainConfig(), 600, torch.device("cpu"))
     loaded.load_bytes(found)
     return loaded.samples_seen, warnings
 

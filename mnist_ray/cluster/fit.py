@@ -1,0 +1,114 @@
+"""A training run as a Ray Train job: one process per worker, lost ones replaced, at whatever size is there."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from mnist_ray.cluster import progress, runtime
+from mnist_ray.cluster.owner import Owner, Watch
+from mnist_ray.cluster.worker import Surroundings, work
+from mnist_ray.config import TrainConfig
+from mnist_ray.console import Console
+from mnist_ray.data.digits import Splits
+from mnist_ray.errors import ClusterError, MnistRayError, first_line, from_status
+from mnist_ray.flags import worker_range
+
+MAX_FAILURES = 10
+"""Times that lost workers are replaced before the job gives up; it can be continued by hand."""
+POLL_S = 0.25
+
+
+def fit(run: str, config: TrainConfig, splits: Splits, owner: Owner, console: Console, *, ours: bool) -> bool:
+    """Train on Ray workers; whether the run ended, rather than being asked to stop. `ours`: the cluster is this job's alone.
+
+    Shows the progress meanwhile and passes on a request to stop. Raises MnistRayError.
+    """
+    import ray
+
+    needs = runtime.resources(worker_range(config.workers)[1], config.device)
+    progress.clear(run)
+    launch = {"run": run, "config": config, "token": owner.token, "device": runtime.granted_device(needs)}
+    outcome: Future[Any] = Future()
+
+    def follow_through() -> None:
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                outcome.set_result(_trainer({**launch, "splits": ray.put(splits)}, needs, scratch, ours=ours)())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=follow_through, daemon=True).start()  # Ray takes signals for itself in the main thread
+    shown = progress.Shown(console)
+    while not outcome.done():
+        with suppress(Exception):
+            outcome.exception(timeout=POLL_S)
+        progress.look(run, shown)
+        owner.require()
+    return _answer(run, outcome)
+
+
+def _answer(run: str, outcome: Future[Any]) -> bool:
+    try:
+        answer = outcome.result()
+    except Exception as error:
+        raise runtime.own_error(error) or ClusterError(
+            f"training stopped: {first_line(error)}; lost workers are replaced up to {MAX_FAILURES} times; "
+            f"run the same command again to continue from the newest checkpoint in {run}"
+        ) from error
+    if "error" in answer:
+        raise from_status(*answer["error"])
+    return bool(answer["ended"])
+
+
+def _trainer(launch: dict[str, Any], needs: dict[str, float], scratch: str, *, ours: bool) -> Callable[[], Any]:
+    """A function that carries out the Ray Train job and returns what rank 0 returned."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    class Trainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            """On a cluster that ends with the job nothing is left to be cleaned up, and waiting for the cleaner takes 12 s."""
+            callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
+            return [one for one in callbacks if not (ours and type(one).__name__ == "PlacementGroupCleanerCallback")]
+
+    fewest, most = worker_range(launch["config"].workers)
+    trainer = Trainer(
+        _worker,  # type: ignore[arg-type]
+        train_loop_config=launch,
+        scaling_config=ScalingConfig(
+            num_workers=most if fewest == most else (fewest, most),  # type: ignore[arg-type]
+            use_gpu="GPU" in needs,
+            resources_per_worker=needs,
+        ),
+        run_config=RunConfig(
+            storage_path=scratch,  # checkpoints are ours alone: Ray's record of them fails where a disk is full
+            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=1),  # type: ignore[call-arg]
+        ),
+    )
+    return lambda: trainer.fit().return_value  # type: ignore[attr-defined]
+
+
+def _worker(launch: dict[str, Any]) -> dict[str, Any]:
+    """What Ray Train runs in each worker process. Errors of ours are answers: to train on would not mend them."""
+    import ray
+    import ray.train
+
+    run: str = launch["run"]
+    watch = Watch(run, launch["token"])
+    publish = progress.Gauges(partial(progress.publish, run))
+    around = Surroundings(
+        stopping=lambda: watch.stop,
+        lost=lambda: watch.lost,
+        show=publish,
+        leaving=lambda: ray.train.get_preemption_info() is not None,
+    )
+    try:
+        return {"ended": work(run, launch["config"], launch["device"], ray.get(launch["splits"]), around)}
+    except MnistRayError as error:
+        return {"error": (error.exit_status, str(error))}

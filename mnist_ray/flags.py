@@ -1,0 +1,25 @@
+"""Flags with a grammar of their own."""
+
+from __future__ import annotations
+
+import re
+
+from mnist_ray.errors import UsageError
+
+
+def worker_range(workers: str) -> tuple[int, int]:
+    """`--workers` as the fewest and the most: `4` is 4 and 4, `1:4` is 1 and 4. Raises UsageError."""
+    found = re.fullmatch(r"(\d{1,6})(?::(\d{1,6}))?", workers)
+    fewest, most = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+    if fewest != most and not 1 <= fewest < most:
+        raise UsageError(f"--workers {workers}: expected a number (0: without Ray), or MIN:MAX with MIN at least 1")
+    return fewest, most
+
+
+def checkpoint_interval(every: str) -> tuple[float, str]:
+    """`--checkpoint-every` as a number and its unit, which is epochs, steps or seconds. Raises UsageError."""
+    found = re.fullmatch(r"(\d+\.?\d*|\.\d+) ?(epochs?|steps?|s|seconds?|)", every)
+    if not found or float(found[1]) <= 0:
+        raise UsageError(f"--checkpoint-every {every}: expected epochs (1, 0.5), steps (200steps) or seconds (30s)")
+    unit = "steps" if found[2].startswith("step") else "seconds" if found[2].startswith("s") else "epochs"
+    return float(found[1]), unit

@@ -1,0 +1,79 @@
+"""One step of training, and the measuring of a network; on one worker's share of the digits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mnist_ray.data.digits import LabelledDigits
+from mnist_ray.data.order import GROUP_SIZE, SampleOrder, share
+from mnist_ray.learn import dist
+from mnist_ray.learn.augment import distort, draw_affine
+from mnist_ray.learn.metrics import Tally, cross_entropy_sum
+from mnist_ray.learn.state import TrainState
+from mnist_ray.recipes import Recipe
+
+
+@dataclass(frozen=True)
+class DeviceDigits:
+    """Digits where they are computed on: `images` uint8[N, 28, 28], `labels` int64[N]."""
+
+    images: Tensor
+    labels: Tensor
+
+    @staticmethod
+    def put(digits: LabelledDigits, device: torch.device) -> DeviceDigits:
+        """Copy digits to a device."""
+        labels = torch.from_numpy(digits.labels.astype(np.int64))
+        return DeviceDigits(torch.tensor(digits.images, device=device), labels.to(device))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def train_step(model: nn.Module, state: TrainState, order: SampleOrder, digits: DeviceDigits, how: Recipe) -> Tensor:
+    """One optimizer step on this worker's share of the next global batch; returns the share's mean loss, a scalar."""
+    batch = order.batch(state.samples_seen, state.total)
+    span = share(len(batch), dist.rank(), dist.world())
+    idle = span.start == span.stop
+    if idle:  # DDP wants every worker in the backward pass: compute a group, count it for nothing
+        span = slice(0, min(GROUP_SIZE, len(batch)))
+    images, labels = _load(digits, batch, span, order.random(state.samples_seen), how)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=state.precision == "bfloat16"):
+        logits = model(images)
+    loss = cross_entropy_sum(logits, labels, how.label_smoothing)
+    # DDP divides the gradients by the number of workers: this makes them those of the global batch's mean.
+    (loss * (0.0 if idle else dist.world() / len(batch))).backward()
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    state.samples_seen += len(batch)
+    if not idle:
+        state.tally.add(logits, labels, loss)
+    return loss.detach() / len(labels)
+
+
+def _load(
+    digits: DeviceDigits, batch: NDArray[np.int64], span: slice, random: np.random.Generator, how: Recipe
+) -> tuple[Tensor, Tensor]:
+    """Images and labels of a span of a global batch; the distortion of a sample does not depend on the span."""
+    rows = torch.from_numpy(batch[span]).to(digits.labels.device)
+    images, labels = digits.images[rows], digits.labels[rows]
+    if how.affine is None:
+        return images, labels
+    return distort(images, draw_affine(random, len(batch), how.affine)[span].to(images.device)), labels
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, digits: DeviceDigits) -> Tally:
+    """Count this worker's share of the digits under a model in eval mode."""
+    tally = Tally()
+    share_of_all = slice(dist.rank(), None, dist.world())
+    images, labels = digits.images[share_of_all], digits.labels[share_of_all]
+    for image_batch, label_batch in zip(images.split(256), labels.split(256), strict=True):
+        logits = model(image_batch)
+        tally.add(logits, label_batch, cross_entropy_sum(logits, label_batch))
+    return tally

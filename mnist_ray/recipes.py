@@ -1,0 +1,76 @@
+"""The training recipes: one table, and what each is expected to reach. How they were found: docs/decisions/0010."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+RecipeName = Literal["fast", "standard", "best"]
+
+
+@dataclass(frozen=True, slots=True)
+class Conv:
+    """A convolution, padded to keep its grid, then max-pooling (1: none), batch norm and ReLU."""
+
+    channels: int
+    kernel: int
+    stride: int = 1
+    pool: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """Limits of the random map that distorts a training digit; each is drawn uniformly up to plus or minus its limit."""
+
+    degrees: float = 0.0
+    scale: float = 0.0
+    shear: float = 0.0
+    shift_px: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What makes a trained network what it is, but for the digits and the seed."""
+
+    layers: tuple[Conv, ...]
+    epochs: float
+    """Passes over the training digits."""
+    global_batch_size: int
+    lr: float
+    """Peak learning rate of AdamW."""
+    weight_decay: float
+    label_smoothing: float
+    affine: Affine | None
+
+
+RECIPES: dict[RecipeName, Recipe] = {
+    # 0.6 passes, 36,000 samples.
+    "fast": Recipe(
+        layers=(Conv(24, 7, stride=2, pool=2), Conv(64, 3, pool=2)),
+        epochs=0.6,
+        global_batch_size=128,
+        lr=0.02,
+        weight_decay=0.3,
+        label_smoothing=0.1,
+        affine=Affine(degrees=5, scale=0.05, shear=0.05, shift_px=1),
+    ),
+    # 4 passes, 240,000 samples.
+    "standard": Recipe(
+        layers=(Conv(16, 5, stride=2), Conv(32, 3, pool=2), Conv(64, 3, pool=2), Conv(64, 3)),
+        epochs=4,
+        global_batch_size=128,
+        lr=0.015,
+        weight_decay=0.15,
+        label_smoothing=0.1,
+        affine=Affine(degrees=8, scale=0.1, shear=0.1, shift_px=1.5),
+    ),
+    "best": Recipe(
+        layers=(Conv(24, 5, stride=2), Conv(48, 3, pool=2), Conv(96, 3, pool=2), Conv(96, 3)),
+        epochs=12,
+        global_batch_size=128,
+        lr=0.012,
+        weight_decay=0.15,
+        label_smoothing=0.1,
+        affine=Affine(degrees=12, scale=0.15, shear=0.15, shift_px=2),
+    ),
+}
