@@ -123,10 +123,8 @@ def scaling(seeds: int, recipe: str) -> Run:
         line, whole = _call(["benchmarks.train.ray_pattern", "--samples", "12000"])
         found["pattern"].append({**json.loads(line), "whole_seconds": whole})
     rate = {who: [run["points"][-1]["samples"] / run["points"][-1]["seconds"] for run in runs] for who, runs in found.items()}
-    print(
     one, two, pattern = (spread(rate[who], 0) for who in ("1", "2", "pattern"))
     print(f"samples/s: 1 worker {one}, 2 workers {two}; Ray's pattern with 2 {pattern}")
-    )
     print(f"2 workers over 1: {spread([b / a for a, b in zip(rate['1'], rate['2'], strict=True)])}")
     return found
 
