@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from mnist_ray.config import ScoreConfig, TrainConfig
 from mnist_ray.errors import UsageError
+from mnist_ray.flags import checkpoint_interval, worker_range
+from mnist_ray.recipes import RECIPES
 
 
 def test_the_fingerprint_names_results_and_not_resources() -> None:
@@ -32,3 +35,38 @@ def test_kept_columns_are_named_once() -> None:
 def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         ScoreConfig(**{"inputs": ("x",), "model": "m", "out": "o", **wrong})  # type: ignore[arg-type]
+
+
+def test_a_recipe_is_overridden_by_flags() -> None:
+    how = TrainConfig(recipe="fast", epochs=2, lr=0.5, augment=False).settings()
+    assert (how.epochs, how.lr, how.affine) == (2, 0.5, None)
+    assert how.layers == RECIPES["fast"].layers
+    same = TrainConfig(recipe="fast", global_batch_size=RECIPES["fast"].global_batch_size)
+    assert same.fingerprint() == TrainConfig(recipe="fast").fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("1", (1, "epochs")), ("0.5epochs", (0.5, "epochs")), ("200 steps", (200, "steps")), ("30s", (30, "seconds"))],
+)
+def test_checkpoint_intervals(text: str, expected: tuple[float, str]) -> None:
+    assert checkpoint_interval(text) == expected
+
+
+def test_worker_ranges() -> None:
+    assert [worker_range(text) for text in ("0", "3", "1:4")] == [(0, 0), (3, 3), (1, 4)]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"workers": text} for text in ("-1", "a", "4:1", "0:2", "1:2:3", "")),
+        *({"checkpoint_every": text} for text in ("0", "-1", "5m", "often", "")),
+        {"seconds": 5.0, "epochs": 1.0},
+        {"patience": -1},
+        {"label_smoothing": 1.0},
+    ],
+)
+def test_wrong_training_settings_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        TrainConfig(**wrong)

@@ -88,7 +88,7 @@ def _trainer(launch: dict[str, Any], needs: dict[str, float], scratch: str, *, o
         ),
         run_config=RunConfig(
             storage_path=scratch,  # checkpoints are ours alone: Ray's record of them fails where a disk is full
-            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=1),  # type: ignore[call-arg]
+            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=runtime.STARTS),  # type: ignore[call-arg]
         ),
     )
     return lambda: trainer.fit().return_value  # type: ignore[attr-defined]
