@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -24,7 +25,16 @@ def draw_affine(random: np.random.Generator, count: int, limits: Affine) -> Tens
 
 
 def distort(images: Tensor, affine: Tensor) -> Tensor:
-    """Images uint8[B, 28, 28] under affine maps float32[B, 2, 3], as float32[B, 28, 28] from 0 to 255."""
-    planes = images.unsqueeze(1).float()
-    grid = F.affine_grid(affine, list(planes.shape), align_corners=False)
-    return F.grid_sample(planes, grid, align_corners=False).squeeze(1)
+    """Images uint8[B, 28, 28] under affine maps float32[B, 2, 3], as float32[B, 28, 28] from 0 to 255.
+
+    The sampling grid is one matrix product; `affine_grid` takes three times as long as all the rest.
+    """
+    grid = (affine.reshape(-1, 3) @ _pixels(images.device)).view(-1, 2, 28, 28).permute(0, 2, 3, 1)
+    return F.grid_sample(images.unsqueeze(1).float(), grid, align_corners=False).squeeze(1)
+
+
+@lru_cache(maxsize=1)
+def _pixels(device: torch.device) -> Tensor:
+    """The normalised coordinates (x, y, 1) of the centres of all pixels, float32[3, 784]."""
+    axis = (2 * torch.arange(28) + 1) / 28 - 1
+    return torch.stack([axis.repeat(28), axis.repeat_interleave(28), torch.ones(28 * 28)]).to(device)

@@ -106,7 +106,7 @@ class Loop:
     def _timed_step(self) -> None:
         state, started = self.state, time.monotonic()
         middle = state.samples_seen + min(self.how.global_batch_size, state.total - state.samples_seen) / 2
-        self.rate = set_learning_rate(state.optimizer, self.how.lr, middle / state.total)
+        self.rate = set_learning_rate(state.optimizer, self.how, middle / state.total)
         loss = train_step(self.model, state, self.order, self.digits, self.how)
         self.steps += 1
         if started - self.ticked > TICK_S:

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from torch import nn, optim
 
-WARM_UP = 0.2
-"""Share of the samples over which the learning rate rises to its peak; it falls to zero over the rest."""
+from mnist_ray.recipes import Recipe
 
 
-def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> optim.Optimizer:
+def make_optimizer(model: nn.Module, how: Recipe) -> optim.Optimizer:
     """AdamW; biases and batch norm are not decayed."""
     parameters = list(model.parameters())
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": how.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return optim.AdamW(groups, lr=lr, betas=(0.9, 0.99))
+    return optim.AdamW(groups, lr=how.lr, betas=how.betas, fused=True)
 
 
-def set_learning_rate(optimizer: optim.Optimizer, peak: float, progress: float) -> float:
+def set_learning_rate(optimizer: optim.Optimizer, how: Recipe, progress: float) -> float:
     """The triangular schedule at `progress` from 0 to 1 of the run: set it and return it."""
-    rate = peak * min(progress / WARM_UP, (1 - progress) / (1 - WARM_UP))
+    rate = how.lr * min(progress / how.warm_up, (1 - progress) / (1 - how.warm_up))
     for group in optimizer.param_groups:
         group["lr"] = rate
     return rate

@@ -68,7 +68,7 @@ def make_state(config: TrainConfig, num_samples: int, device: torch.device) -> T
     torch.manual_seed(config.seed)
     model = DigitCNN(how.layers).to(device)
     total = max(1, round(how.epochs * num_samples))
-    return TrainState(model, make_optimizer(model, how.lr, how.weight_decay), total, precision(device))
+    return TrainState(model, make_optimizer(model, how), total, precision(device))
 
 
 def precision(device: torch.device) -> str:

@@ -61,7 +61,7 @@ def _load(
 ) -> tuple[Tensor, Tensor]:
     """Images and labels of a span of a global batch; the distortion of a sample does not depend on the span."""
     rows = torch.from_numpy(batch[span]).to(digits.labels.device)
-    images, labels = digits.images[rows], digits.labels[rows]
+    images, labels = digits.images.index_select(0, rows), digits.labels.index_select(0, rows)
     if how.affine is None:
         return images, labels
     return distort(images, draw_affine(random, len(batch), how.affine)[span].to(images.device)), labels

@@ -30,7 +30,7 @@ def _losses(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], batch: i
     how = config.settings()
     training = state.make_state(config, len(labels), CPU)
     training.model.double()
-    training.optimizer = make_optimizer(training.model, how.lr, how.weight_decay)
+    training.optimizer = make_optimizer(training.model, how)
     order = SampleOrder(len(labels), batch, config.seed)
     digits = DeviceDigits.put(LabelledDigits(images, labels), CPU)
     model = dist.wrap(training.model).train()
