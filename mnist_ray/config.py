@@ -94,9 +94,10 @@ class TrainConfig(_Fingerprinted):
 
     def settings(self) -> Recipe:
         """The recipe with the flags that override it."""
+        recipe = RECIPES[self.recipe]
         names = ("epochs", "global_batch_size", "lr", "weight_decay", "label_smoothing")
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        how = replace(RECIPES[self.recipe], **given)
+        given = {name: type(getattr(recipe, name))(value) for name in names if (value := getattr(self, name)) is not None}
+        how = replace(recipe, **given)
         if self.augment is None:
             return how
         return replace(how, affine=(how.affine or RECIPES["standard"].affine) if self.augment else None)

@@ -23,7 +23,7 @@ class Console:
         """Print; when the reader of our output has left, go on without it."""
         try:
             print(text.encode("utf-8", "backslashreplace").decode(), end=end, flush=True)
-        except BrokenPipeError:
+        except OSError:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
     def line(self, text: str) -> None:

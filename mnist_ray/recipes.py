@@ -61,7 +61,7 @@ RECIPES: dict[RecipeName, Recipe] = {
     ),
     "standard": Recipe(
         layers=(Conv(16, 5, stride=2), Conv(32, 3, pool=2), Conv(64, 3, pool=2), Conv(64, 3)),
-        epochs=4,
+        epochs=4.0,
         global_batch_size=128,
         lr=0.015,
         weight_decay=0.15,
@@ -70,7 +70,7 @@ RECIPES: dict[RecipeName, Recipe] = {
     ),
     "best": Recipe(
         layers=(Conv(24, 5, stride=2), Conv(48, 3, pool=2), Conv(96, 3, pool=2), Conv(96, 3)),
-        epochs=10,
+        epochs=10.0,
         global_batch_size=128,
         lr=0.012,
         weight_decay=0.15,

@@ -113,9 +113,11 @@ class RayCluster:
         """
         before = set(self._alive())
         self.add_node(2)
-        yield (set(self._alive()) - before).pop()
-        self._stop(self._nodes.pop())
-        self._wait_for(len(self._nodes))
+        try:
+            yield (set(self._alive()) - before).pop()
+        finally:
+            self._stop(self._nodes.pop())
+            self._wait_for(len(self._nodes))
 
     def add_node(self, cpus: int) -> None:
         """Add a node for good."""

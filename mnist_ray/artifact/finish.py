@@ -15,6 +15,7 @@ from mnist_ray.artifact.predictor import Predictor
 from mnist_ray.config import TrainConfig
 from mnist_ray.data import storage
 from mnist_ray.data.digits import Splits
+from mnist_ray.learn import dist
 from mnist_ray.learn.model import DigitCNN
 from mnist_ray.learn.state import TrainState
 
@@ -43,8 +44,8 @@ def finish(run: str, config: TrainConfig, splits: Splits, state: TrainState, dev
         "train_seconds": round(state.train_seconds, 3),
         "samples_seen": state.samples_seen,
         "samples_per_second": round(state.samples_seen / max(state.train_seconds, 1e-9), 1),
-        "epochs": len(state.history),
-        "workers": config.workers,
+        "epochs": round(state.samples_seen / len(splits.train), 2),
+        "workers": dist.world(),
         "device": str(device),
         "precision": state.precision,
         "model_digest": digest,

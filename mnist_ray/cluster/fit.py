@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from contextlib import suppress
+from concurrent.futures import Future, wait
 from functools import partial
 from typing import Any
 
@@ -16,12 +16,14 @@ from mnist_ray.cluster.worker import Surroundings, work
 from mnist_ray.config import TrainConfig
 from mnist_ray.console import Console
 from mnist_ray.data.digits import Splits
-from mnist_ray.errors import ClusterError, MnistRayError, first_line, from_status
+from mnist_ray.errors import ClusterError, MnistRayError, from_status
 from mnist_ray.flags import worker_range
 
 MAX_FAILURES = 10
 """Times that lost workers are replaced before the job gives up; it can be continued by hand."""
 POLL_S = 0.25
+STOP_S = 15.0
+"""Seconds without progress after which a job that was asked to stop does so: longer than the tries to save take."""
 
 
 def fit(run: str, config: TrainConfig, splits: Splits, owner: Owner, console: Console, *, ours: bool) -> bool:
@@ -31,25 +33,35 @@ def fit(run: str, config: TrainConfig, splits: Splits, owner: Owner, console: Co
     """
     import ray
 
-    needs = runtime.resources(worker_range(config.workers)[1], config.device)
+    needs = runtime.resources(*worker_range(config.workers), config.device)
     progress.clear(run)
     launch = {"run": run, "config": config, "token": owner.token, "device": runtime.granted_device(needs)}
     outcome: Future[Any] = Future()
 
     def follow_through() -> None:
         try:
-            with tempfile.TemporaryDirectory() as scratch:
-                outcome.set_result(_trainer({**launch, "splits": ray.put(splits)}, needs, scratch, ours=ours)())
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+                answer = _trainer({**launch, "splits": ray.put(splits)}, needs, scratch, ours=ours)()
+            outcome.set_result(answer)
         except BaseException as error:
             outcome.set_exception(error)
 
     threading.Thread(target=follow_through, daemon=True).start()  # Ray takes signals for itself in the main thread
-    shown = progress.Shown(console)
-    while not outcome.done():
-        with suppress(Exception):
-            outcome.exception(timeout=POLL_S)
-        progress.look(run, shown)
+    shown, record, moved = progress.Shown(console), None, time.monotonic()
+    while not wait([outcome], POLL_S).done:
+        if (now := progress.look(run, shown)) != record:
+            record, moved = now, time.monotonic()
         owner.require()
+        still = time.monotonic() - moved
+        if owner.signal is not None and still > STOP_S:  # there is nobody to save: workers are lost, or not there yet
+            return False
+        if still > runtime.START_S * runtime.STARTS:
+            raise ClusterError(
+                f"--workers {config.workers}: no worker has made progress for {still:.0f} s; look at the cluster's nodes, "
+                "then run the same command again"
+            )
+    progress.look(run, shown)
+    owner.require()
     return _answer(run, outcome)
 
 
@@ -58,7 +70,7 @@ def _answer(run: str, outcome: Future[Any]) -> bool:
         answer = outcome.result()
     except Exception as error:
         raise runtime.own_error(error) or ClusterError(
-            f"training stopped: {first_line(error)}; lost workers are replaced up to {MAX_FAILURES} times; "
+            f"training stopped: {runtime.cause(error)}; lost workers are replaced up to {MAX_FAILURES} times; "
             f"run the same command again to continue from the newest checkpoint in {run}"
         ) from error
     if "error" in answer:
@@ -88,7 +100,9 @@ def _trainer(launch: dict[str, Any], needs: dict[str, float], scratch: str, *, o
         ),
         run_config=RunConfig(
             storage_path=scratch,  # checkpoints are ours alone: Ray's record of them fails where a disk is full
-            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=runtime.STARTS),  # type: ignore[call-arg]
+            failure_config=FailureConfig(
+                max_failures=MAX_FAILURES, max_preemption_failures=MAX_FAILURES, controller_failure_limit=runtime.STARTS
+            ),  # type: ignore[call-arg]
         ),
     )
     return lambda: trainer.fit().return_value  # type: ignore[attr-defined]
@@ -100,12 +114,12 @@ def _worker(launch: dict[str, Any]) -> dict[str, Any]:
     import ray.train
 
     run: str = launch["run"]
-    watch = Watch(run, launch["token"])
-    publish = progress.Gauges(partial(progress.publish, run))
+    chief = ray.train.get_context().get_world_rank() == 0
+    watch = Watch(run, launch["token"], looking=chief)
     around = Surroundings(
         stopping=lambda: watch.stop,
         lost=lambda: watch.lost,
-        show=publish,
+        show=progress.Gauges(partial(progress.publish, run)) if chief else lambda record: None,
         leaving=lambda: ray.train.get_preemption_info() is not None,
     )
     try:

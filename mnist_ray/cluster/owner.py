@@ -24,9 +24,9 @@ _NAME = "owner.json"
 
 
 def _place() -> str:
-    """This machine, and the process numbers that hold in it."""
-    with suppress(OSError):
-        return f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"
+    """This machine since it started, and the process numbers that hold in it."""
+    with suppress(OSError), open("/proc/sys/kernel/random/boot_id") as boot:
+        return f"{platform.node()} {boot.read().strip()} {os.readlink('/proc/self/ns/pid')}"
     return platform.node()
 
 
@@ -69,12 +69,11 @@ class Owner:
         """Names the job that has taken the directory over."""
         began = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         self._record: dict[str, Any] = {"token": self.token, "pid": os.getpid(), "place": _place(), "began": began, "beats": 0}
-        self._awake, self._over = threading.Event(), False
+        self._over = False
 
     def stop(self, number: int) -> None:
         """Pass on that a signal asks for a checkpoint and the end."""
-        self.signal = number
-        self._awake.set()
+        self.signal = number  # nothing that locks: a second signal may come meanwhile
 
     def require(self) -> None:
         """Raise OutputError if another job has taken the directory over."""
@@ -94,9 +93,10 @@ class Owner:
     def beat(self) -> None:
         """Leave signs of life until released."""
         while not self._over and not self.loser_to:
-            self._awake.wait(BEAT_S)
-            self._awake.clear()
-            with suppress(StorageError):  # a storage that is away for a while is met where it matters
+            asked, until = self.signal, time.monotonic() + BEAT_S
+            while time.monotonic() < until and self.signal == asked and not self._over:
+                time.sleep(0.1)
+            with suppress(Exception):  # a storage that is away for a while is met where it matters
                 record = read(self.run)
                 if record and record["token"] != self.token:
                     self.loser_to = _named(record)
@@ -106,12 +106,11 @@ class Owner:
     def release(self) -> None:
         """Leave the directory to others."""
         self._over = True
-        self._awake.set()
 
 
 @contextmanager
 def owning(run: str) -> Iterator[Owner]:
-    """Own the run directory meanwhile; SIGTERM and SIGINT become requests to stop, a second SIGINT an interrupt."""
+    """Own the run directory meanwhile; SIGTERM, SIGHUP and SIGINT become requests to stop, a second SIGINT an interrupt."""
     owner = Owner(run)
     owner.claim()
     beating = threading.Thread(target=owner.beat, daemon=True)
@@ -123,7 +122,9 @@ def owning(run: str) -> Iterator[Owner]:
         owner.stop(number)
 
     main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)} if main else {}
+    before = (
+        {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)} if main else {}
+    )
     try:
         yield owner
     finally:
@@ -137,17 +138,18 @@ def owning(run: str) -> Iterator[Owner]:
 
 
 class Watch:
-    """What a worker sees of the job that owns its run: `stop`, and `lost` once that is another job or none."""
+    """What a worker sees of the job that owns its run: `stop`, and `lost` once that is another job."""
 
-    def __init__(self, run: str, token: str) -> None:
+    def __init__(self, run: str, token: str, *, looking: bool) -> None:
         self.stop = self.lost = False
         self._run, self._token = run, token
-        threading.Thread(target=self._look, daemon=True).start()
+        if looking:
+            threading.Thread(target=self._look, daemon=True).start()
 
     def _look(self) -> None:
         while not self.lost:
-            with suppress(StorageError):
+            with suppress(Exception):
                 record = read(self._run)
-                self.lost = record.get("token") != self._token
+                self.lost = record.get("token", self._token) != self._token
                 self.stop = self.stop or bool(record.get("stop"))
             time.sleep(WATCH_S)

@@ -25,13 +25,14 @@ class Shown:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._epochs = 0
-        self._warnings = 0
+        self._warnings: list[str] = []
 
     def update(self, record: dict[str, Any]) -> None:
         """Show what is new in the record."""
-        for warning in record["warnings"][self._warnings :]:
-            self._console.line(f"warning: {warning}")
-        self._warnings = max(self._warnings, len(record["warnings"]))
+        for warning in record["warnings"]:
+            if warning not in self._warnings:
+                self._console.line(f"warning: {warning}")
+                self._warnings.append(warning)
         for row in record["history"][self._epochs :]:
             self._console.line(
                 f"epoch {row['epoch']:g}/{record['epochs']:g}  loss {row['train_loss']:.4f}  "
@@ -73,7 +74,10 @@ class Gauges:
                 self._gauges[name].set(value)
 
 
-def look(run: str, shown: Shown) -> None:
+def look(run: str, shown: Shown) -> dict[str, Any] | None:
     """Show the record as it is now; one that is not there yet, or a slow storage, is no reason to stop looking."""
     with suppress(MnistRayError, FileNotFoundError, ValueError):
-        shown.update(storage.read_json(storage.join(run, _NAME)))
+        record: dict[str, Any] = storage.read_json(storage.join(run, _NAME))
+        shown.update(record)
+        return record
+    return None

@@ -80,25 +80,25 @@ def _require_answer(target: str) -> None:
             raise _unreachable(target, f"no answer within {ANSWER_S:.0f} s") from None
 
 
-def resources(workers: int, device: str) -> dict[str, float]:
-    """What each of so many workers asks for: one GPU where every worker can have one, else one CPU or a share of it.
+def resources(fewest: int, most: int, device: str) -> dict[str, float]:
+    """What each worker asks for: one GPU where the fewest can each have one, else one CPU or a share of it.
 
     Raises ClusterError for what the cluster can never give.
     """
     total = _most()
     gpus, cpus = total.get("GPU", 0), total.get("CPU", 0)
-    if device == "cuda" and gpus < workers:
+    if device == "cuda" and gpus < fewest:
         raise ClusterError(
-            f"--workers {workers} --device cuda: asks for {workers} GPUs and the cluster has {gpus:g}; ask for less"
+            f"--workers {fewest} --device cuda: asks for {fewest} GPUs and the cluster has {gpus:g}; ask for less"
         )
-    if workers > cpus * WORKERS_PER_CPU:
+    if fewest > cpus * WORKERS_PER_CPU:
         raise ClusterError(
-            f"--workers {workers}: the cluster has {cpus:g} CPUs, and at most {WORKERS_PER_CPU} workers share one; "
+            f"--workers {fewest}: the cluster has {cpus:g} CPUs, and at most {WORKERS_PER_CPU} workers share one; "
             f"ask for at most {int(cpus * WORKERS_PER_CPU)}, or add nodes"
         )
     # A whole number of workers per CPU fits on every node, whatever its size.
-    share = {"CPU": 1 / math.ceil(workers / cpus)}
-    return {**share, "GPU": 1.0} if device != "cpu" and gpus >= workers > 0 else share
+    share = {"CPU": 1 / math.ceil(min(most, cpus * WORKERS_PER_CPU) / cpus)}
+    return {**share, "GPU": 1.0} if device != "cpu" and gpus >= fewest > 0 else share
 
 
 def granted_device(needs: dict[str, float]) -> Device:
@@ -129,3 +129,10 @@ def own_error(error: BaseException | None) -> MnistRayError | None:
         failures = getattr(found, "worker_failures", {})
         todo += [found.__cause__, getattr(found, "cause", None), *failures.values()]
     return None
+
+
+def cause(error: BaseException) -> str:
+    """What a failed Ray Train job failed of: the last line of a worker's error, else what Ray says first."""
+    failures = [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]
+    lines = [line for failure in failures if failure for line in str(failure).strip().splitlines()]
+    return lines[-1].strip() if lines else first_line(error)

@@ -76,7 +76,7 @@ def _workers(todo: list[WorkUnit], job: Job, bundle: str, config: ScoreConfig) -
     else:
         with runtime.cluster(config.address):
             workers = min(config.workers, len(todo))
-            yield _stream(todo, job, bundle, workers, runtime.resources(workers, config.device))
+            yield _stream(todo, job, bundle, workers, runtime.resources(workers, workers, config.device))
 
 
 def _predictor(bundle: str, device: str) -> Predict:

@@ -17,7 +17,7 @@ from mnist_ray.config import TrainConfig
 from mnist_ray.console import Console
 from mnist_ray.data import storage
 from mnist_ray.data.datasets import load
-from mnist_ray.data.digits import Splits
+from mnist_ray.data.digits import Splits, hold_out
 from mnist_ray.data.order import GROUP_SIZE, num_groups
 from mnist_ray.errors import (
     ModelError,
@@ -37,6 +37,8 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         console.line(f"{run} is done: nothing to train")
         return done
     splits = load(config.data, console.line)
+    if config.patience:
+        hold_out(splits.train, splits.origin)  # what cannot be divided is refused before anything is written
     runtime.warn_of_lost_output(config.run_directory(), console)
     launch = _launch_here if worker_range(config.workers)[1] == 0 else _launch_on_ray
     ended = launch(run, config, splits, console)
@@ -61,7 +63,7 @@ def _launch_here(run: str, config: TrainConfig, splits: Splits, console: Console
 def _launch_on_ray(run: str, config: TrainConfig, splits: Splits, console: Console) -> bool:
     threading.Thread(target=importlib.import_module, args=("ray.train.torch",)).start()  # seconds, while Ray starts
     with runtime.cluster(config.address) as ours:
-        runtime.resources(worker_range(config.workers)[1], config.device)
+        runtime.resources(*worker_range(config.workers), config.device)
         with owning(run) as owner:
             _enter(run, config, splits)
             ended = fit(run, config, splits, owner, console, ours=ours)
@@ -75,7 +77,7 @@ def _require_unasked(run: str, owner: Owner, ended: bool) -> None:
         return
     if owner.signal == signal.SIGINT:
         raise KeyboardInterrupt
-    raise StoppedError(f"{run}: stopped as asked; a checkpoint was saved, run the same command again to continue")
+    raise StoppedError(f"{run}: stopped as asked; run the same command again to continue from its newest checkpoint")
 
 
 def _require_shares(config: TrainConfig) -> None:
@@ -104,10 +106,7 @@ def finished(run: str, config: TrainConfig) -> dict[str, Any] | None:
     """The metrics of a run that has ended; None if it has not. Raises OutputError if the folder holds another run."""
     if not (held := _held(run)):
         return None
-    wanted, begun = config.meaning(), held.get("meaning", {})
-    if other := sorted(name for name in wanted if begun.get(name) != wanted[name]):
-        changes = ", ".join(f"{name} {begun.get(name)} -> {wanted[name]}" for name in other)
-        raise OutputError(f"{run}: holds a run with other settings ({changes}); give another --out, or delete it to start anew")
+    _require_same(run, held, config)
     try:
         metrics: dict[str, Any] = storage.read_json(storage.join(run, "metrics.json"))
         whole = metrics["fingerprint"] == config.fingerprint() and bool(seal.find(run))
@@ -116,10 +115,20 @@ def finished(run: str, config: TrainConfig) -> dict[str, Any] | None:
     return metrics if whole else None
 
 
+def _require_same(run: str, held: dict[str, Any], config: TrainConfig) -> None:
+    """Raise OutputError if the run directory was begun with other settings."""
+    wanted, begun = config.meaning(), held.get("meaning", {})
+    if other := sorted(name for name in wanted if begun.get(name) != wanted[name]):
+        changes = ", ".join(f"{name} {begun.get(name)} -> {wanted[name]}" for name in other)
+        raise OutputError(f"{run}: holds a run with other settings ({changes}); give another --out, or delete it to start anew")
+
+
 def _enter(run: str, config: TrainConfig, splits: Splits) -> None:
     """Write the run's settings, or refuse to continue it on other digits than it began with."""
     origin = {"data_name": splits.name, "data_sha256": [splits.train.digest, splits.test.digest]}
     held = _held(run)
+    if held:  # another job may have begun it since
+        _require_same(run, held, config)
     if held and held.get("data_sha256") != origin["data_sha256"]:
         raise OutputError(f"{run}: its run began with other digits than {splits.origin} holds now; give another --out")
     storage.write_json(storage.join(run, "config.json"), {"flags": asdict(config), "meaning": config.meaning(), **origin})

@@ -37,11 +37,13 @@ def work(run: str, config: TrainConfig, where: Device, splits: Splits, around: S
     from mnist_ray.artifact.history import History
     from mnist_ray.artifact.predictor import pick_device
     from mnist_ray.learn import dist, loop, state
+    from mnist_ray.learn.model import ARCHITECTURE
 
     device = pick_device(where)
-    meaning = f"{config.fingerprint()} {splits.train.digest} {splits.test.digest}"
+    meaning = f"{ARCHITECTURE} {config.fingerprint()} {splits.train.digest} {splits.test.digest}"
     chief = dist.rank() == 0
-    training = state.make_state(config, len(loop.divide(config, splits)[0]), device)
+    num_samples = len(loop.divide(config, splits)[0])
+    training = state.make_state(config, num_samples, device)
     history = History(run)
     found, warnings = _on_chief(lambda: state.newest(run, meaning)) or (None, [])
     if (saved := dist.broadcast_bytes(found)) is not None:
@@ -51,7 +53,7 @@ def work(run: str, config: TrainConfig, where: Device, splits: Splits, around: S
         if chief:
             names = ("samples_seen", "total", "history")
             speed = training.samples_seen / max(training.train_seconds, 1e-9)
-            epochs = training.total / max(1, len(splits.train))
+            epochs = training.total / num_samples
             seen = {name: getattr(training, name) for name in names}
             around.show({**seen, "epochs": epochs, "loss": loss, "samples_per_second": speed, "warnings": warnings})
 

@@ -24,12 +24,17 @@ def draw_affine(random: np.random.Generator, count: int, limits: Affine) -> Tens
     return torch.from_numpy(np.stack([np.stack(row, axis=1) for row in rows], axis=1))
 
 
-def distort(images: Tensor, affine: Tensor) -> Tensor:
-    """Images uint8[B, 28, 28] under affine maps float32[B, 2, 3], as float32[B, 28, 28] from 0 to 255.
+def sampling_grid(affine: Tensor) -> Tensor:
+    """Where each pixel is taken from under affine maps float32[B, 2, 3]: float32[B, 28, 28, 2], as `grid_sample` wants it.
 
-    The sampling grid is one matrix product; `affine_grid` takes three times as long as all the rest.
+    One matrix product: `affine_grid` takes three times as long as all the rest. A product's last bits depend on its size, so
+    it is made for a whole global batch and then divided.
     """
-    grid = (affine.reshape(-1, 3) @ _pixels(images.device)).view(-1, 2, 28, 28).permute(0, 2, 3, 1)
+    return (affine.reshape(-1, 3) @ _pixels(affine.device)).view(-1, 2, 28, 28).permute(0, 2, 3, 1)
+
+
+def distort(images: Tensor, grid: Tensor) -> Tensor:
+    """Images uint8[B, 28, 28] sampled at float32[B, 28, 28, 2], as float32[B, 28, 28] from 0 to 255."""
     return F.grid_sample(images.unsqueeze(1).float(), grid, align_corners=False).squeeze(1)
 
 

@@ -22,16 +22,21 @@ def world() -> int:
     return td.get_world_size() if _together() else 1
 
 
-def wrap(model: nn.Module) -> nn.Module:
-    """The model whose backward pass averages gradients over all workers; the model itself where there is one."""
+def wrap(model: nn.Module, example: Tensor) -> nn.Module:
+    """The model with a backward pass that averages gradients over all workers; the model itself where there is one."""
     if world() == 1:
         return model
     # Batch statistics are set by calibration, so there is nothing to broadcast at each step.
-    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    # DDP orders its bucket anew after the first backward pass, and sums of three or more depend on the order: a run that
+    # continues must not begin with another one than it was interrupted in.
+    (wrapped(example).sum() * 0.0).backward()
+    wrapped.zero_grad()
+    return wrapped
 
 
 def _on_backend(tensor: Tensor) -> Tensor:
-    return tensor.cuda() if td.get_backend() == "nccl" else tensor.cpu().clone()
+    return tensor.to("cuda" if td.get_backend() == "nccl" else "cpu", copy=True)
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 
 from mnist_ray.config import TrainConfig
 from mnist_ray.data.digits import LabelledDigits, Splits, hold_out
-from mnist_ray.data.order import SampleOrder, epoch_order
+from mnist_ray.data.order import GROUP_SIZE, SampleOrder, epoch_order
 from mnist_ray.flags import checkpoint_interval
 from mnist_ray.learn import dist
 from mnist_ray.learn.metrics import Tally
@@ -22,8 +22,8 @@ from mnist_ray.learn.step import DeviceDigits, evaluate, train_step
 
 TICK_S = 1.0
 """Seconds between two progress ticks."""
-AGREE_EVERY = 8
-"""Steps between two agreements of all workers on what else is to be done."""
+AGREE_SAMPLES = 1024
+"""Samples between two agreements of all workers on what else is to be done."""
 LOOK_S = 2.0
 """Seconds between two looks for a notice that a node goes away."""
 
@@ -72,7 +72,8 @@ class Loop:
         self.calibration = train.images[epoch_order(config.seed, 0, len(train))[:CALIBRATION_SAMPLES]]
         self.digits, self.test = DeviceDigits.put(train, device), DeviceDigits.put(splits.test, device)
         self.validation = DeviceDigits.put(held, device) if held else None
-        self.model = dist.wrap(state.model).train()
+        self.model = dist.wrap(state.model.train(), self.digits.images[:GROUP_SIZE])
+        self.agree_every = max(1, AGREE_SAMPLES // self.how.global_batch_size)
         self.steps, self.rate = 0, 0.0
         self.ticked = self.looked = self.saved = time.monotonic()
         self.noticed = False
@@ -83,13 +84,13 @@ class Loop:
         while not self.ended():
             before, ask = state.samples_seen, Ask.NOTHING
             self._timed_step()
-            if self.steps % AGREE_EVERY == 0:
+            if self.steps == 1 or self.steps % self.agree_every == 0:
                 ask = self._agree()
+            if ask & Ask.LEAVE:
+                return False
             epoch = state.samples_seen // len(self.digits) > before // len(self.digits)
             if epoch or state.samples_seen >= state.total:
                 self._end_epoch()
-            if ask & Ask.LEAVE:
-                return False
             if self._checkpoint_due(before) or ask & (Ask.SAVE | Ask.STOP):
                 self._checkpoint()
             if ask & Ask.STOP and not self.ended():
@@ -109,10 +110,13 @@ class Loop:
         self.rate = set_learning_rate(state.optimizer, self.how, middle / state.total)
         loss = train_step(self.model, state, self.order, self.digits, self.how)
         self.steps += 1
-        if started - self.ticked > TICK_S:
+        ticks = started - self.ticked > TICK_S
+        if ticks or self.steps % self.agree_every == 0:
+            float(loss)  # waits for the device, so that the seconds are those of the work
+        state.train_seconds += time.monotonic() - started
+        if ticks:
             self.hooks.tick(state, float(loss))
             self.ticked = started
-        state.train_seconds += time.monotonic() - started
 
     def _agree(self) -> Ask:
         """What all workers do next, as rank 0 sees it; with `--seconds`, also the run's new length."""

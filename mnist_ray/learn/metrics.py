@@ -58,10 +58,6 @@ class Tally:
         total = self.reduced()
         return total if dist.rank() == 0 else Tally()
 
-    def state_dict(self) -> dict[str, object]:
-        """What a checkpoint keeps."""
-        return {"confusion": self.confusion, "loss_sum": self.loss_sum}
-
 
 def cross_entropy_sum(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """The sum of the cross-entropy of a batch, in nats; `smoothing` of each target is spread over all classes."""

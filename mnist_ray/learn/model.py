@@ -38,7 +38,7 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
 
 
 class DigitCNN(nn.Module):
-    """Convolutions and a linear layer. Pooling comes before batch norm and ReLU: the same with a quarter of the work.
+    """Convolutions and a linear layer. Pooling comes before batch norm and ReLU: a quarter of the work.
 
     Activations are channels_last: on the CPU, convolution, pooling and batch norm are several times as fast that way.
     """

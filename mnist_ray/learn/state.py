@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,8 @@ from mnist_ray.learn.metrics import Tally
 from mnist_ray.learn.model import DigitCNN
 from mnist_ray.learn.optim import make_optimizer
 
+UNKNOWN = 10**12
+"""The length of a run that is given in seconds, until its speed is known."""
 KEEP = 3
 """Checkpoints kept: the newest ones."""
 _PLAIN = ("samples_seen", "total", "train_seconds", "history", "best")
@@ -67,17 +70,17 @@ def make_state(config: TrainConfig, num_samples: int, device: torch.device) -> T
     how = config.settings()
     torch.manual_seed(config.seed)
     model = DigitCNN(how.layers).to(device)
-    total = max(1, round(how.epochs * num_samples))
-    return TrainState(model, make_optimizer(model, how), total, precision(device))
+    total = UNKNOWN if config.seconds else max(1, round(how.epochs * num_samples))
+    return TrainState(model, make_optimizer(model, how), total, common_precision(device))
 
 
-def precision(device: torch.device) -> str:
-    """What this device's hardware multiplies best: bfloat16, else float32."""
+def common_precision(device: torch.device) -> str:
+    """What every worker's hardware multiplies: bfloat16, else float32."""
     if device.type == "cuda":
         able = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         able = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return "bfloat16" if able else "float32"
+    return "bfloat16" if int(dist.all_reduce_sum(torch.tensor(int(able)))) == dist.world() else "float32"
 
 
 def _folder(run: str) -> str:
@@ -92,17 +95,20 @@ def save(run: str, state: TrainState, meaning: str) -> str:
     place = storage.join(_folder(run), f"samples-{state.samples_seen:012d}")
     data = state.to_bytes()
     marker = {"state.pt": hashlib.sha256(data).hexdigest(), "samples_seen": state.samples_seen, "meaning": meaning}
-    before = _names(run)
     try:
         storage.write(storage.join(place, "state.pt"), data, storage.PATIENT)
         storage.write_json(storage.join(place, "commit.json"), marker, storage.PATIENT)
     except StorageError as error:
+        before: list[str] = []
+        with suppress(StorageError):
+            before = [name for name in _names(run) if storage.is_file(storage.join(_folder(run), name, "commit.json"))]
         kept = f"the checkpoints before it are whole, the newest is {before[-1]}" if before else "there is none before it"
         raise StorageError(
             f"{error} ({len(storage.PATIENT) + 1} tries); {kept}; make space or mend the storage, then run the same command "
             "again to continue"
         ) from None
-    _prune(run, place.rpartition("/")[2])
+    with suppress(StorageError):  # one checkpoint too many harms nobody
+        _prune(run, place.rpartition("/")[2])
     return place
 
 

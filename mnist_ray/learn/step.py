@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mnist_ray.data.digits import LabelledDigits
 from mnist_ray.data.order import GROUP_SIZE, SampleOrder, share
 from mnist_ray.learn import dist
-from mnist_ray.learn.augment import distort, draw_affine
+from mnist_ray.learn.augment import distort, draw_affine, sampling_grid
 from mnist_ray.learn.metrics import Tally, cross_entropy_sum
 from mnist_ray.learn.state import TrainState
 from mnist_ray.recipes import Recipe
@@ -60,11 +60,12 @@ def _load(
     digits: DeviceDigits, batch: NDArray[np.int64], span: slice, random: np.random.Generator, how: Recipe
 ) -> tuple[Tensor, Tensor]:
     """Images and labels of a span of a global batch; the distortion of a sample does not depend on the span."""
-    rows = torch.from_numpy(batch[span]).to(digits.labels.device)
+    rows = torch.from_numpy(batch[span]).to(digits.labels.device, non_blocking=True)
     images, labels = digits.images.index_select(0, rows), digits.labels.index_select(0, rows)
     if how.affine is None:
         return images, labels
-    return distort(images, draw_affine(random, len(batch), how.affine)[span].to(images.device)), labels
+    grid = sampling_grid(draw_affine(random, len(batch), how.affine))[span]
+    return distort(images, grid.to(images.device, non_blocking=True)), labels
 
 
 @torch.inference_mode()

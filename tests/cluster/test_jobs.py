@@ -40,7 +40,7 @@ def test_a_wrong_flag_fails_with_the_programs_own_message(ray_cluster: RayCluste
     assert "nowhere: there is no such file or folder" in submitted.stdout
     failed = submit(ray_cluster, "python", "jobs/train.py", "--epochs", "0")
     assert failed.returncode == 1
-    assert "error: --epochs 0: expected at least 1" in failed.stdout
+    assert "error: --epochs 0.0: expected passes above 0" in failed.stdout
     assert "failed" in (failed.stdout + failed.stderr).lower()
 
 

@@ -88,7 +88,7 @@ def test_a_killed_driver_on_ray_is_followed_by_the_next_at_once(
     ray_cluster: RayCluster, small_idx: Path, tmp_path: Path
 ) -> None:
     """Also while workers of the first still live: they no longer write."""
-    flags = ["--data", str(small_idx), "--workers", "2", "--epochs", "60", "--checkpoint-every", "20steps"]
+    flags = ["--data", str(small_idx), "--workers", "2", "--epochs", "30", "--checkpoint-every", "20steps"]
     flags += ["--address", ray_cluster.address]
     assert cli("train", *flags, "--out", str(tmp_path / "whole")).returncode == 0
     run = tmp_path / "run"
@@ -99,7 +99,7 @@ def test_a_killed_driver_on_ray_is_followed_by_the_next_at_once(
     done = cli("train", *flags, "--out", str(run))
     assert done.returncode == 0, done.stderr
     assert weights(run) == weights(tmp_path / "whole")
-    assert sum(row["train_samples"] for row in history(run)) == 60 * 600
+    assert sum(row["train_samples"] for row in history(run)) == 30 * 600
 
 
 def test_ray_job_stop_saves_a_checkpoint(ray_cluster: RayCluster, small_idx: Path, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_workers_lost_with_their_nodes_leave_a_smaller_group(mnist5k_flags: list
         for _ in range(3):
             cluster.add_node(1)
         run = tmp_path / "run"
-        flags = [*mnist5k_flags, "--workers", "1:4", "--epochs", "24", "--checkpoint-every", "50steps"]
+        flags = [*mnist5k_flags, "--workers", "1:4", "--epochs", "12", "--checkpoint-every", "30steps"]
         job = start(*flags, "--address", cluster.address, "--out", str(run))
         for _ in range(2):
             reached = (checkpoints(run) or [0])[-1]
@@ -149,8 +149,8 @@ def test_workers_lost_with_their_nodes_leave_a_smaller_group(mnist5k_flags: list
         assert job.returncode == 0, said
     finally:
         cluster.stop()
-    assert [row["epoch"] for row in history(run)] == list(range(1, 25))
-    assert sum(row["train_samples"] for row in history(run)) == 24 * 4500
+    assert [row["epoch"] for row in history(run)] == list(range(1, 13))
+    assert sum(row["train_samples"] for row in history(run)) == 12 * 4500
 
 
 def _passed(run: Path, reached: int) -> bool:

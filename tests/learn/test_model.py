@@ -8,7 +8,7 @@ import torch
 
 from mnist_ray.data.digits import Splits
 from mnist_ray.data.order import GROUP_SIZE
-from mnist_ray.learn.augment import distort, draw_affine
+from mnist_ray.learn.augment import distort, draw_affine, sampling_grid
 from mnist_ray.learn.model import DigitCNN, GroupBatchNorm2d, calibrate
 from mnist_ray.learn.optim import make_optimizer, set_learning_rate
 from mnist_ray.recipes import RECIPES, Affine
@@ -48,13 +48,13 @@ def test_bytes_and_floats_give_the_same_logits(small: Splits) -> None:
 
 def test_distortion_depends_on_the_sample_and_not_on_its_share(small: Splits) -> None:
     images = torch.from_numpy(small.train.images[:64].copy())
-    affine = draw_affine(np.random.default_rng(0), 64, Affine(10, 0.1, 0.1, 2.0))
-    whole = distort(images, affine)
-    assert torch.equal(whole[20:40], distort(images[20:40], affine[20:40]))
+    grid = sampling_grid(draw_affine(np.random.default_rng(0), 64, Affine(10, 0.1, 0.1, 2.0)))
+    whole = distort(images, grid)
+    assert torch.equal(whole[20:40], distort(images[20:40], grid[20:40]))
     assert whole.shape == images.shape
     assert 0 <= float(whole.min()) <= float(whole.max()) <= 255.001
     unmoved = torch.tensor([[[1.0, 0, 0], [0, 1, 0]]]).repeat(64, 1, 1)
-    assert torch.allclose(distort(images, unmoved), images.float(), atol=0.01)
+    assert torch.allclose(distort(images, sampling_grid(unmoved)), images.float(), atol=0.01)
 
 
 def test_the_schedule_rises_and_falls_to_zero() -> None:
