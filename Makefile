@@ -1,5 +1,6 @@
 # make demo   set everything up, train on the bundled digits with 2 Ray workers, score a folder with the result
 # make test   set everything up and pass the tests
+# make test-faults  kill nodes and drivers in the middle of training: minutes more
 # make check  lint and types;  make clean  remove what these commands made
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SETTINGS := pyproject.toml constraints.txt
 
-.PHONY: demo test check clean
+.PHONY: demo test test-faults check clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -22,7 +23,10 @@ demo: $(VENV)/.run
 	@echo "== look at demo/run/metrics.json, demo/table/summary.json and demo/table/predictions/"
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest $(or $(TESTS),tests --ignore tests/faults)
+
+test-faults: $(VENV)/.test
+	$(BIN)/python -m pytest tests/faults
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

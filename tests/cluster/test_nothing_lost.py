@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,24 +83,6 @@ def test_a_job_whose_run_was_taken_over_stops_and_says_so(small_idx: Path, tmp_p
     assert json.loads((tmp_path / "owner.json").read_text()) == other
 
 
-def test_a_killed_driver_on_ray_is_followed_by_the_next_at_once(
-    ray_cluster: RayCluster, small_idx: Path, tmp_path: Path
-) -> None:
-    """Also while workers of the first still live: they no longer write."""
-    flags = ["--data", str(small_idx), "--workers", "2", "--epochs", "30", "--checkpoint-every", "20steps"]
-    flags += ["--address", ray_cluster.address]
-    assert cli("train", *flags, "--out", str(tmp_path / "whole")).returncode == 0
-    run = tmp_path / "run"
-    job = start(*flags, "--out", str(run))
-    wait_for(lambda: checkpoints(run))
-    job.kill()
-    job.communicate()
-    done = cli("train", *flags, "--out", str(run))
-    assert done.returncode == 0, done.stderr
-    assert weights(run) == weights(tmp_path / "whole")
-    assert sum(row["train_samples"] for row in history(run)) == 30 * 600
-
-
 def test_ray_job_stop_saves_a_checkpoint(ray_cluster: RayCluster, small_idx: Path, tmp_path: Path) -> None:
     flags = ["--data", str(small_idx), "--epochs", "4000", "--checkpoint-every", "1000", "--out", str(tmp_path / "run")]
     job = [str(BIN / "ray"), "job"]
@@ -130,36 +111,6 @@ def test_a_notice_that_a_node_goes_away_saves_a_checkpoint(ray_cluster: RayClust
         job.terminate()
         job.communicate(timeout=60)
         assert job.returncode == 143
-
-
-def test_workers_lost_with_their_nodes_leave_a_smaller_group(mnist5k_flags: list[str], tmp_path: Path) -> None:
-    """Four workers on four nodes, then three, then two: every sample still comes once per epoch."""
-    cluster = RayCluster(cpus=1)
-    try:
-        for _ in range(3):
-            cluster.add_node(1)
-        run = tmp_path / "run"
-        flags = [*mnist5k_flags, "--workers", "1:4", "--epochs", "12", "--checkpoint-every", "30steps"]
-        job = start(*flags, "--address", cluster.address, "--out", str(run))
-        for _ in range(2):
-            reached = (checkpoints(run) or [0])[-1]
-            wait_for(partial(_passed, run, reached), 240)
-            cluster.kill_node()
-        _, said = job.communicate(timeout=400)
-        assert job.returncode == 0, said
-    finally:
-        cluster.stop()
-    assert [row["epoch"] for row in history(run)] == list(range(1, 13))
-    assert sum(row["train_samples"] for row in history(run)) == 12 * 4500
-
-
-def _passed(run: Path, reached: int) -> bool:
-    return (checkpoints(run) or [0])[-1] > reached
-
-
-@pytest.fixture
-def mnist5k_flags() -> list[str]:
-    return ["--data", "mnist5k"]
 
 
 @pytest.fixture
