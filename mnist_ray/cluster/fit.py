@@ -26,14 +26,15 @@ STOP_S = 15.0
 """Seconds without progress after which a job that was asked to stop does so: longer than the tries to save take."""
 
 
-def fit(run: str, config: TrainConfig, splits: Splits, owner: Owner, console: Console, *, ours: bool) -> bool:
-    """Train on Ray workers; whether the run ended, rather than being asked to stop. `ours`: the cluster is this job's alone.
+def fit(
+    run: str, config: TrainConfig, splits: Splits, needs: dict[str, float], owner: Owner, console: Console, *, ours: bool
+) -> bool:
+    """Train on Ray workers that are given what they need; whether the run ended, rather than being asked to stop.
 
-    Shows the progress meanwhile and passes on a request to stop. Raises MnistRayError.
+    Shows the progress meanwhile and passes on a request to stop. `ours`: the cluster ends with this job. Raises MnistRayError.
     """
     import ray
 
-    needs = runtime.resources(*worker_range(config.workers), config.device)
     progress.clear(run)
     launch = {"run": run, "config": config, "token": owner.token, "device": runtime.granted_device(needs)}
     outcome: Future[Any] = Future()

@@ -19,13 +19,7 @@ from mnist_ray.data import storage
 from mnist_ray.data.datasets import load
 from mnist_ray.data.digits import Splits, hold_out
 from mnist_ray.data.order import GROUP_SIZE, num_groups
-from mnist_ray.errors import (
-    ModelError,
-    OutputError,
-    StoppedError,
-    StorageError,
-    UsageError,
-)
+from mnist_ray.errors import ModelError, OutputError, StoppedError, StorageError, UsageError
 from mnist_ray.flags import worker_range
 
 
@@ -63,10 +57,10 @@ def _launch_here(run: str, config: TrainConfig, splits: Splits, console: Console
 def _launch_on_ray(run: str, config: TrainConfig, splits: Splits, console: Console) -> bool:
     threading.Thread(target=importlib.import_module, args=("ray.train.torch",)).start()  # seconds, while Ray starts
     with runtime.cluster(config.address) as ours:
-        runtime.resources(*worker_range(config.workers), config.device)
+        needs = runtime.resources(*worker_range(config.workers), config.device)
         with owning(run) as owner:
             _enter(run, config, splits)
-            ended = fit(run, config, splits, owner, console, ours=ours)
+            ended = fit(run, config, splits, needs, owner, console, ours=ours)
             _require_unasked(run, owner, ended)
     return ended
 
@@ -126,9 +120,8 @@ def _require_same(run: str, held: dict[str, Any], config: TrainConfig) -> None:
 def _enter(run: str, config: TrainConfig, splits: Splits) -> None:
     """Write the run's settings, or refuse to continue it on other digits than it began with."""
     origin = {"data_name": splits.name, "data_sha256": [splits.train.digest, splits.test.digest]}
-    held = _held(run)
-    if held:  # another job may have begun it since
-        _require_same(run, held, config)
-    if held and held.get("data_sha256") != origin["data_sha256"]:
-        raise OutputError(f"{run}: its run began with other digits than {splits.origin} holds now; give another --out")
+    if held := _held(run):
+        _require_same(run, held, config)  # another job may have begun it since it was looked at
+        if held.get("data_sha256") != origin["data_sha256"]:
+            raise OutputError(f"{run}: its run began with other digits than {splits.origin} holds now; give another --out")
     storage.write_json(storage.join(run, "config.json"), {"flags": asdict(config), "meaning": config.meaning(), **origin})

@@ -121,7 +121,6 @@ def _history(world: int, splits: Splits, run: Path) -> list[float]:
 
 def _shared() -> tuple[int, bytes | None, bytes | None, float]:
     mine = b"state" if dist.rank() == 0 else None
-    dist.barrier()
     total = float(dist.all_reduce_sum(torch.tensor(float(dist.rank() + 1))))
     return dist.world(), dist.broadcast_bytes(mine), dist.broadcast_bytes(None), total
 
