@@ -70,7 +70,7 @@ RECIPES: dict[RecipeName, Recipe] = {
     ),
     "best": Recipe(
         layers=(Conv(24, 5, stride=2), Conv(48, 3, pool=2), Conv(96, 3, pool=2), Conv(96, 3)),
-        epochs=10.0,
+        epochs=20.0,
         global_batch_size=128,
         lr=0.012,
         weight_decay=0.15,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -11,9 +12,10 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,6 +173,19 @@ def cli(*args: str, env: dict[str, str] | None = None, timeout: float = 240) -> 
     return subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=timeout, cwd=ROOT, env={**os.environ, **(env or {})}
     )
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def worker_pids() -> list[int]:
+    """The Ray Train workers of this machine."""
+    found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    return [int(line.split()[0]) for line in found.splitlines() if re.search("ray::_?RayTrainWorker", line)]
 
 
 def digits_of(images: int, seed: int = 0) -> LabelledDigits:

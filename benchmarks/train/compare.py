@@ -1,8 +1,8 @@
 """Trains this project and its rivals side by side, alternating, and prints ratios with their spread, as a table and JSON.
 
     python -m benchmarks.train.compare accuracy --seeds 5     seconds to an accuracy, against PyTorch's example and a notebook
-    python -m benchmarks.train.compare recipes --seeds 10     accuracy and seconds of each recipe
-    python -m benchmarks.train.compare ray --seeds 10         Ray against torchrun: the same loop, two processes
+    python -m benchmarks.train.compare recipes --seeds 10     accuracy and seconds of a recipe, without Ray and on two workers
+    python -m benchmarks.train.compare ray --seeds 10         Ray against torchrun: the same job, two processes
     python -m benchmarks.train.compare scaling --seeds 5      one worker, two workers, and Ray's documented pattern
 
 MNIST_RAY_DATA names the folder with MNIST's four files. Every run is a process of its own; nothing else should run meanwhile.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -19,136 +20,195 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 Run = dict[str, Any]
-MODULE = [sys.executable, "-m"]
+Runs = dict[str, list[Run]]
+Contestants = Mapping[str, Callable[[str], Run]]
+"""What is run for each seed, by name."""
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-PROGRAMMES = {0.9841: ("fast", 0.25), 0.99: ("fast", None), 0.994: ("standard", 2.0), 0.995: ("standard", None)}
-"""What of ours is run for an accuracy: a recipe, and epochs other than its own."""
+OURS = {0.9841: ["fast", "--epochs=0.25"], 0.99: ["fast"], 0.994: ["standard", "--epochs=2"], 0.995: ["standard"]}
+"""What of ours is run whole for a mean accuracy: a recipe, shortened where its own length is meant for a higher one."""
+RIVALS = {"example": 0.99, "notebook": 0.9841}
 
 
-def _call(arguments: list[str], seconds: float = 3600) -> tuple[str, float]:
+def _call(arguments: list[str]) -> tuple[str, float]:
     """The last line that a process prints, and its seconds from start to end."""
     began = time.perf_counter()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"} if "torchrun" in arguments else None
-    done = subprocess.run([*MODULE, *arguments], capture_output=True, text=True, check=False, timeout=seconds, env=environment)
+    threads = {"OMP_NUM_THREADS": "1"} if arguments[0] == TORCHRUN[0] else {}
+    command, environment = [sys.executable, "-m", *arguments], {**os.environ, **threads}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=3600, env=environment)
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)}: exit {done.returncode}\n{done.stdout[-1000:]}\n{done.stderr[-2000:]}")
     return done.stdout.strip().splitlines()[-1], time.perf_counter() - began
 
 
-def contestant(who: str, *flags: str, launcher: list[str] | None = None) -> Run:
-    """A run of `contestant.py`: its points, and the seconds of the whole process."""
-    line, whole = _call([*(launcher or []), "benchmarks.train.contestant", who, *flags])
-    return {**json.loads(line), "whole_seconds": whole}
+def alone(*arguments: str) -> Run:
+    """A run of a programme that prints its points: seconds, quiet seconds, samples and accuracy."""
+    line, whole = _call([*arguments])
+    return {"points": json.loads(line), "whole_seconds": whole}
 
 
-def job(recipe: str, seed: int, workers: str, *flags: str) -> Run:
-    """A run of the command line: its metrics, and the seconds of the whole job."""
+def job(*arguments: str) -> Run:
+    """A run that leaves its metrics in `--out`, and the seconds of the whole job."""
     with tempfile.TemporaryDirectory() as folder:
-        out = ["--out", folder, "--workers", workers]
-        _, whole = _call(["mnist_ray", "train", "--data", "mnist", "--recipe", recipe, "--seed", str(seed), *out, *flags])
+        _, whole = _call([*arguments, "--out", folder])
         metrics = json.loads((Path(folder) / "metrics.json").read_text())
     point = {"seconds": metrics["train_seconds"], "samples": metrics["samples_seen"], "accuracy": metrics["accuracy"]}
     return {"points": [point], "whole_seconds": whole}
 
 
+def train(recipe: str, workers: str, seed: str) -> Run:
+    """A run of our command line."""
+    return job("mnist_ray", "train", "--data=mnist", "--recipe", recipe, "--workers", workers, "--seed", seed)
+
+
 def spread(values: list[float], digits: int = 2) -> str:
-    """Mean and standard deviation."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
+    """Mean and standard deviation of what is finite, and how many that are."""
+    there = [value for value in values if math.isfinite(value)]
+    if not there:
+        return f"never (of {len(values)})"
+    deviation = statistics.stdev(there) if len(there) > 1 else 0.0
+    all_of_them = "" if len(there) == len(values) else f" ({len(there)} of {len(values)} runs)"
+    return f"{statistics.mean(there):.{digits}f} ± {deviation:.{digits}f}{all_of_them}"
+
+
+def each(runs: list[Run], name: str) -> list[float]:
+    """A figure of each run's last point."""
+    return [run["points"][-1][name] for run in runs]
+
+
+def rates(runs: list[Run]) -> list[float]:
+    """Samples per second of each run."""
+    return [samples / seconds for samples, seconds in zip(each(runs, "samples"), each(runs, "seconds"), strict=True)]
+
+
+def over(ours: list[float], theirs: list[float], digits: int) -> str:
+    """The ratios of two lists, run by run."""
+    return spread([a / b for a, b in zip(ours, theirs, strict=True)], digits)
 
 
 def to_reach(run: Run, accuracy: float, clock: str) -> float:
-    """Seconds at the first look that found an accuracy; infinite if none did."""
-    return next((point[clock] for point in run["points"] if point["accuracy"] >= accuracy), float("inf"))
+    """Seconds at a rival's first look that found an accuracy; infinite if none did."""
+    return float(next((point[clock] for point in run["points"] if point["accuracy"] >= accuracy), math.inf))
 
 
-def accuracy(seeds: int, _recipe: str) -> Run:
-    """Seconds to an accuracy: ours the seconds of a whole run whose mean reaches it, a rival's its first look that does."""
-    found: Run = {"ours": {str(target): [] for target in PROGRAMMES}, "example": [], "notebook": []}
-    for seed in range(seeds):
-        for target, (name, epochs) in PROGRAMMES.items():
-            flags = ["--recipe", name, "--seed", str(seed), *(["--epochs", str(epochs)] if epochs else [])]
-            found["ours"][str(target)].append(contestant("ours", *flags)["points"][-1])
-        found["notebook"].append(contestant("notebook", "--seed", str(seed), "--until", "0.9841"))
-        found["example"].append(contestant("example", "--seed", str(seed), "--until", "0.99"))
-    for target, points in found["ours"].items():
-        print(f"ours to {float(target):.2%}: accuracy {spread([100 * p['accuracy'] for p in points], 3)} %", end="")
-        print(f", {spread([p['seconds'] for p in points])} s, quiet {spread([p['quiet_seconds'] for p in points])} s")
-    for rival, target in (("example", 0.99), ("notebook", 0.9841)):
+def accuracy(_recipe: str) -> Contestants:
+    """Ours: the seconds of a whole run whose mean reaches an accuracy. A rival's: its first look that does."""
+    contestant = partial(alone, "benchmarks.train.contestant")
+    ours = {
+        f"ours {target}": lambda seed, flags=flags: contestant("ours", "--seed", seed, "--recipe", *flags)
+        for target, flags in OURS.items()
+    }
+    rivals = {
+        name: lambda seed, name=name, until=until: contestant(name, "--seed", seed, "--until", str(until))
+        for name, until in RIVALS.items()
+    }
+    return {**ours, **rivals}
+
+
+def report_accuracy(found: Runs) -> None:
+    """Our accuracies and seconds, and the ratios to the rivals."""
+    for target in OURS:
+        runs = found[f"ours {target}"]
+        reached, clocks = each(runs, "accuracy"), (spread(each(runs, name)) for name in ("seconds", "quiet_seconds"))
+        missed = "" if statistics.mean(reached) >= target else "  THE MEAN IS BELOW"
+        print(f"ours to {target:.2%}: {spread([100 * a for a in reached], 3)} %, {' s, quiet '.join(clocks)} s{missed}")
+    for rival, target in RIVALS.items():
         for clock in ("seconds", "quiet_seconds"):
             theirs = [to_reach(run, target, clock) for run in found[rival]]
-            ratios = [a / b[clock] for a, b in zip(theirs, found["ours"][str(target)], strict=True)]
-            print(f"{rival} to {target:.2%}: {spread(theirs)} {clock}; ratio {spread(ratios, 1)}")
-    return found
+            ratios = over(theirs, each(found[f"ours {target}"], clock), 1)
+            print(f"{rival} to {target:.2%}: {spread(theirs)} {clock}; ratio {ratios}")
 
 
-def recipes(seeds: int, recipe: str) -> Run:
-    """Accuracy and seconds of a recipe, in this process and with two workers."""
-    found: Run = {}
-    for workers in ("0", "2"):
-        runs = [job(recipe, seed, workers) for seed in range(seeds)]
-        found[workers] = runs
-        reached = [100 * run["points"][0]["accuracy"] for run in runs]
-        took = [run["points"][0]["seconds"] for run in runs]
-        print(f"{recipe}, --workers {workers}: {spread(reached, 3)} %, {spread(took)} s of training")
-    return found
+def recipes(recipe: str) -> Contestants:
+    """A recipe in one process and on two workers."""
+    return {workers: partial(train, recipe, workers) for workers in ("0", "2")}
 
 
-def ray(seeds: int, recipe: str) -> Run:
-    """The same loop under Ray and under torchrun: samples per second, and seconds of the whole job."""
-    found: Run = {"ray": [], "torchrun": []}
-    for seed in range(seeds):
-        found["ray"].append(job(recipe, seed, "2"))
-        flags = ("--recipe", recipe, "--seed", str(seed))
-        found["torchrun"].append(contestant("torchrun", *flags, launcher=TORCHRUN))
-    rate = {who: [run["points"][-1]["samples"] / run["points"][-1]["seconds"] for run in runs] for who, runs in found.items()}
-    ratios = [a / b for a, b in zip(rate["ray"], rate["torchrun"], strict=True)]
-    over = [a["whole_seconds"] - b["whole_seconds"] for a, b in zip(found["ray"], found["torchrun"], strict=True)]
-    print(f"samples/s: Ray {spread(rate['ray'], 0)}, torchrun {spread(rate['torchrun'], 0)}; ratio {spread(ratios, 3)}")
-    print(f"whole job: Ray {spread([run['whole_seconds'] for run in found['ray']], 1)} s, {spread(over, 1)} s over torchrun")
-    return found
+def report_recipes(found: Runs) -> None:
+    """Accuracy, seconds of training, seconds of the whole job."""
+    for workers, runs in found.items():
+        reached, took = spread([100 * a for a in each(runs, "accuracy")], 3), spread(each(runs, "seconds"))
+        whole = spread([run["whole_seconds"] for run in runs], 1)
+        print(f"--workers {workers}: {reached} %, {took} s of training, {whole} s in all")
 
 
-def scaling(seeds: int, recipe: str) -> Run:
-    """Samples per second with one and two workers, and of Ray's documented pattern with two."""
-    found: Run = {"1": [], "2": [], "pattern": []}
-    for seed in range(seeds):
-        for workers in ("1", "2"):
-            found[workers].append(job(recipe, seed, workers))
-        line, whole = _call(["benchmarks.train.ray_pattern", "--samples", "12000"])
-        found["pattern"].append({**json.loads(line), "whole_seconds": whole})
-    rate = {who: [run["points"][-1]["samples"] / run["points"][-1]["seconds"] for run in runs] for who, runs in found.items()}
-    one, two, pattern = (spread(rate[who], 0) for who in ("1", "2", "pattern"))
-    print(f"samples/s: 1 worker {one}, 2 workers {two}; Ray's pattern with 2 {pattern}")
-    print(f"2 workers over 1: {spread([b / a for a, b in zip(rate['1'], rate['2'], strict=True)])}")
-    return found
+def ray(recipe: str) -> Contestants:
+    """The same job, from checkpoints to the bundle, under Ray and under torchrun."""
+    return {
+        "ray": partial(train, recipe, "2"),
+        "torchrun": lambda seed: job(*TORCHRUN, "benchmarks.train.torchrun", "--recipe", recipe, "--seed", seed),
+    }
+
+
+def report_ray(found: Runs) -> None:
+    """Samples per second and whole-job seconds of both."""
+    rate = {name: rates(runs) for name, runs in found.items()}
+    whole = {name: [run["whole_seconds"] for run in runs] for name, runs in found.items()}
+    more = [a - b for a, b in zip(whole["ray"], whole["torchrun"], strict=True)]
+    print(f"samples/s: {', '.join(f'{name} {spread(values, 0)}' for name, values in rate.items())}", end="")
+    print(f"; ratio {over(rate['ray'], rate['torchrun'], 3)}")
+    print(f"whole job: {', '.join(f'{name} {spread(values, 1)} s' for name, values in whole.items())}", end="")
+    print(f"; Ray over torchrun {spread(more, 1)} s")
+
+
+def scaling(recipe: str) -> Contestants:
+    """One worker, two workers, and the same network and optimizer in Ray's documented pattern with two."""
+    return {
+        "1 worker": partial(train, recipe, "1"),
+        "2 workers": partial(train, recipe, "2"),
+        "Ray's pattern, 2 workers": lambda seed: alone("benchmarks.train.ray_pattern", "--recipe", recipe),
+    }
+
+
+def report_scaling(found: Runs) -> None:
+    """Samples per second of each, and their ratios."""
+    one, two, pattern = (rates(runs) for runs in found.values())
+    for name, values in zip(found, (one, two, pattern), strict=True):
+        print(f"{name}: {spread(values, 0)} samples/s")
+    print(f"2 workers over 1: {over(two, one, 2)}; over Ray's pattern: {over(two, pattern, 2)}")
+
+
+COMPARISONS: dict[str, tuple[Callable[[str], Contestants], Callable[[Runs], None]]] = {
+    "accuracy": (accuracy, report_accuracy),
+    "recipes": (recipes, report_recipes),
+    "ray": (ray, report_ray),
+    "scaling": (scaling, report_scaling),
+}
+
+
+def machine() -> Run:
+    """What the figures hold for."""
+    from importlib.metadata import version
+
+    names = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    processor = next((line.partition(": ")[2] for line in names if line.startswith("model name")), platform.processor())
+    return {"processor": processor, "cpus": os.cpu_count(), **{name: version(name) for name in ("torch", "ray")}}
 
 
 def main() -> None:
-    """Run a comparison and write what it measured."""
-    comparisons: dict[str, Callable[[int, str], Run]] = {
-        "accuracy": accuracy,
-        "recipes": recipes,
-        "ray": ray,
-        "scaling": scaling,
-    }
+    """Run a comparison; what is measured is written after each run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("comparison", choices=comparisons)
+    parser.add_argument("comparison", choices=COMPARISONS)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--recipe", default="fast")
     parser.add_argument("--json", help="file for all measurements")
     given = parser.parse_args()
-    found = comparisons[given.comparison](given.seeds, given.recipe)
-    import torch
-
-    machine = {"processor": platform.processor(), "cpus": os.cpu_count(), "torch": torch.__version__}
-    if given.json:
-        Path(given.json).write_text(json.dumps({**vars(given), "machine": machine, "measured": found}, indent=1))
+    contestants, report = COMPARISONS[given.comparison]
+    entered = contestants(given.recipe)
+    found: Runs = {name: [] for name in entered}
+    for seed in range(given.seeds):
+        for name in list(entered)[:: -1 if seed % 2 else 1]:
+            found[name].append(entered[name](str(seed)))
+            print(f"seed {seed} {name}: {found[name][-1]['points'][-1]}", file=sys.stderr, flush=True)
+            if given.json:
+                Path(given.json).write_text(json.dumps({**vars(given), "machine": machine(), "measured": found}, indent=1))
+    print(machine())
+    report(found)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from mnist_ray.cluster import progress, runtime
-from mnist_ray.cluster.owner import Owner, Watch
+from mnist_ray.cluster.owner import Owner, Watch, require
 from mnist_ray.cluster.worker import Surroundings, work
 from mnist_ray.config import TrainConfig
 from mnist_ray.console import Console
@@ -121,6 +121,7 @@ def _worker(launch: dict[str, Any]) -> dict[str, Any]:
         stopping=lambda: watch.stop,
         lost=lambda: watch.lost,
         show=progress.Gauges(partial(progress.publish, run)) if chief else lambda record: None,
+        require=partial(require, run, launch["token"]),
         leaving=lambda: ray.train.get_preemption_info() is not None,
     )
     try:

@@ -54,6 +54,19 @@ def _alive(run: str, record: dict[str, Any]) -> bool:
     return False
 
 
+def require(run: str, token: str) -> None:
+    """Raise OutputError if the run directory belongs to another job than the one of this token, as its record says now."""
+    record: dict[str, Any] = {}
+    with suppress(StorageError):  # a storage that is away for a while is met where it matters
+        record = read(run)
+    if record.get("token", token) != token:
+        raise _taken(run, _named(record))
+
+
+def _taken(run: str, by: str) -> OutputError:
+    return OutputError(f"{run}: was taken over by {by}; this job has stopped and changes nothing more")
+
+
 def _named(record: dict[str, Any]) -> str:
     return f"process {record['pid']} on {record['place'].split()[0]}, which began at {record['began']}"
 
@@ -78,7 +91,7 @@ class Owner:
     def require(self) -> None:
         """Raise OutputError if another job has taken the directory over."""
         if self.loser_to:
-            raise OutputError(f"{self.run}: was taken over by {self.loser_to}; this job has stopped and changes nothing more")
+            raise _taken(self.run, self.loser_to)
 
     def _write(self) -> None:
         self._record["beats"] += 1
@@ -130,8 +143,8 @@ def owning(run: str) -> Iterator[Owner]:
     finally:
         owner.release()
         beating.join()
-        if not owner.loser_to:
-            with suppress(StorageError):
+        with suppress(StorageError):
+            if read(run).get("token") == owner.token:
                 storage.delete(storage.join(run, _NAME))
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -6,12 +6,13 @@ import importlib
 import signal
 import threading
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from mnist_ray.artifact import seal
 from mnist_ray.cluster import progress, runtime
 from mnist_ray.cluster.fit import fit
-from mnist_ray.cluster.owner import Owner, owning
+from mnist_ray.cluster.owner import Owner, owning, require
 from mnist_ray.cluster.worker import Surroundings, work
 from mnist_ray.config import TrainConfig
 from mnist_ray.console import Console
@@ -47,7 +48,12 @@ def _launch_here(run: str, config: TrainConfig, splits: Splits, console: Console
     pick_device(config.device)  # a device that is not there is refused before anything is written
     with owning(run) as owner:
         _enter(run, config, splits)
-        around = Surroundings(lambda: owner.signal is not None, lambda: bool(owner.loser_to), progress.Shown(console).update)
+        around = Surroundings(
+            stopping=lambda: owner.signal is not None,
+            lost=lambda: bool(owner.loser_to),
+            show=progress.Shown(console).update,
+            require=partial(require, run, owner.token),
+        )
         ended = work(run, config, config.device, splits, around)
         owner.require()
         _require_unasked(run, owner, ended)

@@ -24,6 +24,8 @@ class Surroundings:
     """Rank 0: whether the run directory belongs to another job by now."""
     show: Callable[[dict[str, Any]], None]
     """Rank 0: show the progress record."""
+    require: Callable[[], None] = lambda: None
+    """Rank 0, before what it writes may touch what another job wrote: raises OutputError if the directory is that job's."""
     leaving: Callable[[], bool] = lambda: False
     """All workers: whether a node of theirs is about to be taken away."""
 
@@ -68,9 +70,14 @@ def work(run: str, config: TrainConfig, where: Device, splits: Splits, around: S
         tick(training, training.history[-1]["train_loss"])
 
     def checkpoint(training: state.TrainState) -> None:
-        _on_chief(lambda: state.save(run, training, meaning))
+        def write() -> None:
+            around.require()
+            state.save(run, training, meaning)
+
+        _on_chief(write)
 
     def end() -> None:
+        around.require()
         history.write(training.history)
         finish(run, config, splits, training, device)
 

@@ -9,20 +9,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import BIN, ROOT, RayCluster, cli
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
+from mnist_ray.cluster import owner
+from mnist_ray.cluster.worker import Surroundings, work
+from mnist_ray.config import TrainConfig
+from mnist_ray.data.digits import Splits
+from mnist_ray.errors import OutputError
+from tests.conftest import BIN, ROOT, RayCluster, cli, wait_for
 
 
 def checkpoints(run: Path) -> list[int]:
@@ -81,6 +80,16 @@ def test_a_job_whose_run_was_taken_over_stops_and_says_so(small_idx: Path, tmp_p
     assert job.returncode == 5
     assert "was taken over by process 1 on elsewhere" in said
     assert json.loads((tmp_path / "owner.json").read_text()) == other
+
+
+def test_workers_that_outlive_their_job_write_nothing_into_the_next_ones_run(small: Splits, tmp_path: Path) -> None:
+    run = str(tmp_path)
+    (tmp_path / "owner.json").write_text(json.dumps({"token": "next", "pid": 1, "place": "elsewhere", "began": "now"}))
+    mine = partial(owner.require, run, "mine")
+    around = Surroundings(stopping=lambda: False, lost=lambda: False, show=lambda record: None, require=mine)
+    with pytest.raises(OutputError, match="was taken over by process 1 on elsewhere"):
+        work(run, TrainConfig(workers="0", epochs=2), "cpu", small, around)
+    assert not checkpoints(tmp_path)
 
 
 def test_ray_job_stop_saves_a_checkpoint(ray_cluster: RayCluster, small_idx: Path, tmp_path: Path) -> None:

@@ -17,8 +17,7 @@ from safetensors.numpy import load, save
 from mnist_ray.artifact import seal
 from mnist_ray.cli import main
 from mnist_ray.cluster import runtime
-from tests.cluster.test_train import _wait_for
-from tests.conftest import ROOT, RayCluster, cli
+from tests.conftest import ROOT, RayCluster, cli, wait_for
 
 
 def table(out: Path) -> list[dict[str, Any]]:
@@ -70,7 +69,7 @@ def test_a_kill_in_the_middle_loses_and_doubles_nothing(
     flags = ["--model", str(run_dir), "--out", str(out), "--workers", "2", "--unit-rows", "1", "--address", ray_cluster.address]
     command = [sys.executable, "-m", "mnist_ray", "score", str(digit_folder), *flags]
     job = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    _wait_for(lambda: len(list((out / "predictions").glob("part-*"))) >= 20 if out.exists() else False)
+    wait_for(lambda: len(list((out / "predictions").glob("part-*"))) >= 20 if out.exists() else False)
     os.kill(job.pid if victim == "driver" else _actor_pids()[0], signal.SIGKILL)
     job.wait(120)
     if victim == "driver":

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pytest
 
 from mnist_ray.cli import main
 from mnist_ray.data.digits import Splits
-from tests.conftest import ROOT, RayCluster, cli, write_idx
+from tests.conftest import ROOT, RayCluster, cli, wait_for, worker_pids, write_idx
 
 
 def metrics(run: Path) -> dict[str, Any]:
@@ -56,27 +55,12 @@ def test_workers_on_two_nodes_learn_and_a_rerun_sees_it(ray_cluster: RayCluster,
     assert "holds a run with other settings (seed 0 -> 1)" in other.stderr
 
 
-def _worker_pids(run: Path) -> list[int]:
-    """The Ray Train workers of this machine: the one with the run's checkpoints is as good as any."""
-    found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    return [
-        int(line.split()[0]) for line in found.splitlines() if "ray::RayTrainWorker" in line or "ray::_RayTrainWorker" in line
-    ]
-
-
-def _wait_for(condition: Any, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
-
-
 def test_a_killed_worker_is_replaced_and_no_sample_is_lost(ray_cluster: RayCluster, tmp_path: Path) -> None:
     run = tmp_path / "run"
     flags = ["--data", "mnist5k", "--epochs", "8", "--workers", "2", "--out", str(run), "--address", ray_cluster.address]
     job = subprocess.Popen([sys.executable, "-m", "mnist_ray", "train", *flags], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    _wait_for(lambda: list((run / "checkpoints").glob("samples-*/commit.json")))
-    os.kill(_worker_pids(run)[0], signal.SIGKILL)
+    wait_for(lambda: list((run / "checkpoints").glob("samples-*/commit.json")))
+    os.kill(worker_pids()[0], signal.SIGKILL)
     printed, _ = job.communicate(timeout=240)
     assert job.returncode == 0, printed
     assert metrics(run)["samples_seen"] == 8 * 4500
@@ -90,7 +74,7 @@ def test_a_killed_driver_continues_bit_equal(small_idx: Path, tmp_path: Path) ->
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert cli(*flags, "--out", str(whole)).returncode == 0
     job = subprocess.Popen([sys.executable, "-m", "mnist_ray", *flags, "--out", str(broken)], cwd=ROOT)
-    _wait_for(lambda: list((broken / "checkpoints").glob("samples-*/commit.json")))
+    wait_for(lambda: list((broken / "checkpoints").glob("samples-*/commit.json")))
     job.kill()
     job.wait()
     assert not (broken / "metrics.json").exists()

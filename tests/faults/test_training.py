@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
+import os
+import random
+import signal
 from functools import partial
 from pathlib import Path
 
-from tests.cluster.test_nothing_lost import checkpoints, history, start, wait_for, weights
-from tests.conftest import RayCluster, cli
+import pytest
+
+from tests.cluster.test_nothing_lost import checkpoints, history, start, weights
+from tests.conftest import RayCluster, cli, wait_for, worker_pids
+
+EPOCHS = 40
+FLAGS = ["--workers", "2", "--epochs", str(EPOCHS), "--checkpoint-every", "10steps"]
 
 
-def test_a_killed_driver_on_ray_is_followed_by_the_next_at_once(
-    ray_cluster: RayCluster, small_idx: Path, tmp_path: Path
+@pytest.fixture(scope="module")
+def unbroken(ray_cluster: RayCluster, small_idx: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights of a run that nothing has stopped."""
+    run = tmp_path_factory.mktemp("whole")
+    done = cli("train", *FLAGS, "--data", str(small_idx), "--address", ray_cluster.address, "--out", str(run))
+    assert done.returncode == 0, done.stderr
+    return weights(run)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_killed_worker_and_then_a_killed_driver_change_nothing(
+    seed: int, unbroken: bytes, ray_cluster: RayCluster, small_idx: Path, tmp_path: Path
 ) -> None:
-    """Also while workers of the first still live: they no longer write."""
-    flags = ["--data", str(small_idx), "--workers", "2", "--epochs", "30", "--checkpoint-every", "20steps"]
-    flags += ["--address", ray_cluster.address]
-    assert cli("train", *flags, "--out", str(tmp_path / "whole")).returncode == 0
-    run = tmp_path / "run"
-    job = start(*flags, "--out", str(run))
-    wait_for(lambda: checkpoints(run))
+    """Each at a random step; the next driver starts at once, while workers of the first may still live."""
+    when = random.Random(seed)
+    flags = [*FLAGS, "--data", str(small_idx), "--address", ray_cluster.address, "--out", str(tmp_path)]
+    job = start(*flags)
+    wait_for(partial(_reached, tmp_path, when.randint(1, 8000)))
+    os.kill(when.choice(worker_pids()), signal.SIGKILL)
+    wait_for(partial(_reached, tmp_path, when.randint(12_000, 20_000)))
     job.kill()
     job.communicate()
-    done = cli("train", *flags, "--out", str(run))
+    assert not (tmp_path / "metrics.json").exists(), "it was killed too late"
+    done = cli("train", *flags)
     assert done.returncode == 0, done.stderr
-    assert weights(run) == weights(tmp_path / "whole")
-    assert sum(row["train_samples"] for row in history(run)) == 30 * 600
+    assert weights(tmp_path) == unbroken
+    assert sum(row["train_samples"] for row in history(tmp_path)) == EPOCHS * 600
+
+
+def _reached(run: Path, samples: int) -> bool:
+    return (checkpoints(run) or [0])[-1] >= samples
 
 
 def test_workers_lost_with_their_nodes_leave_a_smaller_group(tmp_path: Path) -> None:
@@ -38,7 +61,7 @@ def test_workers_lost_with_their_nodes_leave_a_smaller_group(tmp_path: Path) -> 
         job = start(*flags, "--address", cluster.address, "--out", str(run))
         for _ in range(2):
             reached = (checkpoints(run) or [0])[-1]
-            wait_for(partial(_passed, run, reached), 240)
+            wait_for(partial(_reached, run, reached + 1), 240)
             cluster.kill_node()
         _, said = job.communicate(timeout=400)
         assert job.returncode == 0, said
@@ -46,7 +69,3 @@ def test_workers_lost_with_their_nodes_leave_a_smaller_group(tmp_path: Path) -> 
         cluster.stop()
     assert [row["epoch"] for row in history(run)] == list(range(1, 13))
     assert sum(row["train_samples"] for row in history(run)) == 12 * 4500
-
-
-def _passed(run: Path, reached: int) -> bool:
-    return (checkpoints(run) or [0])[-1] > reached

@@ -1,0 +1,33 @@
+"""Rival (c): our whole job, from checkpoints to the bundle, as torchrun's workers do it, without Ray.
+
+torchrun --standalone --nproc-per-node=2 -m benchmarks.train.torchrun --out /tmp/run
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from mnist_ray.cluster.worker import Surroundings, work
+from mnist_ray.config import TrainConfig
+from mnist_ray.data import datasets
+
+
+def main() -> None:
+    """Carry out the job."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--recipe", default="fast", choices=["fast", "standard", "best"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", required=True)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    config = TrainConfig(data="mnist", recipe=given.recipe, seed=given.seed)
+    nobody = Surroundings(stopping=lambda: False, lost=lambda: False, show=lambda record: None)
+    work(given.out, config, "cpu", datasets.load("mnist"), nobody)
+    print("done")
+
+
+if __name__ == "__main__":
+    main()
