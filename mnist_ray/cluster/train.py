@@ -27,7 +27,6 @@ from mnist_ray.flags import worker_range
 def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     """Run a training job, or continue it, to its end and return its metrics. Raises MnistRayError."""
     run = storage.absolute(config.run_directory())
-    _require_shares(config)
     if (done := finished(run, config)) is not None:
         console.line(f"{run} is done: nothing to train")
         return done
@@ -64,6 +63,7 @@ def _launch_on_ray(run: str, config: TrainConfig, splits: Splits, console: Conso
     threading.Thread(target=importlib.import_module, args=("ray.train.torch",)).start()  # seconds, while Ray starts
     with runtime.cluster(config.address) as ours:
         needs = runtime.resources(*worker_range(config.workers), config.device)
+        _require_shares(config)  # after it: more batch is no advice where there are too few CPUs
         with owning(run) as owner:
             _enter(run, config, splits)
             ended = fit(run, config, splits, needs, owner, console, ours=ours)

@@ -105,11 +105,12 @@ def test_a_run_is_not_continued_on_other_digits(small_idx: Path, mnist5k: Splits
 @pytest.mark.parametrize(
     ("flags", "status", "message"),
     [
-        (["--workers", "64", "--global-batch-size", "2048"], 7, "--workers 64: the cluster has 2 CPUs"),
+        (["--workers", "64"], 7, "--workers 64: the cluster has 2 CPUs"),
+        (["--workers", "8"], 2, "so it has work for 4; give at least --global-batch-size 256"),
         (["--workers", "1", "--device", "cuda"], 7, "asks for 1 GPUs and the cluster has 0"),
     ],
 )
-def test_what_the_cluster_can_never_give_is_refused(
+def test_what_the_cluster_or_the_batch_can_never_give_is_refused(
     flags: list[str], status: int, message: str, ray_cluster: RayCluster, tmp_path: Path
 ) -> None:
     done = train(tmp_path / "run", ray_cluster.address, *flags)
