@@ -50,7 +50,7 @@ class Recipe:
 RECIPES: dict[RecipeName, Recipe] = {
     "fast": Recipe(
         layers=(Conv(24, 7, stride=2, pool=2), Conv(64, 3, pool=2)),
-        epochs=0.52,
+        epochs=0.6,
         global_batch_size=128,
         lr=0.02,
         weight_decay=0.3,

@@ -2,7 +2,7 @@
 
     python -m benchmarks.train.compare accuracy --seeds 5     seconds to an accuracy, against PyTorch's example and a notebook
     python -m benchmarks.train.compare recipes --seeds 10     accuracy and seconds of a recipe, without Ray and on two workers
-    python -m benchmarks.train.compare ray --seeds 10         Ray against torchrun: the same job, two processes
+    python -m benchmarks.train.compare ray --seeds 10 --epochs 2   Ray against torchrun: the same job, two processes
     python -m benchmarks.train.compare scaling --seeds 5      one worker, two workers, and Ray's documented pattern
 
 MNIST_RAY_DATA names the folder with MNIST's four files. Every run is a process of its own; nothing else should run meanwhile.
@@ -61,9 +61,9 @@ def job(*arguments: str) -> Run:
     return {"points": [point], "whole_seconds": whole}
 
 
-def train(recipe: str, workers: str, seed: str) -> Run:
+def train(recipe: list[str], workers: str, seed: str) -> Run:
     """A run of our command line."""
-    return job("mnist_ray", "train", "--data=mnist", "--recipe", recipe, "--workers", workers, "--seed", seed)
+    return job("mnist_ray", "train", "--data=mnist", "--recipe", *recipe, "--workers", workers, "--seed", seed)
 
 
 def spread(values: list[float], digits: int = 2) -> str:
@@ -96,7 +96,7 @@ def to_reach(run: Run, accuracy: float, clock: str) -> float:
     return float(next((point[clock] for point in run["points"] if point["accuracy"] >= accuracy), math.inf))
 
 
-def accuracy(_recipe: str) -> Contestants:
+def accuracy(_recipe: list[str]) -> Contestants:
     """Ours: the seconds of a whole run whose mean reaches an accuracy. A rival's: its first look that does."""
     contestant = partial(alone, "benchmarks.train.contestant")
     ours = {
@@ -124,7 +124,7 @@ def report_accuracy(found: Runs) -> None:
             print(f"{rival} to {target:.2%}: {spread(theirs)} {clock}; ratio {ratios}")
 
 
-def recipes(recipe: str) -> Contestants:
+def recipes(recipe: list[str]) -> Contestants:
     """A recipe in one process and on two workers."""
     return {workers: partial(train, recipe, workers) for workers in ("0", "2")}
 
@@ -137,11 +137,11 @@ def report_recipes(found: Runs) -> None:
         print(f"--workers {workers}: {reached} %, {took} s of training, {whole} s in all")
 
 
-def ray(recipe: str) -> Contestants:
+def ray(recipe: list[str]) -> Contestants:
     """The same job, from checkpoints to the bundle, under Ray and under torchrun."""
     return {
         "ray": partial(train, recipe, "2"),
-        "torchrun": lambda seed: job(*TORCHRUN, "benchmarks.train.torchrun", "--recipe", recipe, "--seed", seed),
+        "torchrun": lambda seed: job(*TORCHRUN, "benchmarks.train.torchrun", "--recipe", *recipe, "--seed", seed),
     }
 
 
@@ -156,12 +156,12 @@ def report_ray(found: Runs) -> None:
     print(f"; Ray over torchrun {spread(more, 1)} s")
 
 
-def scaling(recipe: str) -> Contestants:
+def scaling(recipe: list[str]) -> Contestants:
     """One worker, two workers, and the same network and optimizer in Ray's documented pattern with two."""
     return {
         "1 worker": partial(train, recipe, "1"),
         "2 workers": partial(train, recipe, "2"),
-        "Ray's pattern, 2 workers": lambda seed: alone("benchmarks.train.ray_pattern", "--recipe", recipe),
+        "Ray's pattern, 2 workers": lambda seed: alone("benchmarks.train.ray_pattern", "--recipe", recipe[0]),
     }
 
 
@@ -173,7 +173,7 @@ def report_scaling(found: Runs) -> None:
     print(f"2 workers over 1: {over(two, one, 2)}; over Ray's pattern: {over(two, pattern, 2)}")
 
 
-COMPARISONS: dict[str, tuple[Callable[[str], Contestants], Callable[[Runs], None]]] = {
+COMPARISONS: dict[str, tuple[Callable[[list[str]], Contestants], Callable[[Runs], None]]] = {
     "accuracy": (accuracy, report_accuracy),
     "recipes": (recipes, report_recipes),
     "ray": (ray, report_ray),
@@ -196,10 +196,11 @@ def main() -> None:
     parser.add_argument("comparison", choices=COMPARISONS)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--recipe", default="fast")
+    parser.add_argument("--epochs", help="other than the recipe's: a steady rate needs more than the shortest has")
     parser.add_argument("--json", help="file for all measurements")
     given = parser.parse_args()
     contestants, report = COMPARISONS[given.comparison]
-    entered = contestants(given.recipe)
+    entered = contestants([given.recipe, *(["--epochs", given.epochs] if given.epochs else [])])
     found: Runs = {name: [] for name in entered}
     for seed in range(given.seeds):
         for name in list(entered)[:: -1 if seed % 2 else 1]:

@@ -19,6 +19,7 @@ import pytest
 from mnist_ray.cluster import owner
 from mnist_ray.cluster.worker import Surroundings, work
 from mnist_ray.config import TrainConfig
+from mnist_ray.data import storage
 from mnist_ray.data.digits import Splits
 from mnist_ray.errors import OutputError
 from tests.conftest import BIN, ROOT, RayCluster, cli, wait_for
@@ -90,6 +91,19 @@ def test_workers_that_outlive_their_job_write_nothing_into_the_next_ones_run(sma
     with pytest.raises(OutputError, match="was taken over by process 1 on elsewhere"):
         work(run, TrainConfig(workers="0", epochs=2), "cpu", small, around)
     assert not checkpoints(tmp_path)
+
+
+def test_a_run_in_an_object_store_stops_and_continues_bit_equal(small: Splits, tmp_path: Path) -> None:
+    config = TrainConfig(workers="0", epochs=4)
+    run, asked = f"memory://{tmp_path.name}/run", iter([False] * 2 + [True])
+    stopping = Surroundings(stopping=lambda: next(asked), lost=lambda: False, show=lambda record: None)
+    alone = Surroundings(stopping=lambda: False, lost=lambda: False, show=lambda record: None)
+    assert not work(run, config, "cpu", small, stopping)
+    assert storage.names(f"{run}/checkpoints")
+    assert not storage.is_file(f"{run}/metrics.json")
+    assert work(run, config, "cpu", small, alone)
+    assert work(str(tmp_path), config, "cpu", small, alone)
+    assert storage.read(f"{run}/model/weights.safetensors") == weights(tmp_path)
 
 
 def test_ray_job_stop_saves_a_checkpoint(ray_cluster: RayCluster, small_idx: Path, tmp_path: Path) -> None:

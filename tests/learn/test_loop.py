@@ -172,3 +172,18 @@ def test_patience_ends_a_run_and_keeps_its_best_epoch(small: Splits) -> None:
     assert trainer.validation
     assert evaluate(trainer.state.model, trainer.validation).accuracy == max(scores)
     assert trainer.ended(), "it is still over when it is started again"
+
+
+def test_a_continued_run_with_patience_remembers_its_best_epoch(small: Splits) -> None:
+    config = TrainConfig(workers="0", epochs=60, patience=2)
+    kept: list[bytes] = []
+    whole = _loop(config, small, quiet_hooks(lambda reached: kept.append(reached.to_bytes())))
+    assert whole.run()
+    broken = _loop(config, small, quiet_hooks(lambda reached: None))
+    broken.state.load_bytes(kept[1])
+    assert broken.run()
+    assert broken.state.history[2:] != []
+    scores = [[row["validation_accuracy"] for row in trainer.state.history] for trainer in (whole, broken)]
+    assert scores[0] == scores[1]
+    assert all(torch.equal(whole.state.best[name], tensor) for name, tensor in broken.state.best.items())
+    assert _weights(whole.state) == _weights(broken.state)

@@ -1,0 +1,31 @@
+"""The history: lines of JSON, and events that TensorBoard reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mnist_ray.artifact.history import History
+
+
+def _row(epoch: int, loss: float) -> dict[str, float]:
+    return {"epoch": epoch, "samples_seen": epoch * 600, "train_loss": loss, "test_accuracy": 1 - loss}
+
+
+@pytest.mark.filterwarnings("default")
+def test_tensorboard_shows_each_epoch_once_also_of_a_continued_run(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    first = History(str(tmp_path))
+    first.write([_row(1, 0.5)])
+    first.write([_row(1, 0.5), _row(2, 0.4)])
+    rows = [_row(1, 0.5), _row(2, 0.3), _row(3, 0.2)]  # it fell back to epoch 1 and went another way
+    History(str(tmp_path)).write(rows)
+    assert [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()] == rows
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    found = {event.step: event.value for event in events.Scalars("train_loss")}
+    assert found == pytest.approx({600: 0.5, 1200: 0.3, 1800: 0.2})
+    assert set(events.Tags()["scalars"]) == {"train_loss", "test_accuracy"}
