@@ -153,7 +153,7 @@ def test_a_full_disk_stops_the_run_with_its_checkpoint_intact(
     workers: str, ray_cluster: RayCluster, small_idx: Path, full_disk: Path
 ) -> None:
     run, ballast = full_disk / "run", full_disk / "ballast"
-    flags = ["--data", str(small_idx), "--workers", workers, "--epochs", "60", "--checkpoint-every", "10"]
+    flags = ["--data", str(small_idx), "--workers", workers, "--epochs", "20", "--checkpoint-every", "2"]
     flags += ["--address", ray_cluster.address, "--out", str(run)]
     job = start(*flags)
     wait_for(lambda: checkpoints(run))
@@ -169,4 +169,4 @@ def test_a_full_disk_stops_the_run_with_its_checkpoint_intact(
     done = cli("train", *flags)
     assert done.returncode == 0, done.stderr
     assert kept
-    assert sum(row["train_samples"] for row in history(run)) == 60 * 600
+    assert sum(row["train_samples"] for row in history(run)) == 20 * 600
