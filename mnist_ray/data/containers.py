@@ -37,16 +37,19 @@ class Rejection:
     detail: str
 
 
+_CHUNK = struct.Struct(">I4s").unpack_from
+_NUMBER = struct.Struct(">I").unpack_from
+
+
 def _check_png(data: bytes) -> Rejection | None:
     """Walk the chunks: libpng would print to standard error, and cannot tell cut files from damaged ones."""
     position = 8
     while position + 12 <= len(data):
-        (length,) = struct.unpack_from(">I", data, position)
-        kind = data[position + 4 : position + 8]
+        length, kind = _CHUNK(data, position)
         end = position + 12 + length
         if end > len(data):
             break
-        if zlib.crc32(data[position + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
+        if zlib.crc32(data[position + 4 : end - 4]) != _NUMBER(data, end - 4)[0]:
             return Rejection(Reason.CORRUPT, f"PNG checksum of chunk {kind!r} at byte {position} does not match")
         if kind == b"IHDR" and length == 13:
             width, height = struct.unpack_from(">II", data, position + 8)
@@ -76,6 +79,11 @@ _SIGNATURES: dict[bytes, Callable[[bytes], Rejection | None] | None] = {
     b"II+\0": None,
     b"MM\0+": None,
 }
+
+
+def has_signature(data: bytes) -> bool:
+    """Whether bytes begin as an image file does."""
+    return data.startswith(tuple(_SIGNATURES))
 
 
 def check(data: bytes) -> Rejection | None:

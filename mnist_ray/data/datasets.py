@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from mnist_ray.data import columns, idx, listing, storage
 from mnist_ray.data.bulk import read_many
+from mnist_ray.data.cells import decode_cells
 from mnist_ray.data.containers import MAX_BYTES, Rejection
 from mnist_ray.data.digits import LabelledDigits, Splits, checked, hold_out, require_every_class
 from mnist_ray.data.images import Grey, decode, encode_png, to_digits
@@ -146,7 +147,7 @@ def _read_table(file: str) -> LabelledDigits:
             table = parquet.read([image, label])
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{file}: cannot be read as Parquet: {error}") from None
-    cells = columns.decode_cells(table.column(image).combine_chunks())
+    cells = decode_cells(table.column(image).combine_chunks())
     greys = [_usable(cell, f"{file}, row {row}") for row, cell in enumerate(cells)]
     labels = table.column(label).combine_chunks()
     if labels.null_count:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mnist_ray.data import columns, storage
 from mnist_ray.data.bulk import read_many
+from mnist_ray.data.cells import decode_cells
 from mnist_ray.data.containers import MAX_BYTES, Reason, Rejection
-from mnist_ray.data.images import Grey, decode, normalise
+from mnist_ray.data.images import SIDE, Digits, Grey, decode, normalise
 from mnist_ray.data.listing import stat_files
 from mnist_ray.errors import first_line
 from mnist_ray.scoring.job import Job
@@ -25,10 +27,12 @@ CHUNK_ROWS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive inputs. `images[i]` belongs to row i of `keys`: source, row, size_bytes, truth and the kept columns."""
+    """Consecutive inputs. `digits[i]` belongs to row i of `keys`: source, row, size_bytes, truth and the kept columns."""
 
-    images: Sequence[Grey | Rejection]
-    """Digits uint8[28, 28], and why there is none."""
+    digits: Digits
+    """uint8[N, 28, 28]; blank where there is none."""
+    rejected: dict[int, Rejection]
+    """Why there is none, by position."""
     keys: pa.Table
     num_bytes: int
     read_s: float
@@ -60,14 +64,14 @@ def _read_files(rows: pa.Table, job: Job) -> Chunk:
             yield _unchanged(data, size) or to_grey(source, data)
 
     started = time.perf_counter()
-    images = normalise(decoded())
+    digits, rejected = normalise(decoded())
     decode_s = time.perf_counter() - started - seconds["read"]
     keys = pa.table(
         {"source": rows["source"], "row": rows["first_row"], "size_bytes": rows["size_bytes"], "truth": rows["truth"]}
     )
     for field in job.kept:
         keys = keys.append_column(field, pa.nulls(len(sources), field.type))
-    return Chunk(images, keys, num_bytes, seconds["read"], decode_s)
+    return Chunk(digits, rejected, keys, num_bytes, seconds["read"], decode_s)
 
 
 def _unchanged(data: bytes | OSError, size: int) -> Rejection | None:
@@ -108,7 +112,8 @@ def _rejected(rejection: Rejection, source: str, first: int, num_rows: int, job:
     keys = _keys(source, first, num_rows)
     keys["truth"] = pa.nulls(num_rows, pa.uint8())
     keys.update({field.name: pa.nulls(num_rows, field.type) for field in job.kept})
-    return Chunk([rejection] * num_rows, pa.table(keys), 0, 0.0, 0.0)
+    blank = np.zeros((num_rows, SIDE, SIDE), np.uint8)
+    return Chunk(blank, dict.fromkeys(range(num_rows), rejection), pa.table(keys), 0, 0.0, 0.0)
 
 
 def _batches(row: dict[str, Any], job: Job) -> Iterator[pa.RecordBatch | Rejection]:
@@ -182,9 +187,9 @@ def _keys(source: str, first: int, num_rows: int) -> dict[str, pa.Array]:
 
 def _chunk_of(batch: pa.RecordBatch, source: str, first: int, job: Job, read_s: float) -> Chunk:
     decoding = time.perf_counter()
-    images = normalise(columns.decode_cells(batch.column(columns.image_column(batch.schema, job.image_column, source))))
+    digits, rejected = normalise(decode_cells(batch.column(columns.image_column(batch.schema, job.image_column, source))))
     truth = columns.truth_column(batch.schema, job.truth_column, source)
     keys = _keys(source, first, batch.num_rows)
     keys["truth"] = columns.truths(batch.column(truth)) if truth else pa.nulls(batch.num_rows, pa.uint8())
     keys.update({field.name: batch.column(field.name).cast(field.type) for field in job.kept})
-    return Chunk(images, pa.table(keys), batch.nbytes, read_s, time.perf_counter() - decoding)
+    return Chunk(digits, rejected, pa.table(keys), batch.nbytes, read_s, time.perf_counter() - decoding)

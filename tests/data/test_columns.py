@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from mnist_ray.data import columns
+from mnist_ray.data.cells import decode_cells
 from mnist_ray.data.containers import Reason, Rejection
 from mnist_ray.data.digits import Splits
 from mnist_ray.data.images import Grey, encode_png
@@ -41,17 +42,17 @@ def cells(images: Grey, kind: str) -> pa.Array:
 def test_every_form_of_a_column_gives_the_same_images(kind: str, images: Grey) -> None:
     column = cells(images, kind)
     assert columns.image_column(pa.schema([("id", pa.int64()), ("picture", column.type)]), "", "t") == "picture"
-    assert np.array_equal(np.stack(list(columns.decode_cells(column))), images)  # type: ignore[arg-type]
+    assert np.array_equal(np.stack(list(decode_cells(column))), images)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["bytes", "struct", "784", "28 x 28", "arrow tensor", "ray variable"])
 def test_slices_and_nulls(kind: str, images: Grey) -> None:
     column = cells(images, kind)
-    sliced = columns.decode_cells(column.slice(7, 5))
+    sliced = decode_cells(column.slice(7, 5))
     assert np.array_equal(np.stack(list(sliced)), images[7:12])  # type: ignore[arg-type]
     storage = column.storage if isinstance(column, pa.ExtensionArray) else column
     holed = pa.array([*storage.to_pylist()[:2], None], storage.type)
-    found = columns.decode_cells(holed)
+    found = decode_cells(holed)
     assert np.array_equal(found[1], images[1])  # type: ignore[arg-type]
     assert isinstance(found[2], Rejection)
     assert found[2].reason == Reason.MISSING
@@ -68,7 +69,7 @@ def test_slices_and_nulls(kind: str, images: Grey) -> None:
     ],
 )
 def test_wrong_pixels_cost_their_own_row_alone(cell: list[int | None], reason: Reason) -> None:
-    good, bad, last = columns.decode_cells(pa.array([[0] * 784, cell, [1] * 784], pa.list_(pa.int64())))
+    good, bad, last = decode_cells(pa.array([[0] * 784, cell, [1] * 784], pa.list_(pa.int64())))
     assert isinstance(bad, Rejection)
     assert bad.reason == reason
     assert np.asarray(good).shape == np.asarray(last).shape == (28, 28)
@@ -77,15 +78,15 @@ def test_wrong_pixels_cost_their_own_row_alone(cell: list[int | None], reason: R
 def test_tensors_of_other_sizes_and_orders(images: Grey) -> None:
     large = np.repeat(np.repeat(images[:3], 2, axis=1), 2, axis=2)
     tensor = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(large))
-    assert np.array_equal(np.stack(list(columns.decode_cells(tensor))), large)  # type: ignore[arg-type]
+    assert np.array_equal(np.stack(list(decode_cells(tensor))), large)  # type: ignore[arg-type]
     flat = pa.array(large.reshape(3, -1).tolist(), pa.list_(pa.uint8()))
-    assert np.array_equal(np.stack(list(columns.decode_cells(flat))), large)  # type: ignore[arg-type]
+    assert np.array_equal(np.stack(list(decode_cells(flat))), large)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("inner", [pa.null(), pa.binary()])
 def test_a_struct_of_nulls(inner: pa.DataType) -> None:
     column = pa.array([{"bytes": None}], pa.struct([("bytes", inner)]))
-    (found,) = columns.decode_cells(column)
+    (found,) = decode_cells(column)
     assert isinstance(found, Rejection)
     assert found.reason == Reason.MISSING
 

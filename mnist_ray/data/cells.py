@@ -1,0 +1,119 @@
+"""Image cells of tables as grey levels.
+
+A cell is the bytes of an image file, a struct of such `bytes` (Ray's and Hugging Face's `{bytes, path}`), or pixels: 784 bytes
+that are no image file, 784 integers, rows of 28, or a tensor column (Ray's or Arrow's fixed-shape). Extension types are read
+through their storage, so nothing in a file's metadata is ever executed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from mnist_ray.data.columns import is_binary, is_list
+from mnist_ray.data.containers import MAX_BYTES, Reason, Rejection, has_signature
+from mnist_ray.data.images import SIDE, Grey, decode
+
+_WRONG_LENGTH = f"expected {SIDE * SIDE} pixel values"
+
+
+def decode_cells(cells: pa.Array) -> Sequence[Grey | Rejection] | Grey:
+    """Each image cell as grey levels, uint8[H, W], or why it is none; uint8[N, H, W] where all are such pixels already."""
+    if isinstance(cells, pa.FixedShapeTensorArray) and not cells.null_count:
+        tensors = cells.to_numpy_ndarray()
+        whole = tensors.dtype == np.uint8 and tensors.ndim == 3 and tensors.size
+        return tensors if whole else [_pixels(values) for values in tensors]
+    if isinstance(cells, pa.ExtensionArray):
+        cells = cells.storage
+    kind = cells.type
+    if pa.types.is_struct(kind):
+        return _decode_struct(cells)
+    if pa.types.is_binary_view(kind):
+        cells = cells.cast(pa.large_binary())
+    whole = _whole_bytes(cells) if is_binary(kind) else _whole_pixels(cells)
+    if whole is not None:
+        return whole
+    if is_binary(kind):
+        return [_decode_bytes(cell.as_buffer()) for cell in cells]
+    return [_decode_list(cell) for cell in cells.to_pylist()]
+
+
+def _decode_bytes(buffer: pa.Buffer | None) -> Grey | Rejection:
+    if buffer is None:
+        return Rejection(Reason.MISSING, "the cell is null")
+    if buffer.size > MAX_BYTES:
+        return Rejection(Reason.TOO_LARGE, f"more than {MAX_BYTES} bytes")
+    data = buffer.to_pybytes()
+    if len(data) == SIDE * SIDE and not has_signature(data):
+        return np.frombuffer(data, np.uint8).reshape(SIDE, SIDE)
+    return decode(data)
+
+
+def _whole_bytes(cells: pa.Array) -> Grey | None:
+    """Every cell at once as uint8[N, 28, 28], where each is 784 bytes that begin with a zero, as no image file does."""
+    if cells.null_count or not pc.all(pc.equal(pc.binary_length(cells), SIDE * SIDE)).as_py():
+        return None
+    pixels = np.frombuffer(b"".join(cells.to_pylist()), np.uint8).reshape(-1, SIDE, SIDE)
+    return None if pixels[:, 0, 0].any() else pixels
+
+
+def _decode_struct(cells: pa.StructArray) -> Sequence[Grey | Rejection] | Grey:
+    names = [field.name for field in cells.type]
+    if "bytes" in names:  # Ray's and Hugging Face's image struct; a null struct has a null child here
+        return decode_cells(pc.cast(pc.struct_field(cells, "bytes"), pa.large_binary()))
+    return [_decode_tensor(cell) for cell in cells.to_pylist()]
+
+
+def _decode_tensor(cell: dict[str, list[int] | None] | None) -> Grey | Rejection:
+    """One cell of Ray's variable-shape tensor column: flat `data` and its `shape`."""
+    if cell is None or cell["data"] is None:
+        return Rejection(Reason.MISSING, "the cell is null")
+    shape = [size for size in cell.get("shape") or [] if size != 1]
+    try:
+        values = np.asarray(cell["data"]).reshape([int(size) for size in shape])
+    except (ValueError, TypeError):
+        return Rejection(Reason.WRONG_SHAPE, f"{len(cell['data'])} values do not fill shape {shape}")
+    return _pixels(values)
+
+
+def _pixels(values: NDArray[np.generic]) -> Grey | Rejection:
+    side = math.isqrt(values.size)
+    if values.ndim == 1 and side * side == values.size:  # a flat list is a square image: 784 values are 28x28
+        values = values.reshape(side, side)
+    if values.ndim != 2 or values.size == 0:
+        return Rejection(Reason.WRONG_SHAPE, f"{values.size} values; {_WRONG_LENGTH}")
+    if values.dtype.kind not in "iu" or int(values.min()) < 0 or int(values.max()) > 255:
+        return Rejection(Reason.BAD_PIXELS, "pixel values other than integers from 0 to 255")
+    return values.astype(np.uint8)
+
+
+def _whole_pixels(cells: pa.Array) -> Grey | None:
+    """Every cell at once as uint8[N, 28, 28], where each is a proper list of 784 or of 28 rows of 28 pixels."""
+    rows = len(cells)
+    for length in (SIDE, SIDE) if is_list(cells.type.value_type) else (SIDE * SIDE,):
+        if cells.null_count or not pc.all(pc.equal(pc.list_value_length(cells), length)).as_py():
+            return None
+        cells = cells.flatten()
+    if cells.null_count or not len(cells):
+        return None
+    span = pc.min_max(cells)
+    if span["min"].as_py() < 0 or span["max"].as_py() > 255:
+        return None
+    return np.asarray(pc.cast(cells, pa.uint8())).reshape(rows, SIDE, SIDE)
+
+
+def _decode_list(cell: list[int | None] | list[list[int | None]] | None) -> Grey | Rejection:
+    if cell is None:
+        return Rejection(Reason.MISSING, "the cell is null")
+    try:
+        values = np.array(cell)
+    except ValueError:
+        return Rejection(Reason.WRONG_SHAPE, f"rows of different lengths; {_WRONG_LENGTH}")
+    if values.dtype == object:
+        return Rejection(Reason.BAD_PIXELS, "a pixel value is null")
+    return _pixels(values)

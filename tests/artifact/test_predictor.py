@@ -1,0 +1,70 @@
+"""The fast form of a network says what the plain one says."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mnist_ray.artifact.bundle import ModelBundle, load
+from mnist_ray.artifact.predictor import Predictor, folded
+from mnist_ray.data.digits import Splits
+from mnist_ray.learn.model import DigitCNN
+from mnist_ray.recipes import RECIPES, RecipeName
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def bundle(run_dir: Path) -> ModelBundle:
+    return load(str(run_dir))
+
+
+def test_the_fast_form_says_what_the_plain_one_says(bundle: ModelBundle, splits: Splits) -> None:
+    fast = Predictor.ready(bundle, CPU)(splits.test.images)
+    with torch.inference_mode():
+        plain = torch.softmax(bundle.model(torch.tensor(splits.test.images)), 1).numpy()
+    assert np.array_equal(fast.label, plain.argmax(1))
+    assert np.abs(fast.probabilities - plain).max() < 1e-5
+    assert np.array_equal(fast.confidence, fast.probabilities.max(1))
+
+
+@pytest.fixture
+def splits(mnist5k: Splits, request: pytest.FixtureRequest) -> Splits:
+    """The full MNIST where it is."""
+    try:
+        return request.getfixturevalue("mnist")  # type: ignore[no-any-return]
+    except pytest.skip.Exception:
+        return mnist5k
+
+
+def test_neighbours_and_threads_change_nothing(bundle: ModelBundle, mnist5k: Splits) -> None:
+    predict, images = Predictor.ready(bundle, CPU), mnist5k.test.images[:200]
+    together = predict(images).probabilities
+    with ThreadPoolExecutor(4) as pool:
+        alone = list(pool.map(lambda i: predict(images[i : i + 1]).probabilities[0], range(200)))
+    assert np.abs(together - np.stack(alone)).max() < 1e-5
+    assert len(predict(images[:0]).label) == 0
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_folding_keeps_the_function_whatever_the_signs(recipe: RecipeName) -> None:
+    torch.manual_seed(0)
+    model = DigitCNN(RECIPES[recipe].layers).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.weight)
+            torch.nn.init.normal_(module.bias)
+            torch.nn.init.normal_(module.running_mean)  # type: ignore[arg-type]
+    images = torch.randint(0, 256, (50, 28, 28), dtype=torch.uint8)
+    with torch.inference_mode():
+        assert torch.allclose(folded(model)(images), model(images), atol=1e-4)
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.abs_()
+        fast = folded(model)
+        assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fast.modules())
+        assert torch.allclose(fast(images), model(images), atol=1e-4)
