@@ -16,7 +16,7 @@ DESCRIPTION = """Distributed training and batch scoring of handwritten digits on
 
 exit statuses: 0 done; 1 a defect of this program; 2 wrong usage; 3 input data missing or damaged; 4 model missing or damaged;
 5 the output folder holds something else, or another job writes to it; 6 inputs and table do not add up; 7 the Ray cluster is
-unreachable or too small; 8 storage failed; 130 interrupted; 143 stopped as asked, a checkpoint saved. Images that cannot be
+unreachable or too small; 8 storage failed; 130 interrupted; 143 stopped as asked, what was done is kept. Images that cannot be
 read are listed in the quarantine table and do not fail a job."""
 
 _command = tyro.conf.subcommand

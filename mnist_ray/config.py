@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from mnist_ray.errors import UsageError
-from mnist_ray.flags import checkpoint_interval, worker_range
+from mnist_ray.flags import checkpoint_interval, probabilities, scoring_pool, worker_range
 from mnist_ray.recipes import RECIPES, Recipe, RecipeName
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -124,8 +124,9 @@ class ScoreConfig(_Fingerprinted):
     """Run directory or model bundle (path or URI)."""
     out: str
     """Folder of the prediction table (path or URI)."""
-    workers: int = 2
-    """Scoring actors on Ray; 0 scores in this process without Ray."""
+    workers: str = "auto"
+    """Scoring actors on Ray, or MIN:MAX as the work asks for; 0 scores in this process without Ray; auto does so for up to
+    200,000 inputs, and takes an actor for each CPU or GPU of the cluster for more."""
     device: Device = "auto"
     """Where actors compute; auto takes one GPU per actor where the cluster has them."""
     resume: bool = False
@@ -138,8 +139,10 @@ class ScoreConfig(_Fingerprinted):
     """Image column of Parquet inputs; found by its type by default."""
     truth_column: str = ""
     """Column of true digits in Parquet inputs and manifests; by default truth, label, labels, digit or target."""
-    unit_rows: int = 2048
-    """Images per unit of work."""
+    probabilities: str = "all"
+    """Probabilities of each digit in the table: all, none, or those of the likeliest few (top3)."""
+    unit_rows: int = 0
+    """Images per unit of work, and rows per file of the table; by default as many as make a fraction of a second of work."""
     address: str = ""
     """Ray cluster to join; by default RAY_ADDRESS, else a local cluster is started."""
 
@@ -149,8 +152,12 @@ class ScoreConfig(_Fingerprinted):
         _require(bool(self.inputs) and all(self.inputs), "INPUT is missing: give a folder, a file, a glob or a manifest")
         _require(bool(self.model), "--model is empty: give a run directory or a model bundle")
         _require(bool(self.out), "--out is empty: give a folder for the prediction table")
-        _require(self.workers >= 0, f"--workers {self.workers}: expected 0 (no Ray) or a number of actors")
-        _require(self.unit_rows >= 1, f"--unit-rows {self.unit_rows}: expected at least 1")
+        scoring_pool(self.workers)
+        probabilities(self.probabilities)
+        _require(
+            self.unit_rows >= 0,
+            f"--unit-rows {self.unit_rows}: expected at least 1, or 0 for a size that follows from the bytes",
+        )
         _require(not (self.resume and self.overwrite), "--resume continues a job and --overwrite replaces it: give one")
 
     def kept_columns(self) -> tuple[str, ...]:

@@ -23,3 +23,16 @@ def checkpoint_interval(every: str) -> tuple[float, str]:
         raise UsageError(f"--checkpoint-every {every}: expected epochs (1, 0.5), steps (200steps) or seconds (30s)")
     unit = "steps" if found[2].startswith("step") else "seconds" if found[2].startswith("s") else "epochs"
     return float(found[1]), unit
+
+
+def scoring_pool(workers: str) -> tuple[int, int]:
+    """`--workers` of a scoring job as the fewest and the most actors; auto is (-1, -1). Raises UsageError."""
+    return (-1, -1) if workers == "auto" else worker_range(workers)
+
+
+def probabilities(wanted: str) -> int:
+    """`--probabilities` as how many of a digit's ten are written: none is 0, all 10, top3 is 3. Raises UsageError."""
+    found = re.fullmatch(r"none|all|top([1-9])", wanted)
+    if not found:
+        raise UsageError(f"--probabilities {wanted}: expected none, all, or top1 to top9")
+    return int(found[1] or 0) if wanted != "all" else 10

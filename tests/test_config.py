@@ -30,7 +30,8 @@ def test_kept_columns_are_named_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"inputs": ()}, {"inputs": ("",)}, {"unit_rows": 0}, {"workers": -1}, {"model": ""}, {"out": ""}]
+    "wrong",
+    [{"inputs": ()}, {"inputs": ("",)}, {"unit_rows": -1}, {"workers": "-1"}, {"workers": "many"}, {"model": ""}, {"out": ""}],
 )
 def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError):

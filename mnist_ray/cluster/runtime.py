@@ -101,6 +101,13 @@ def resources(fewest: int, most: int, device: str) -> dict[str, float]:
     return {**share, "GPU": 1.0} if device != "cpu" and gpus >= fewest > 0 else share
 
 
+def size(device: str) -> int:
+    """Workers that have a GPU, or where there are none a CPU, each, in the cluster as large as it can become."""
+    total = _most()
+    gpus = 0 if device == "cpu" else int(total.get("GPU", 0))
+    return gpus or max(1, int(total.get("CPU", 0)))
+
+
 def granted_device(needs: dict[str, float]) -> Device:
     """Where workers that were given these resources compute: never on a GPU that they did not ask for."""
     return "cuda" if "GPU" in needs else "cpu"

@@ -130,6 +130,15 @@ def open_file(uri: str) -> pa.NativeFile:
     return filesystem.open_input_file(path)
 
 
+def open_stream(uri: str) -> pa.NativeFile:
+    """A file to read from its beginning on. Raises StorageError."""
+    filesystem, path = resolve(uri)
+    try:
+        return filesystem.open_input_stream(path, compression=None)
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{uri}: cannot be read: {error}") from None
+
+
 PATIENT = (1.0, 2.0, 4.0)
 """Seconds to wait before writing again what must not be lost."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -11,14 +12,17 @@ import pyarrow.parquet as pq
 from mnist_ray.config import ScoreConfig
 from mnist_ray.data import storage
 from mnist_ray.errors import AccountingError, OutputError
-from mnist_ray.scoring.job import Job, UnitResult, read_metadata
-from mnist_ray.scoring.plan import Plan, load_plan
+from mnist_ray.scoring import plan as plans
+from mnist_ray.scoring.job import Job, Tally, UnitResult, read_metadata
+from mnist_ray.scoring.plan import Plan
 from mnist_ray.scoring.unit import part_name
 
-PLAN = "plan.parquet"
 COMMIT = "commit.json"
 SUMMARY = "summary.json"
-_OURS = (COMMIT, SUMMARY, PLAN, "predictions", "quarantine")
+_OURS = (COMMIT, SUMMARY, plans.PLAN, plans.FOLDER, "predictions", "quarantine")
+OWNER = "owner.json"
+"""The sign of life of a job that writes here: a job that dies at once leaves nothing else."""
+_READERS = 16
 
 
 def held_plan(config: ScoreConfig, out: str, model_digest: str) -> Plan | None:
@@ -26,10 +30,10 @@ def held_plan(config: ScoreConfig, out: str, model_digest: str) -> Plan | None:
 
     Raises OutputError where the folder holds something that this job would not continue.
     """
-    held = [name for name in storage.names(out) if not name.startswith(".")]
+    held = [name for name in storage.names(out) if not name.startswith(".") and name != OWNER]
     if not held:
         return None
-    if PLAN not in held and (config.resume or config.overwrite):
+    if plans.PLAN not in held and (config.resume or config.overwrite):
         raise OutputError(f"{out}: holds something, but no scoring job to resume or overwrite; give another --out")
     if config.overwrite:
         return None
@@ -37,7 +41,7 @@ def held_plan(config: ScoreConfig, out: str, model_digest: str) -> Plan | None:
         raise OutputError(
             f"{out}: is not empty; give --resume to continue its job, --overwrite to replace it, or another --out"
         )
-    plan = load_plan(storage.join(out, PLAN))
+    plan = plans.load_plan(out)
     wanted = {**config.meaning(), "model": model_digest}
     found = {**plan.request, "model": plan.model_digest}
     if other := [f"{name} {found.get(name)} -> {wanted[name]}" for name in wanted if found.get(name) != wanted[name]]:
@@ -45,28 +49,29 @@ def held_plan(config: ScoreConfig, out: str, model_digest: str) -> Plan | None:
     return plan
 
 
-def begin(plan: Plan, out: str) -> None:
-    """Put a new job's plan in the output folder, in place of the job that it may hold."""
-    for name in _OURS:
+def begin(plan: Plan, out: str, *, anew: bool) -> None:
+    """Record what the job is, in place of the job that the folder may hold; or, not `anew`, in place of its unfinished plan."""
+    for name in _OURS if anew else (plans.PLAN, plans.FOLDER):
         storage.delete(storage.join(out, name))
-    plan.save(storage.join(out, PLAN))
+    plan.save(out)
 
 
-def finished_units(job: Job) -> dict[str, UnitResult]:
-    """The units whose parts are there and whole, by id, read from the parts alone."""
-    done = {}
-    folder = storage.join(job.out, "predictions")
-    for name in storage.names(folder):
-        try:
-            footer = _footer(storage.join(folder, name))
-            plan, _, result = read_metadata(footer.schema.to_arrow_schema())
-            spoiled = _footer(storage.join(job.out, "quarantine", name)).num_rows if result.quarantined else 0
-        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
-            continue  # not a part, or a damaged one: the unit is done again
-        whole = (footer.num_rows, spoiled) == (result.predicted, result.quarantined)
-        if whole and plan == job.plan and name == part_name(result.unit):
-            done[result.unit] = result
-    return done
+def finished_units(job: Job) -> Iterator[UnitResult]:
+    """The units whose parts are there and whole, read from the parts alone."""
+    names = storage.names(storage.join(job.out, "predictions"))
+    with ThreadPoolExecutor(_READERS) as pool:
+        yield from filter(None, pool.map(lambda name: _finished(job, name), names))
+
+
+def _finished(job: Job, name: str) -> UnitResult | None:
+    try:
+        footer = _footer(storage.join(job.out, "predictions", name))
+        held, _, result = read_metadata(footer.schema.to_arrow_schema())
+        spoiled = _footer(storage.join(job.out, "quarantine", name)).num_rows if result.quarantined else 0
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+        return None  # not a part, or a damaged one: the unit is done again
+    whole = (footer.num_rows, spoiled) == (result.predicted, result.quarantined)
+    return result if whole and held == job.job and name == part_name(result.unit) else None
 
 
 def _footer(uri: str) -> pq.FileMetaData:
@@ -74,76 +79,43 @@ def _footer(uri: str) -> pq.FileMetaData:
         return pq.read_metadata(stream)
 
 
-def commit(plan: Plan, job: Job, results: list[UnitResult], seconds: dict[str, float], scored_now: int) -> dict[str, Any]:
+def commit(plan: Plan, job: Job, tally: Tally, about: dict[str, Any]) -> dict[str, Any]:
     """Check that everything adds up, write the commit record and the summary, and return the summary.
 
-    Raises AccountingError, and writes neither, if an input is missing or there twice.
+    `about` is what the job alone can tell of how it went. Raises AccountingError, and writes neither, if an input is missing
+    or there twice.
     """
-    totals = _total(results)
-    units = Counter(result.unit for result in results)
+    total = tally.total
     there = set(storage.names(storage.join(job.out, "predictions")))
-    if lost := [unit for unit in units if part_name(unit) not in there]:
+    if lost := [unit for unit in tally.parts if part_name(unit) not in there]:
         raise AccountingError(
             f"{job.out}: {len(lost)} parts that workers wrote are not to be seen from here; "
             "give an --out that all nodes share, such as a bucket, and score anew"
         )
-    counted = totals.predicted + totals.quarantined
-    if units != Counter(plan.unit_ids()) or counted != plan.num_inputs:
+    counted = total.predicted + total.quarantined
+    if counted != plan.num_inputs or set(tally.parts) != {ref.id for ref in plan.refs(job.out)}:
         raise AccountingError(
-            f"{job.out}: {plan.num_inputs} inputs in {len(plan.unit_ids())} units were planned, "
-            f"{counted} in {units.total()} are there; run again with --resume"
+            f"{job.out}: {plan.num_inputs} inputs in {plan.num_units} units were planned, "
+            f"{counted} in {len(tally.parts)} are there; run again with --resume"
         )
+    counts = {"inputs": counted, "predicted": total.predicted, "quarantined": total.quarantined}
+    names = {"job": job.job, "model_digest": job.model, "version": job.version}
     storage.write_json(
-        storage.join(job.out, COMMIT),
-        {
-            "plan": job.plan,
-            "model_digest": job.model,
-            "version": job.version,
-            "inputs": counted,
-            "predicted": totals.predicted,
-            "quarantined": totals.quarantined,
-            "parts": {result.unit: [result.predicted, result.quarantined] for result in results},
-        },
+        storage.join(job.out, COMMIT), {**names, "plan": plan.fingerprint, **counts, "parts": dict(sorted(tally.parts.items()))}
     )
-    summary = _summary(plan, job, totals, seconds, scored_now)
+    summary = {
+        **counts,
+        "reasons": dict(total.reasons.most_common()),
+        "ignored": plan.ignored,
+        **about,
+        "digits": total.digits,
+        "accuracy": total.correct / total.with_truth if total.with_truth else None,
+        "with_truth": total.with_truth,
+        "correct": total.correct,
+        "input_bytes": total.input_bytes,
+        "units": plan.num_units,
+        "plan": plan.fingerprint,
+        **names,
+    }
     storage.write_json(storage.join(job.out, SUMMARY), summary)
     return summary
-
-
-def _total(results: list[UnitResult]) -> UnitResult:
-    total = UnitResult("")
-    for result in results:
-        total.predicted += result.predicted
-        total.quarantined += result.quarantined
-        total.reasons += result.reasons
-        total.digits = [a + b for a, b in zip(total.digits, result.digits, strict=True)]
-        total.correct += result.correct
-        total.with_truth += result.with_truth
-        total.input_bytes += result.input_bytes
-        total.spend(result.seconds)
-    return total
-
-
-def _summary(plan: Plan, job: Job, totals: UnitResult, seconds: dict[str, float], scored_now: int) -> dict[str, Any]:
-    return {
-        "inputs": totals.predicted + totals.quarantined,
-        "predicted": totals.predicted,
-        "quarantined": totals.quarantined,
-        "reasons": dict(totals.reasons.most_common()),
-        "ignored": plan.ignored,
-        "scored_now": scored_now,
-        "images_per_second": round(scored_now / max(seconds["total"], 1e-9), 1),
-        "seconds": {
-            **{k: round(v, 3) for k, v in seconds.items()},
-            "workers": {k: round(v, 3) for k, v in totals.seconds.items()},
-        },
-        "digits": totals.digits,
-        "accuracy": totals.correct / totals.with_truth if totals.with_truth else None,
-        "with_truth": totals.with_truth,
-        "correct": totals.correct,
-        "input_bytes": totals.input_bytes,
-        "units": len(plan.unit_ids()),
-        "plan": job.plan,
-        "model_digest": job.model,
-        "version": job.version,
-    }

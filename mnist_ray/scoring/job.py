@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import pyarrow as pa
@@ -19,9 +20,11 @@ class Job:
     out: str
     image_column: str
     truth_column: str
+    probabilities: int
+    """How many of a digit's ten are written."""
     kept: pa.Schema
-    plan: str
-    """Fingerprint of the plan."""
+    job: str
+    """Hash of model and request."""
     model: str
     """Digest of the bundle."""
     version: str
@@ -49,6 +52,17 @@ class UnitResult:
         for stage, spent in seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
 
+    def add(self, other: UnitResult) -> None:
+        """Add another unit's counts and seconds."""
+        self.predicted += other.predicted
+        self.quarantined += other.quarantined
+        self.reasons += other.reasons
+        self.digits = [a + b for a, b in zip(self.digits, other.digits, strict=True)]
+        self.correct += other.correct
+        self.with_truth += other.with_truth
+        self.input_bytes += other.input_bytes
+        self.spend(other.seconds)
+
     def to_json(self) -> str:
         """The result as text."""
         return json.dumps(vars(self), sort_keys=True)
@@ -60,14 +74,38 @@ class UnitResult:
         return UnitResult(**{**values, "reasons": Counter(values["reasons"])})
 
 
+class Tally:
+    """The counts of all units that are done, each once."""
+
+    def __init__(self) -> None:
+        self.total = UnitResult("")
+        self.parts: dict[str, list[int]] = {}
+        """Predicted and quarantined inputs of each unit."""
+        self._lock = Lock()
+
+    def add(self, result: UnitResult) -> bool:
+        """Count a unit, unless it has been: Ray may do one twice when an actor is lost, and its part is then the same."""
+        with self._lock:  # units that were done before are counted by the thread that plans
+            if result.unit in self.parts:
+                return False
+            self.parts[result.unit] = [result.predicted, result.quarantined]
+            self.total.add(result)
+            return True
+
+    @property
+    def inputs(self) -> int:
+        """Inputs that are accounted for."""
+        return self.total.predicted + self.total.quarantined
+
+
 def part_metadata(job: Job, result: UnitResult) -> dict[bytes, str]:
     """What a part says of itself: job and counts."""
     counts = json.loads(result.to_json())
     counts["seconds"] = {}
-    return {_META: json.dumps({"plan": job.plan, "model": job.model, "version": job.version, "result": counts}, sort_keys=True)}
+    return {_META: json.dumps({"job": job.job, "model": job.model, "version": job.version, "result": counts}, sort_keys=True)}
 
 
 def read_metadata(schema: pa.Schema) -> tuple[str, str, UnitResult]:
-    """Plan fingerprint, model digest and counts of a part. Raises KeyError, TypeError or ValueError for another file."""
+    """Job, model digest and counts of a part. Raises KeyError, TypeError or ValueError for another file."""
     about = json.loads(schema.metadata[_META])
-    return about["plan"], about["model"], UnitResult.from_json(json.dumps(about["result"]))
+    return about["job"], about["model"], UnitResult.from_json(json.dumps(about["result"]))

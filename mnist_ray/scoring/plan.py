@@ -1,28 +1,31 @@
-"""The plan: every input cut into units of work with stable ids, kept beside the output."""
+"""The plan: every input cut into units of work with stable ids, kept beside the output and written as the listing runs.
+
+`plan.json` says what the job is, and what is planned once all is; `plan/*.parquet` hold the inputs, a row group for each unit.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mnist_ray.config import ScoreConfig
 from mnist_ray.data import storage
-from mnist_ray.data.listing import FileEntry
-from mnist_ray.errors import DataError, OutputError
+from mnist_ray.errors import OutputError
 from mnist_ray.scoring import schema
-from mnist_ray.scoring.inputs import ImageFile, Listing
-from mnist_ray.scoring.tables import table_ranges
 
-_META = b"mnist_ray"
+PLAN = "plan.json"
+FOLDER = "plan"
+FORMAT = 1
+FIRST_PART, LAST_PART = 1 << 13, 1 << 17
+"""Inputs after which the first part of the plan is written; each part is twice as large as the one before, up to the last."""
+_UNITS = b"units"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,100 +41,137 @@ class WorkUnit:
         return int(pc.sum(self.rows["num_rows"]).as_py())
 
 
-@dataclass(frozen=True)
-class Plan:
-    """All units of a job and what the job is: request, model, passed-through columns."""
+@dataclass(frozen=True, slots=True)
+class UnitRef:
+    """Where the plan holds a unit."""
 
-    table: pa.Table
+    id: str
+    part: str
+    row_group: int
+    num_inputs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the job is: request, model, passed-through columns; and what is planned, so far or in all."""
+
     request: dict[str, Any]
     model_digest: str
     kept: pa.Schema
-    ignored: int
+    complete: bool = False
+    failed: str = ""
+    """Why planning has ended without being complete."""
+    parts: tuple[str, ...] = ()
+    num_units: int = 0
+    num_inputs: int = 0
+    ignored: int = 0
+    """Files in folders that are neither images nor Parquet."""
+    fingerprint: str = ""
+    """SHA-256 over the ids of the units, in order."""
 
     @property
-    def fingerprint(self) -> str:
-        """SHA-256 over the units in order, the model and the request."""
-        parts = [*self.unit_ids(), self.model_digest, json.dumps(self.request, sort_keys=True)]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    def job(self) -> str:
+        """What every part of the job's tables carries: the hash of model and request."""
+        about = json.dumps([FORMAT, self.model_digest, self.request], sort_keys=True)
+        return hashlib.sha256(about.encode()).hexdigest()
 
-    @property
-    def num_inputs(self) -> int:
-        """Images in the whole plan."""
-        return int(pc.sum(self.table["num_rows"]).as_py() or 0)
+    def save(self, out: str) -> None:
+        """Write what the job is."""
+        kept = base64.b64encode(self.kept.serialize().to_pybytes()).decode()
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        storage.write_json(storage.join(out, PLAN), {"format": FORMAT, **values, "kept": kept})
 
-    def unit_ids(self) -> list[str]:
-        """The ids of all units, in order."""
-        return pc.unique(self.table["unit"]).to_pylist()  # type: ignore[no-any-return]
-
-    def units(self) -> Iterator[WorkUnit]:
-        """All units, in order."""
-        runs = pc.run_end_encode(self.table["unit"].combine_chunks())
-        start = 0
-        for end, unit in zip(runs.run_ends.to_pylist(), runs.values.to_pylist(), strict=True):
-            yield WorkUnit(unit, self.table.slice(start, end - start))
-            start = end
-
-    def save(self, uri: str) -> None:
-        """Write the plan as one Parquet file."""
-        about = {
-            "request": self.request,
-            "model_digest": self.model_digest,
-            "ignored": self.ignored,
-            "kept": base64.b64encode(self.kept.serialize().to_pybytes()).decode(),
-        }
-        sink = pa.BufferOutputStream()
-        pq.write_table(self.table.replace_schema_metadata({_META: json.dumps(about)}), sink, compression="zstd")
-        storage.write(uri, sink.getvalue().to_pybytes())
+    def refs(self, out: str) -> Iterator[UnitRef]:
+        """Every unit that is planned, in order. Raises OutputError for a damaged plan."""
+        for part in self.parts:
+            yield from part_refs(out, part)
 
 
-def load_plan(uri: str) -> Plan:
-    """Read a plan back. Raises FileNotFoundError, or OutputError for a damaged one."""
+def load_plan(out: str) -> Plan:
+    """Read back what the job in an output folder is. Raises FileNotFoundError, or OutputError for a damaged record."""
+    uri = storage.join(out, PLAN)
     try:
-        table = pq.read_table(pa.BufferReader(storage.read(uri)))
-        about = json.loads(table.schema.metadata[_META])
-        kept = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(about["kept"])))
-        return Plan(table.cast(schema.PLAN), about["request"], about["model_digest"], kept, about["ignored"])
+        values = storage.read_json(uri)
+        kept = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(values["kept"])))
+        if values.pop("format") != FORMAT:
+            raise ValueError("another version of this program wrote it")
+        return Plan(**{**values, "kept": kept, "parts": tuple(values["parts"])})
     except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{uri}: this plan is damaged ({error}); give --overwrite to score anew") from None
+        raise _damaged(uri, error) from None
 
 
-def make_plan(listing: Listing, config: ScoreConfig, model_digest: str) -> Plan:
-    """Cut a listing into units. Raises DataError for a Parquet file whose columns do not fit."""
-    kept, ranges = table_ranges(listing.tables, config)
-    files = [rows for images in (listing.images, listing.listed) for rows in _plan_files(images, config.unit_rows)]
-    tables = [[_row(part.entry, None, part.first_row, part.num_rows)] for part in ranges]
-    units = _with_ids([*files, *tables], _options(config))
-    rows = [{"unit": unit, **row} for unit, unit_rows in units for row in unit_rows]
-    if not rows:
-        raise DataError(f"{', '.join(config.inputs)}: the Parquet files hold no rows: there is nothing to score")
-    return Plan(pa.Table.from_pylist(rows, schema=schema.PLAN), config.meaning(), model_digest, kept, listing.ignored)
+def _damaged(uri: str, error: Exception) -> OutputError:
+    return OutputError(f"{uri}: this plan is damaged ({error}); give --overwrite to score anew")
 
 
-def _options(config: ScoreConfig) -> str:
-    """The options that change a unit's rows, as text."""
-    return json.dumps({k: v for k, v in config.meaning().items() if k not in ("inputs", "unit_rows")}, sort_keys=True)
+def part_refs(out: str, part: str) -> list[UnitRef]:
+    """The units of one part of the plan. Raises OutputError for a damaged one."""
+    uri = storage.join(out, FOLDER, part)
+    try:
+        with storage.open_file(uri) as stream:
+            units = json.loads(pq.read_metadata(stream).metadata[_UNITS])
+        return [UnitRef(unit, part, position, inputs) for position, (unit, inputs) in enumerate(units)]
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
+        raise _damaged(uri, error) from None
 
 
-def _row(entry: FileEntry, truth: int | None, first_row: int | None, num_rows: int) -> dict[str, Any]:
-    found = {"source": storage.to_text(entry.uri), "size_bytes": entry.size, "version": entry.version}
-    return {**found, "truth": truth, "first_row": first_row, "num_rows": num_rows}
+def load_unit(out: str, ref: UnitRef) -> WorkUnit:
+    """The inputs of a unit. Raises OutputError for a damaged plan."""
+    uri = storage.join(out, FOLDER, ref.part)
+    try:
+        with storage.open_file(uri) as stream:
+            return WorkUnit(ref.id, pq.ParquetFile(stream).read_row_group(ref.row_group).cast(schema.PLAN))
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(uri, error) from None
 
 
-def _plan_files(images: list[ImageFile], unit_rows: int) -> list[list[dict[str, Any]]]:
-    rows = [_row(image.entry, image.truth, None, 1) for image in images]
-    return [rows[start : start + unit_rows] for start in range(0, len(rows), unit_rows)]
+def fingerprint(refs: Iterable[UnitRef]) -> str:
+    """SHA-256 over the ids of units, in order."""
+    digest = hashlib.sha256()
+    for ref in refs:
+        digest.update(f"{ref.id}\n".encode())
+    return digest.hexdigest()
 
 
-def _with_ids(units: list[list[dict[str, Any]]], options: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Each unit with the hash of its ordered sources and options; equal units (repeated manifest lines) count up."""
-    seen: Counter[str] = Counter()
-    for rows in units:
-        names = [
-            f"{row['source']}\0{row['size_bytes']}\0{row['version']}\0{row['first_row']}\0{row['num_rows']}\0{row['truth']}"
-            for row in rows
-        ]
-        digest = hashlib.sha256("\n".join([options, *names]).encode())
-        seen[digest.hexdigest()] += 1
-        if (copies := seen[digest.hexdigest()]) > 1:
-            digest.update(f"\ncopy {copies}".encode())
-        yield digest.hexdigest()[:20], rows
+class PlanWriter:
+    """Puts units into the plan as they come."""
+
+    def __init__(self, plan: Plan, out: str) -> None:
+        self.plan, self._out = plan, out
+        self._waiting: list[WorkUnit] = []
+        self._limit = FIRST_PART
+
+    def add(self, units: Iterable[WorkUnit]) -> Iterator[UnitRef]:
+        """Yield each unit once the part that holds it is in place; the first parts are small, so that work can begin."""
+        inputs = 0
+        for unit in units:
+            self._waiting.append(unit)
+            inputs += unit.num_inputs
+            if inputs >= self._limit:
+                yield from self._flush()
+                inputs, self._limit = 0, min(2 * self._limit, LAST_PART)
+        yield from self._flush()
+
+    def finish(self, ignored: int) -> Plan:
+        """Record that all is planned."""
+        self.plan = replace(self.plan, complete=True, ignored=ignored, fingerprint=fingerprint(self.plan.refs(self._out)))
+        self.plan.save(self._out)
+        return self.plan
+
+    def _flush(self) -> list[UnitRef]:
+        if not self._waiting:
+            return []
+        units = [(unit.id, unit.num_inputs) for unit in self._waiting]
+        sink = pa.BufferOutputStream()
+        with pq.ParquetWriter(sink, schema.PLAN, compression="zstd") as writer:
+            for unit in self._waiting:
+                writer.write_table(unit.rows, row_group_size=unit.rows.num_rows)
+            writer.add_key_value_metadata({_UNITS: json.dumps(units)})
+        name = f"{len(self.plan.parts):05d}.parquet"
+        storage.write(storage.join(self._out, FOLDER, name), sink.getvalue().to_pybytes())
+        self._waiting.clear()
+        planned = self.plan.num_inputs + sum(inputs for _, inputs in units)
+        self.plan = replace(
+            self.plan, parts=(*self.plan.parts, name), num_units=self.plan.num_units + len(units), num_inputs=planned
+        )
+        return [UnitRef(unit, name, position, inputs) for position, (unit, inputs) in enumerate(units)]

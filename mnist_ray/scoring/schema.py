@@ -6,6 +6,8 @@ import pyarrow as pa
 
 from mnist_ray.errors import UsageError
 
+CLASSES = 10
+
 PLAN = pa.schema(
     [
         pa.field("unit", pa.string(), nullable=False),
@@ -20,12 +22,9 @@ PLAN = pa.schema(
 """The plan: a row for each image file, and for each range of rows of a Parquet file."""
 
 _KEY = [pa.field("source", pa.string(), nullable=False), pa.field("row", pa.int64())]
-_ANSWER = [
-    pa.field("label", pa.uint8(), nullable=False),
-    pa.field("confidence", pa.float32(), nullable=False),
-    pa.field("probabilities", pa.list_(pa.float32(), 10), nullable=False),
-    pa.field("truth", pa.uint8()),
-]
+_ANSWER = [pa.field("label", pa.uint8(), nullable=False), pa.field("confidence", pa.float32(), nullable=False)]
+_TRUTH = pa.field("truth", pa.uint8())
+_PROBABILITIES = ["probabilities", "top_labels", "top_probabilities"]
 _REASON = [
     pa.field("reason", pa.string(), nullable=False),
     pa.field("detail", pa.string(), nullable=False),
@@ -33,9 +32,12 @@ _REASON = [
 ]
 
 
-def predictions(kept: pa.Schema) -> pa.Schema:
-    """The prediction table's columns, with those passed through between the key and the answer."""
-    return pa.schema([*_KEY, *kept, *_ANSWER])
+def predictions(kept: pa.Schema, probabilities: int) -> pa.Schema:
+    """The prediction table's columns: those passed through between key and answer, and as many probabilities as asked for."""
+    floats, labels = pa.list_(pa.float32(), probabilities), pa.list_(pa.uint8(), probabilities)
+    more = dict(zip(_PROBABILITIES[1:], [labels, floats], strict=True)) if 0 < probabilities < CLASSES else {}
+    more = {_PROBABILITIES[0]: floats} if probabilities == CLASSES else more
+    return pa.schema([*_KEY, *kept, *_ANSWER, *(pa.field(name, kind, nullable=False) for name, kind in more.items()), _TRUTH])
 
 
 def quarantine() -> pa.Schema:
@@ -45,5 +47,6 @@ def quarantine() -> pa.Schema:
 
 def check_kept(names: tuple[str, ...]) -> None:
     """Raise UsageError for a passed-through column that would hide one of the table's own."""
-    if taken := [name for name in names if name in {field.name for field in [*_KEY, *_ANSWER, *_REASON]}]:
+    ours = {field.name for field in [*_KEY, *_ANSWER, _TRUTH, *_REASON]} | set(_PROBABILITIES)
+    if taken := [name for name in names if name in ours]:
         raise UsageError(f"--keep {','.join(taken)}: the tables have a column of this name; rename it in the input")

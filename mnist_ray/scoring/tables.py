@@ -16,6 +16,10 @@ from mnist_ray.scoring import schema
 
 MAX_UNIT_ROWS = 1 << 15
 """A row group larger than this is cut; a smaller one is read by one unit, once."""
+MAX_PIECES = 8
+"""Pieces that a row group is cut into at most: the one that reads the last piece decodes all before it in vain."""
+UNIT_ROWS = 1 << 13
+"""Rows up to which small row groups are read by one unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,7 @@ def table_ranges(tables: list[FileEntry], config: ScoreConfig) -> tuple[pa.Schem
         columns.truth_column(found, config.truth_column, entry.uri)
         kept = _same_kept(kept, found, names, entry.uri)
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-        ranges += [TableRange(entry, first, rows) for first, rows in row_ranges(sizes, config.unit_rows)]
+        ranges += [TableRange(entry, first, rows) for first, rows in row_ranges(sizes, config.unit_rows or UNIT_ROWS)]
     return kept or pa.schema([]), ranges
 
 
@@ -88,8 +92,10 @@ def row_ranges(group_sizes: list[int], unit_rows: int) -> Iterator[tuple[int, in
             yield first, rows
             first, rows = first + rows, 0
         rows += size
-        while rows > max(unit_rows, MAX_UNIT_ROWS):
-            yield first, MAX_UNIT_ROWS
-            first, rows = first + MAX_UNIT_ROWS, rows - MAX_UNIT_ROWS
+        if rows > (most := max(unit_rows, MAX_UNIT_ROWS)):
+            piece = max(most, -(-rows // MAX_PIECES))
+            while rows:
+                yield first, min(piece, rows)
+                first, rows = first + min(piece, rows), rows - min(piece, rows)
     if rows:
         yield first, rows

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from mnist_ray.data import storage
-from mnist_ray.data.containers import Rejection
-from mnist_ray.data.images import SIDE
 from mnist_ray.data.predictions import Predict, Predictions
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.job import Job, UnitResult, part_metadata
 from mnist_ray.scoring.plan import WorkUnit
 from mnist_ray.scoring.read import Chunk, read_unit
+
+ROW_GROUP = 1024
+"""Rows with statistics of their own. They are sorted by confidence, so those below a limit lie in the first few groups."""
 
 
 def part_name(unit_id: str) -> str:
@@ -41,20 +44,34 @@ def score_unit(unit: WorkUnit, job: Job, predict: Predict) -> UnitResult:
 
 
 def _predict(chunk: Chunk, job: Job, predict: Predict, result: UnitResult) -> pa.Table:
-    rows = [i for i, image in enumerate(chunk.images) if not isinstance(image, Rejection)]
-    digits = np.array([chunk.images[i] for i in rows], np.uint8).reshape(-1, SIDE, SIDE)
+    digits, keys = chunk.digits, chunk.keys
+    if chunk.rejected:
+        good = np.delete(np.arange(len(digits)), list(chunk.rejected))
+        digits, keys = digits[good], keys.take(pa.array(good))
     started = time.perf_counter()
     predictions = predict(digits)
     result.spend({"predict": time.perf_counter() - started})
-    keys = chunk.keys.take(pa.array(rows, pa.int64()))
     _count(predictions, keys["truth"], result)
     answer = {
-        "label": pa.array(predictions.label),
-        "confidence": pa.array(predictions.confidence),
-        "probabilities": pa.FixedSizeListArray.from_arrays(pa.array(predictions.probabilities.reshape(-1)), 10),
+        "label": predictions.label,
+        "confidence": predictions.confidence,
+        **_probabilities(predictions, job.probabilities),
     }
-    target = schema.predictions(job.kept)
+    target = schema.predictions(job.kept, job.probabilities)
     return pa.table([answer[field.name] if field.name in answer else keys[field.name] for field in target], schema=target)
+
+
+def _probabilities(predictions: Predictions, wanted: int) -> dict[str, pa.Array]:
+    """The columns of probabilities: all ten, or labels and probabilities of the likeliest few, the likeliest first."""
+    if wanted == schema.CLASSES:
+        return {"probabilities": _lists(predictions.probabilities)}
+    best = np.argsort(-predictions.probabilities, axis=1, kind="stable")[:, :wanted]
+    values = np.take_along_axis(predictions.probabilities, best, axis=1)
+    return {"top_labels": _lists(best.astype(np.uint8)), "top_probabilities": _lists(values)} if wanted else {}
+
+
+def _lists(values: NDArray[Any]) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
 def _count(predictions: Predictions, truth: pa.ChunkedArray, result: UnitResult) -> None:
@@ -66,15 +83,14 @@ def _count(predictions: Predictions, truth: pa.ChunkedArray, result: UnitResult)
 
 
 def _reject(chunk: Chunk, result: UnitResult) -> pa.Table:
-    rejected = [(i, image) for i, image in enumerate(chunk.images) if isinstance(image, Rejection)]
-    result.quarantined += len(rejected)
-    result.reasons.update(str(rejection.reason) for _, rejection in rejected)
-    keys = chunk.keys.take(pa.array([i for i, _ in rejected], pa.int64()))
+    result.quarantined += len(chunk.rejected)
+    result.reasons.update(str(rejection.reason) for rejection in chunk.rejected.values())
+    keys = chunk.keys.take(pa.array(chunk.rejected, pa.int64()))
     values = {
         "source": keys["source"],
         "row": keys["row"],
-        "reason": [str(rejection.reason) for _, rejection in rejected],
-        "detail": [rejection.detail for _, rejection in rejected],
+        "reason": [str(rejection.reason) for rejection in chunk.rejected.values()],
+        "detail": [rejection.detail for rejection in chunk.rejected.values()],
         "size_bytes": keys["size_bytes"],
     }
     return pa.table(values, schema=schema.quarantine())
@@ -88,10 +104,12 @@ def _write(unit: WorkUnit, job: Job, result: UnitResult, predicted: list[pa.Tabl
         _write_part(place, pa.concat_tables(quarantined), metadata)
     else:  # of an attempt that could not read what this one could
         storage.delete(place)
-    _write_part(storage.join(job.out, "predictions", part_name(unit.id)), pa.concat_tables(predicted), metadata)
+    table = pa.concat_tables(predicted)
+    table = table.take(pc.sort_indices(table, sort_keys=[("confidence", "ascending")]))
+    _write_part(storage.join(job.out, "predictions", part_name(unit.id)), table, metadata)
 
 
 def _write_part(uri: str, table: pa.Table, metadata: dict[bytes, str]) -> None:
     sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
+    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd", row_group_size=ROW_GROUP)
     storage.write(uri, sink.getvalue().to_pybytes())

@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 
 from mnist_ray.data import storage
 from mnist_ray.errors import AccountingError, OutputError
+from mnist_ray.flags import probabilities
 from mnist_ray.scoring import schema
-from mnist_ray.scoring.commit import COMMIT, PLAN
+from mnist_ray.scoring.commit import COMMIT
 from mnist_ray.scoring.job import UnitResult, read_metadata
-from mnist_ray.scoring.plan import Plan, WorkUnit, load_plan
+from mnist_ray.scoring.plan import PLAN, Plan, WorkUnit, fingerprint, load_plan, load_unit
 from mnist_ray.scoring.unit import part_name
 
 Keys = Counter[tuple[str, int | None]]
@@ -33,16 +34,21 @@ class Proof:
 def verify(out: str) -> Proof:
     """Compare the tables with the plan and the commit record. Raises AccountingError for the first thing that is wrong."""
     try:
-        plan = load_plan(storage.join(out, PLAN))
+        plan = load_plan(out)
     except FileNotFoundError:
         raise OutputError(f"{out}: holds no scoring job: {PLAN} is missing") from None
-    _no_strangers(out, plan)
+    if not plan.complete:
+        raise AccountingError(f"{out}: its inputs are not all listed yet: the job has not ended; run again with --resume")
+    refs = list(plan.refs(out))
+    if fingerprint(refs) != plan.fingerprint:
+        raise AccountingError(f"{out}: its plan is not the one that was made; give --overwrite to score anew")
+    _no_strangers(out, {part_name(ref.id) for ref in refs})
     proof = Proof()
-    fingerprint = plan.fingerprint
     counts: dict[str, list[int]] = {}
-    for unit in plan.units():
-        predicted, result = _part(out, "predictions", unit, plan, fingerprint)
-        quarantined, _ = _part(out, "quarantine", unit, plan, fingerprint)
+    for ref in refs:
+        unit = load_unit(out, ref)
+        predicted, result = _part(out, "predictions", unit, plan)
+        quarantined, _ = _part(out, "quarantine", unit, plan)
         _compare(out, unit, _keys(predicted) + _keys(quarantined))
         _check_labels(out, unit, predicted, result)
         counts[unit.id] = [predicted.num_rows, quarantined.num_rows]
@@ -50,35 +56,38 @@ def verify(out: str) -> Proof:
         proof.quarantined += quarantined.num_rows
         proof.inputs += unit.num_inputs
         proof.units += 1
-    _agrees_with_commit(out, fingerprint, proof, counts)
+    _agrees_with_commit(out, plan.fingerprint, proof, counts)
     return proof
 
 
-def _no_strangers(out: str, plan: Plan) -> None:
-    planned = {part_name(unit) for unit in plan.unit_ids()}
+def _no_strangers(out: str, planned: set[str]) -> None:
     for table in ("predictions", "quarantine"):
         for name in storage.names(storage.join(out, table)):
             if name not in planned and not name.startswith("."):
                 raise AccountingError(f"{out}/{table}/{name}: belongs to no unit of the plan; remove it")
 
 
-def _part(out: str, table: str, unit: WorkUnit, plan: Plan, fingerprint: str) -> tuple[pa.Table, UnitResult]:
+def _part(out: str, table: str, unit: WorkUnit, plan: Plan) -> tuple[pa.Table, UnitResult]:
     """A unit's part of one table and what it says of itself; no rows where there is no part of the quarantine."""
     uri = storage.join(out, table, part_name(unit.id))
     again = f"delete {storage.join(out, 'predictions', part_name(unit.id))} and run again with --resume"
     try:
         with storage.open_file(uri) as stream:
             found = pq.read_table(stream)  # every column: a damaged page anywhere must show
-        part_plan, part_model, result = read_metadata(found.schema)
+        part_job, part_model, result = read_metadata(found.schema)
     except FileNotFoundError:
         if table == "quarantine":
             return schema.quarantine().empty_table(), UnitResult(unit.id)
         raise AccountingError(f"{uri}: is missing: its {unit.num_inputs} inputs have no row; run again with --resume") from None
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise AccountingError(f"{uri}: cannot be read ({error}); {again}") from None
-    if (part_plan, part_model, result.unit) != (fingerprint, plan.model_digest, unit.id):
-        raise AccountingError(f"{uri}: comes from another plan, model or unit; {again}")
-    expected = schema.predictions(plan.kept) if table == "predictions" else schema.quarantine()
+    if (part_job, part_model, result.unit) != (plan.job, plan.model_digest, unit.id):
+        raise AccountingError(f"{uri}: comes from another job, model or unit; {again}")
+    expected = (
+        schema.predictions(plan.kept, probabilities(plan.request["probabilities"]))
+        if table == "predictions"
+        else schema.quarantine()
+    )
     if not found.schema.equals(expected):
         raise AccountingError(
             f"{uri}: its columns are {found.schema.names}, expected {expected.names} with their types; {again}"
@@ -118,7 +127,7 @@ def _compare(out: str, unit: WorkUnit, found: Keys) -> None:
     )
 
 
-def _agrees_with_commit(out: str, fingerprint: str, proof: Proof, counts: dict[str, list[int]]) -> None:
+def _agrees_with_commit(out: str, planned: str, proof: Proof, counts: dict[str, list[int]]) -> None:
     try:
         record = storage.read_json(storage.join(out, COMMIT))
         said = (record["plan"], record["inputs"], record["predicted"], record["quarantined"], record["parts"])
@@ -126,5 +135,5 @@ def _agrees_with_commit(out: str, fingerprint: str, proof: Proof, counts: dict[s
         raise AccountingError(f"{out}: has no commit record: the job has not ended; run again with --resume") from None
     except (ValueError, KeyError, TypeError):
         raise AccountingError(f"{out}/{COMMIT}: is damaged; run again with --resume") from None
-    if said != (fingerprint, proof.inputs, proof.predicted, proof.quarantined, counts):
+    if said != (planned, proof.inputs, proof.predicted, proof.quarantined, counts):
         raise AccountingError(f"{out}/{COMMIT}: records {said[1:4]}, the tables hold {proof.predicted} + {proof.quarantined}")

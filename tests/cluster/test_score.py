@@ -76,7 +76,7 @@ def test_a_kill_in_the_middle_loses_and_doubles_nothing(
         assert cli("verify", str(out)).returncode == 6
         resumed = cli("score", str(digit_folder), *flags, "--resume")
         assert resumed.returncode == 0, resumed.stderr
-        assert "of them done already" in resumed.stdout
+        assert "units are done already" in resumed.stdout
     else:
         assert job.returncode == 0
     verified = cli("verify", str(out))
@@ -118,3 +118,29 @@ def test_an_unreachable_cluster_is_named(
     assert main(["score", str(digit_folder), *flags]) == 7
     assert f"no Ray cluster answers at {address}" in capfd.readouterr().err
     assert not (tmp_path / "out").exists(), "a refused job left something behind"
+
+
+@pytest.fixture
+def long_job(digit_folder: Path, run_dir: Path, tmp_path: Path) -> list[str]:
+    """A job of many seconds: a manifest of 300,000 lines, in small units."""
+    lines = [str(path) for path in sorted(digit_folder.rglob("*.png"))]
+    (tmp_path / "list.txt").write_text("\n".join(lines * 1000))
+    out = str(tmp_path / "out")
+    return ["score", str(tmp_path / "list.txt"), "--model", str(run_dir), "--out", out, "--workers", "0", "--unit-rows", "1000"]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_job_that_is_asked_to_stop_keeps_what_it_has(number: int, status: int, long_job: list[str], tmp_path: Path) -> None:
+    parts = tmp_path / "out" / "predictions"
+    job = subprocess.Popen([sys.executable, "-m", "mnist_ray", *long_job], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: parts.exists() and len(list(parts.glob("part-*"))) >= 5)
+    second = cli(*long_job, "--resume")
+    assert (second.returncode, f"process {job.pid} on" in second.stderr) == (5, True), second.stderr
+    os.kill(job.pid, number)
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == status, said
+    assert "Traceback" not in said
+    done = len(list(parts.iterdir()))
+    assert 5 <= done < 300
+    assert not (tmp_path / "out" / "owner.json").exists()
+    assert cli("verify", str(tmp_path / "out")).returncode == 6

@@ -34,7 +34,7 @@ def test_what_is_not_there(place: str) -> None:
     storage.delete(missing)
     with pytest.raises(FileNotFoundError, match="no: there is no such file"):
         storage.read(missing)
-    assert listing.stat_files([missing])[0].size == -1
+    assert next(listing.stat_files([missing])).size == -1
     assert [type(found) for found in bulk.read_many([missing], 10)] == [FileNotFoundError]
 
 

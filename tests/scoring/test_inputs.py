@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mnist_ray.errors import DataError
-from mnist_ray.scoring.inputs import Listing, list_inputs
+from mnist_ray.scoring.inputs import Listing
+from mnist_ray.scoring.manifest import ImageFile
 
 
 @pytest.fixture
@@ -21,45 +22,46 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path / "tree"
 
 
-def listed(*inputs: object) -> Listing:
-    return list_inputs(tuple(str(item) for item in inputs), "", "/nowhere/out")
+def listed(*inputs: object) -> tuple[list[ImageFile], Listing]:
+    listing = Listing(tuple(str(item) for item in inputs), "", "/nowhere/out")
+    return list(listing.images()), listing
 
 
-def shown(listing: Listing) -> list[tuple[str, int | None]]:
-    return [(Path(image.entry.uri).name, image.truth) for image in [*listing.images, *listing.listed]]
+def shown(*inputs: object) -> list[tuple[str, int | None]]:
+    return [(Path(image.entry.uri).name, image.truth) for image in listed(*inputs)[0]]
 
 
 def test_a_folder_is_listed_to_its_depths(tree: Path) -> None:
-    listing = listed(tree)
-    assert shown(listing) == [("a.png", 3), ("b.JPG", 7), ("c.webp", None)]
+    _, listing = listed(tree)
+    assert shown(tree) == [("a.png", 3), ("b.JPG", 7), ("c.webp", None)]
     assert [Path(entry.uri).name for entry in listing.tables] == ["t.parquet"]
     assert listing.ignored == 1
 
 
 def test_what_is_found_twice_is_listed_once(tree: Path) -> None:
-    assert shown(listed(tree, tree / "3", tree / "3" / "a.png", f"{tree}/*/*.png")) == shown(listed(tree))
+    assert shown(tree, tree / "3", tree / "3" / "a.png", f"{tree}/*/*.png") == shown(tree)
 
 
 def test_globs(tree: Path) -> None:
-    assert shown(listed(f"{tree}/[37]/*")) == [("a.png", 3), ("b.JPG", 7)]
-    assert shown(listed(f"{tree}/**/c.*")) == [("c.webp", None)]
+    assert shown(f"{tree}/[37]/*") == [("a.png", 3), ("b.JPG", 7)]
+    assert shown(f"{tree}/**/c.*") == [("c.webp", None)]
 
 
 def test_a_file_is_an_image_whatever_its_name(tree: Path) -> None:
     (tree / "scan").write_bytes(b"x")
     (tree / "odd[1].png").write_bytes(b"x")
-    assert shown(listed(tree / "scan", tree / "odd[1].png")) == [("odd[1].png", None), ("scan", None)]
+    assert shown(tree / "scan", tree / "odd[1].png") == [("odd[1].png", None), ("scan", None)]
 
 
 def test_manifests_keep_order_and_repetition(tree: Path) -> None:
     (tree / "list.txt").write_text("7/b.JPG\n\n3/a.png\n7/b.JPG\ngone.png\n")
-    listing = listed(tree / "list.txt")
-    assert shown(listing) == [("b.JPG", 7), ("a.png", 3), ("b.JPG", 7), ("gone.png", None)]
-    assert listing.listed[-1].entry.size == -1
+    images, _ = listed(tree / "list.txt")
+    assert shown(tree / "list.txt") == [("b.JPG", 7), ("a.png", 3), ("b.JPG", 7), ("gone.png", None)]
+    assert images[-1].entry.size == -1
     (tree / "list.csv").write_text(f"path,label\n{tree}/3/a.png,5\n7/b.JPG,77\n")
-    assert shown(listed(tree / "list.csv")) == [("a.png", 5), ("b.JPG", None)]
+    assert shown(tree / "list.csv") == [("a.png", 5), ("b.JPG", None)]
     pq.write_table(pa.table({"source": ["3/a.png"], "other": [1]}), tree / "list.parquet")
-    assert shown(listed(tree / "list.parquet")) == [("a.png", 3)]
+    assert shown(tree / "list.parquet") == [("a.png", 3)]
 
 
 @pytest.mark.parametrize(
@@ -82,13 +84,13 @@ def test_manifests_of_other_programs(tree: Path) -> None:
     import pandas as pd
 
     pd.DataFrame({"path": ["3/a.png"]}).to_parquet(tree / "pandas.parquet")
-    assert shown(listed(tree / "pandas.parquet")) == [("a.png", 3)]
+    assert shown(tree / "pandas.parquet") == [("a.png", 3)]
     (tree / "windows.txt").write_bytes(b"\xef\xbb\xbf3/a.png\r\n7/b.JPG\r\n")
-    assert shown(listed(tree / "windows.txt")) == [("a.png", 3), ("b.JPG", 7)]
+    assert shown(tree / "windows.txt") == [("a.png", 3), ("b.JPG", 7)]
     (tree / "numbers.csv").write_text("path\n1\n2\n")
-    assert shown(listed(tree / "numbers.csv")) == [("1", None), ("2", None)]
+    assert shown(tree / "numbers.csv") == [("1", None), ("2", None)]
     (tree / "url.txt").write_text(f"file://{tree}/3/a.png\n")
-    assert listed(tree / "url.txt").listed[0].entry.size == 1
+    assert listed(tree / "url.txt")[0][0].entry.size == 1
     (tree / "utf16.txt").write_text("3/a.png\n", "utf-16")
     with pytest.raises(DataError, match="in UTF-8"):
         listed(tree / "utf16.txt")
@@ -106,4 +108,13 @@ def test_an_input_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_names_that_are_not_utf8_are_listed(tmp_path: Path) -> None:
     with open(os.fsencode(tmp_path) + b"/\xff.png", "wb"):
         pass
-    assert len(listed(tmp_path).images) == 1
+    assert len(shown(tmp_path)) == 1
+
+
+def test_a_folder_is_listed_as_it_is_asked_for(tree: Path) -> None:
+    images = Listing((str(tree),), "", "/nowhere/out").images()
+    assert Path(next(images).entry.uri).name == "a.png"
+    (tree / "7" / "b.JPG").unlink()
+    assert [Path(image.entry.uri).name for image in images] == ["c.webp"], (
+        "what is gone before its folder is read is not listed"
+    )

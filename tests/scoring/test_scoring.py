@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,12 @@ from mnist_ray.data.digits import Splits
 from mnist_ray.data.images import Digits, encode_png
 from mnist_ray.data.predictions import Predictions
 from mnist_ray.errors import AccountingError, DataError, OutputError, UsageError
-from mnist_ray.scoring.commit import begin, commit, finished_units, held_plan
-from mnist_ray.scoring.inputs import list_inputs
-from mnist_ray.scoring.job import Job
-from mnist_ray.scoring.plan import make_plan
+from mnist_ray.scoring.commit import commit
+from mnist_ray.scoring.plan import load_unit
 from mnist_ray.scoring.tables import row_ranges
+from mnist_ray.scoring.todo import Todo
 from mnist_ray.scoring.unit import score_unit
+from mnist_ray.scoring.units import Units
 from mnist_ray.scoring.verify import verify
 
 
@@ -43,16 +45,13 @@ def brightness(digits: Digits) -> Predictions:
 def run(*inputs: object, out: Path, digest: str = "model", stop_after: int | None = None, **options: Any) -> dict[str, Any]:
     """Score in this process; `stop_after` units, as if killed."""
     config = ScoreConfig(inputs=tuple(str(item) for item in inputs), model="m", out=str(out), **options)
-    held = held_plan(config, config.out, digest)
-    plan = held or make_plan(list_inputs(config.inputs, "", config.out), config, digest)
-    if not held:
-        begin(plan, config.out)
-    job = Job(config.out, config.image_column, config.truth_column, plan.kept, plan.fingerprint, digest, "test")
-    done = finished_units(job)
-    todo = [unit for unit in plan.units() if unit.id not in done][:stop_after]
-    results = [*done.values(), *(score_unit(unit, job, brightness) for unit in todo)]
-    scored = sum(unit.num_inputs for unit in todo)
-    return {} if stop_after else commit(plan, job, results, {"total": 1.0}, scored)
+    todo = Todo(config, digest)
+    todo.begin()
+    refs = list(todo.refs())[:stop_after]
+    for ref in refs:
+        todo.tally.add(score_unit(load_unit(config.out, ref), todo.job, brightness))
+    scored = sum(ref.num_inputs for ref in refs)
+    return {} if stop_after else commit(todo.plan, todo.job, todo.tally, {"scored_now": scored})
 
 
 def rows(out: Path, table: str = "predictions") -> list[dict[str, Any]]:
@@ -253,7 +252,7 @@ def test_the_output_of_another_job_is_never_mixed(digit_folder: Path, tmp_path: 
         run(digit_folder / "1", out=out)
     for change, message in (
         ({"digest": "other"}, "model model -> other"),
-        ({"unit_rows": 9}, "unit_rows 2048 -> 9"),
+        ({"unit_rows": 9}, "unit_rows 0 -> 9"),
         ({"keep": "a"}, "keep  -> a"),
     ):
         with pytest.raises(OutputError, match=message):
@@ -369,11 +368,28 @@ def test_verify_finds_every_forgery(digit_folder: Path, out: Path) -> None:
 
 def test_a_plan_does_not_depend_on_the_order_of_the_listing(digit_folder: Path) -> None:
     config = ScoreConfig(inputs=(str(digit_folder / "1"), str(digit_folder / "2")), model="m", out="o", unit_rows=20)
-    one = make_plan(list_inputs(config.inputs, "", config.out), config, "d")
-    other = make_plan(list_inputs(config.inputs[::-1], "", config.out), config, "d")
-    assert one.unit_ids() == other.unit_ids()
-    changed = make_plan(list_inputs(config.inputs, "", config.out), replace(config, image_column="x"), "d")
-    assert not set(changed.unit_ids()) & set(one.unit_ids())
+    one = {unit.id for unit in Units(config)}
+    assert one == {unit.id for unit in Units(replace(config, inputs=config.inputs[::-1]))}
+    assert not one & {unit.id for unit in Units(replace(config, image_column="x"))}
+
+
+def test_a_job_whose_planning_was_cut_short_is_planned_anew(digit_folder: Path, tmp_path: Path, out: Path) -> None:
+    """What was done of the first plan counts where the inputs are the same, and is removed where they are not."""
+    folder = tmp_path / "in"
+    shutil.copytree(digit_folder, folder)
+    config = ScoreConfig(inputs=(str(folder),), model="m", out=str(out), unit_rows=50)
+    todo = Todo(config, "model")
+    todo.begin()
+    refs = todo.refs()
+    for _ in range(6):
+        score_unit(load_unit(config.out, next(refs)), todo.job, brightness)
+    assert len(list((out / "predictions").iterdir())) == 6
+    with pytest.raises(AccountingError, match="not all listed yet"):
+        verify(str(out))
+    max(folder.rglob("*.png")).unlink()
+    summary = run(folder, out=out, unit_rows=50, resume=True)
+    assert (summary["inputs"], summary["scored_now"]) == (299, 49)
+    assert verify(str(out)).units == len(list((out / "predictions").iterdir())) == 6
 
 
 def test_the_room_needs_no_torch() -> None:
@@ -391,3 +407,43 @@ def test_prediction_tables_open_in_pandas(digit_folder: Path, out: Path) -> None
     run(digit_folder, out=out, unit_rows=100)
     frame = pd.read_parquet(out / "predictions")
     assert len(frame) == frame["source"].nunique() == 300
+
+
+@pytest.mark.parametrize(("wanted", "columns"), [("none", []), ("top3", ["top_labels", "top_probabilities"])])
+def test_fewer_probabilities_are_written(wanted: str, columns: list[str], digit_folder: Path, out: Path) -> None:
+    run(digit_folder, out=out, probabilities=wanted)
+    table = pq.read_table(out / "predictions")
+    assert table.column_names == ["source", "row", "label", "confidence", *columns, "truth"]
+    for row in table.to_pylist() if columns else []:
+        assert (row["top_labels"][0], row["top_probabilities"][0]) == (row["label"], row["confidence"])
+        assert row["top_labels"][1:] == [digit for digit in range(10) if digit != row["label"]][:2]
+    assert verify(str(out)).inputs == 300
+    with pytest.raises(OutputError, match=f"probabilities {wanted} -> all"):
+        run(digit_folder, out=out, resume=True)
+
+
+def test_the_least_confident_rows_are_found_without_reading_the_rest(mnist5k: Splits, tmp_path: Path, out: Path) -> None:
+    """Rows are sorted by confidence within a part, and row groups have statistics."""
+    write_table(tmp_path / "t.parquet", mnist5k.train.images, mnist5k.train.labels, 5000)
+    run(tmp_path / "t.parquet", out=out)
+    (part,) = (out / "predictions").iterdir()
+    metadata = pq.read_metadata(part)
+    column = metadata.schema.names.index("confidence")
+    bounds = [metadata.row_group(i).column(column).statistics for i in range(metadata.num_row_groups)]
+    assert len(bounds) > 3
+    assert all(before.max <= after.min for before, after in pairwise(bounds))
+    assert sorted(pq.read_table(part)["row"].to_pylist()) == list(range(4500))
+
+
+def test_raw_pixels_need_no_decoding(mnist5k: Splits, tmp_path: Path, out: Path) -> None:
+    images = mnist5k.test.images[:30]
+    cells = [image.tobytes() for image in images]
+    cells[7] = encode_png(images[7])
+    cells[9] = b"\xff" * 784
+    for kind, column in (("any", pa.array(cells, pa.binary())), ("fixed", pa.array(cells[10:], pa.binary(784)))):
+        pq.write_table(pa.table({"image": column}), tmp_path / f"{kind}.parquet")
+    run(tmp_path, out=out)
+    found = {(Path(row["source"]).stem, row["row"]): row["label"] for row in rows(out)}
+    expected = brightness(images).label.tolist()
+    assert [found["any", i] for i in range(30) if i != 9] == expected[:9] + expected[10:]
+    assert [found["fixed", i] for i in range(20)] == expected[10:]

@@ -1,0 +1,61 @@
+"""How long a scoring job takes, and what limits it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from mnist_ray.scoring.job import UnitResult
+
+
+class Clock:
+    """Seconds from the start of the job, and the inputs scored in them."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._ready = self._first = self._last = 0.0
+        self._scored = self._scored_first = 0
+
+    def _now(self) -> float:
+        return time.perf_counter() - self._began
+
+    def ready(self) -> None:
+        """Model or cluster are there: units may be scored."""
+        self._ready = self._now()
+
+    def scored(self, result: UnitResult) -> None:
+        """A unit is done."""
+        self._last = self._now()
+        self._scored += result.predicted + result.quarantined
+        if not self._first:
+            self._first, self._scored_first = self._last, self._scored
+
+    def images_per_second(self) -> float:
+        """Of the whole job so far."""
+        return self._scored / max(self._now(), 1e-9)
+
+    def report(self, stages: dict[str, float], workers: int) -> dict[str, Any]:
+        """What the summary says of speed. `stages` are the seconds that all workers spent on each.
+
+        `start_seconds` end with the first finished unit, and the steady rate is that of all units after it. What limits is
+        "start" if it took more than half of the job, "listing" if the workers had less than half of the rest to do, and else
+        the stage on which they spent most.
+        """
+        total = self._now()
+        steady = self._last - self._first
+        idle = sum(stages.values()) < 0.5 * workers * steady
+        stage = max(stages, key=lambda name: stages[name], default="start")
+        limit = "start" if self._first > total / 2 else "listing" if idle else stage
+        rate = (self._scored - self._scored_first) / steady if steady > 0 else 0.0
+        seconds = {"ready": self._ready, "first_unit": self._first, "total": total}
+        return {
+            "scored_now": self._scored,
+            "images_per_second": round(self._scored / total, 1),
+            "steady_images_per_second": round(rate, 1),
+            "start_seconds": round(self._first, 3),
+            "limited_by": limit,
+            "seconds": {
+                **{name: round(value, 3) for name, value in seconds.items()},
+                "workers": {name: round(value, 3) for name, value in stages.items()},
+            },
+        }

@@ -1,0 +1,115 @@
+"""Manifests: files that list the paths of images, read as a stream."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from mnist_ray.data import columns, storage
+from mnist_ray.data.datasets import digit_of
+from mnist_ray.data.listing import FileEntry, batches, stat_files
+from mnist_ray.errors import DataError
+
+_AT_ONCE = 1 << 14
+
+
+class ImageFile(NamedTuple):
+    """One image file to score, and its true digit where a folder or manifest gives it."""
+
+    entry: FileEntry
+    truth: int | None
+
+
+def lines(item: str, truth_column: str) -> Iterator[ImageFile] | None:
+    """The image files that a file lists; None where it is no manifest. Raises DataError.
+
+    A path that is not there is an input, too: it is quarantined.
+    """
+    name = item.lower()
+    if name.endswith((".txt", ".lst")):
+        return _images(item, ((batch, None) for batch in batches(_text(item), _AT_ONCE)))
+    if name.endswith((".csv", ".tsv")):
+        return _images(item, _table(item, _csv(item), truth_column))
+    if name.endswith(".parquet") and _lists_paths(item):
+        return _images(item, _table(item, _parquet(item), truth_column))
+    return None
+
+
+def _text(item: str) -> Iterator[str]:
+    with io.TextIOWrapper(storage.open_stream(item), "utf-8-sig", "surrogateescape", newline="\n") as text:
+        for line in text:
+            if path := line.removesuffix("\n").removesuffix("\r"):
+                yield path
+
+
+Batch = tuple[list[str], list[int | None] | None]
+"""Paths, and their true digits where the manifest has such a column."""
+
+
+def _table(item: str, found: Iterator[pa.RecordBatch], truth_column: str) -> Iterator[Batch]:
+    row = 0
+    for batch in found:
+        columns.require_unique(batch.schema, item)
+        name = columns.path_column(batch.schema)
+        if name is None:
+            raise DataError(
+                f"{item}: a manifest needs a text column named {', '.join(columns.PATH_NAMES)}; "
+                f"its columns: {columns.describe(batch.schema)}"
+            )
+        truth = columns.truth_column(batch.schema, truth_column, item)
+        paths = batch.column(name).cast(pa.string()).to_pylist()
+        if None in paths:
+            raise DataError(f"{item}: row {row + paths.index(None)} of column {name!r} is null; expected a path in every row")
+        yield paths, columns.truths(batch.column(truth)).to_pylist() if truth else None
+        row += batch.num_rows
+
+
+def _csv(item: str) -> Iterator[pa.RecordBatch]:
+    delimiter = "\t" if item.lower().endswith(".tsv") else ","
+    try:
+        with storage.open_stream(item) as stream:
+            yield from pa_csv.open_csv(
+                stream,
+                parse_options=pa_csv.ParseOptions(delimiter=delimiter),
+                convert_options=pa_csv.ConvertOptions(column_types=dict.fromkeys(columns.PATH_NAMES, pa.string())),
+            )
+    except pa.ArrowException as error:
+        raise DataError(f"{item}: cannot be read as a manifest: {error}") from None
+
+
+def _parquet(item: str) -> Iterator[pa.RecordBatch]:
+    try:
+        with storage.open_file(item) as stream:
+            yield from pq.ParquetFile(stream).iter_batches(_AT_ONCE)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{item}: cannot be read as a manifest: {error}") from None
+
+
+def _lists_paths(item: str) -> bool:
+    """Whether a Parquet file lists paths rather than holding images; one that cannot be read does not."""
+    try:
+        with storage.open_file(item) as stream:
+            schema = pq.read_schema(stream)
+    except (OSError, pa.ArrowException):
+        return False
+    try:
+        columns.image_column(schema, "", item)
+    except DataError:
+        return columns.path_column(schema) is not None
+    return False
+
+
+def _images(item: str, found: Iterable[Batch]) -> Iterator[ImageFile]:
+    """The files behind paths; a relative one is relative to the manifest's folder."""
+    folder = item.rpartition("/")[0]
+    for paths, truths in found:
+        for path in paths:
+            if "\0" in path or path.lower().endswith(".parquet"):
+                raise DataError(f"{item}: lists {path[:60]!r}; expected the path of an image file (in UTF-8) on every line")
+        uris = [path if "://" in path or path.startswith("/") else storage.join(folder, path) for path in paths]
+        yield from map(ImageFile, stat_files(uris), truths or map(digit_of, uris))
