@@ -52,6 +52,8 @@ def score(config: ScoreConfig, console: Console) -> None:
     console.line(
         f"{summary['inputs']:,} inputs = {summary['predicted']:,} predicted + {summary['quarantined']:,} quarantined{accuracy}"
     )
+    if stale := summary.get("changed", 0) + summary.get("vanished", 0):
+        console.line(f"{stale:,} inputs have changed or are gone since they were scored: {config.out}/changes.parquet")
     for reason, count in summary["reasons"].items():
         console.line(f"  quarantined, {reason}: {count:,}")
     console.line(f"{summary['images_per_second']:,.0f} images/s over {summary['seconds']['total']:.1f} s")

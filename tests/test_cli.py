@@ -18,7 +18,10 @@ FLAGS = {
         "data out recipe workers device epochs global_batch_size lr weight_decay label_smoothing augment seconds patience seed "
         "checkpoint_every address"
     ),
-    ScoreConfig: "inputs model out workers device resume overwrite keep image_column truth_column unit_rows address",
+    ScoreConfig: (
+        "inputs model out workers device resume extend rescore_changed overwrite keep image_column truth_column probabilities "
+        "unit_rows address"
+    ),
     EvaluateConfig: "model data out device",
     PredictConfig: "images model",
     VerifyConfig: "out",
@@ -65,7 +68,7 @@ def test_every_exit_status_is_documented() -> None:
         ("train --workers 0 --device cuda --data mnist5k", 2, "--device cuda"),
         ("train --data nowhere --workers 0", 3, "nowhere: there is no such file or folder"),
         ("score x --model nowhere --out OUT", 4, "nowhere: is neither a model bundle nor a finished run"),
-        ("score x --model m --out OUT --resume --overwrite", 2, "--resume continues a job and --overwrite replaces it"),
+        ("score x --model m --out OUT --resume --overwrite", 2, "--extend adds to it, and --overwrite replaces it"),
         ("evaluate --model nowhere", 4, "nowhere: is neither"),
         ("verify nowhere", 5, "holds no scoring job"),
     ],

@@ -31,7 +31,18 @@ def test_kept_columns_are_named_once() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"inputs": ()}, {"inputs": ("",)}, {"unit_rows": -1}, {"workers": "-1"}, {"workers": "many"}, {"model": ""}, {"out": ""}],
+    [
+        {"inputs": ()},
+        {"inputs": ("",)},
+        {"unit_rows": -1},
+        {"workers": "-1"},
+        {"workers": "many"},
+        {"probabilities": "top10"},
+        {"resume": True, "extend": True},
+        {"rescore_changed": True},
+        {"model": ""},
+        {"out": ""},
+    ],
 )
 def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError):

@@ -45,15 +45,15 @@ def _failed(error: MnistRayError) -> Row:
     return {"result": str(error), "status": error.exit_status}
 
 
-def _follow(out: str, done: frozenset[str]) -> Iterator[pa.Table]:
-    """The units of a plan that are not done, one row each, while others still write the plan."""
+def _follow(out: str, skip: frozenset[str]) -> Iterator[pa.Table]:
+    """The units of a plan but for some, one row each, while others still write the plan."""
     seen: set[str] = set()
     while True:
         plan = load_plan(out)  # before the parts are listed: of a complete plan they are then all there
         for part in storage.names(storage.join(out, FOLDER)):
             if part not in seen and not part.startswith("."):
                 seen.add(part)
-                todo = [asdict(ref) for ref in part_refs(out, part) if ref.id not in done]
+                todo = [asdict(ref) for ref in part_refs(out, part) if ref.id not in skip]
                 yield from (pa.table({name: [value] for name, value in row.items()}) for row in todo)
         if plan.complete or plan.failed:
             return
@@ -63,9 +63,9 @@ def _follow(out: str, done: frozenset[str]) -> Iterator[pa.Table]:
 class PlannedUnits(Datasource):
     """The units of the plan in an output folder. They are read where this program runs: there the folder is."""
 
-    def __init__(self, out: str, done: frozenset[str]) -> None:
+    def __init__(self, out: str, skip: frozenset[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._read = partial(_follow, out, done)
+        self._read = partial(_follow, out, skip)
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Unknown."""
@@ -131,7 +131,7 @@ def stream(todo: Todo, bundle: str, pool: tuple[int, int], needs: dict[str, floa
     context.target_max_block_size = 1  # every unit in a block of its own: a task each, as soon as it is planned
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors reach the user as ours
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    planned = PlannedUnits(todo.job.out, todo.found)
+    planned = PlannedUnits(todo.job.out, todo.skip)
     units = ray.data.read_datasource(planned, num_cpus=0, label_selector=here, override_num_blocks=1)
     results = units.map(
         Actor,

@@ -42,8 +42,8 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
     bundle = seal.find(config.model)
     _, digest = seal.read(bundle)
     todo = Todo(config, digest)
-    if todo.found:
-        console.line(f"{len(todo.found):,} units are done already")
+    if todo.num_done:
+        console.line(f"{todo.num_done:,} units are done already")
     with _engine(todo, bundle, config) as engine, owning(config.out) as owner:
         todo.begin()
         clock.ready()
@@ -52,7 +52,8 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
                 clock.scored(result)
                 _show(todo, clock, console)
             _require_unasked(owner)
-        return commit(todo.plan, todo.job, todo.tally, clock.report(todo.tally.total.seconds, engine.workers))
+        about = {**clock.report(todo.tally.total.seconds, engine.workers), **todo.changes}
+        return commit(todo.plan, todo.job, todo.tally, about)
 
 
 @contextmanager

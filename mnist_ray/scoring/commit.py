@@ -14,12 +14,13 @@ from mnist_ray.data import storage
 from mnist_ray.errors import AccountingError, OutputError
 from mnist_ray.scoring import plan as plans
 from mnist_ray.scoring.job import Job, Tally, UnitResult, read_metadata
+from mnist_ray.scoring.known import CHANGES
 from mnist_ray.scoring.plan import Plan
 from mnist_ray.scoring.unit import part_name
 
 COMMIT = "commit.json"
 SUMMARY = "summary.json"
-_OURS = (COMMIT, SUMMARY, plans.PLAN, plans.FOLDER, "predictions", "quarantine")
+_OURS = (COMMIT, SUMMARY, CHANGES, plans.PLAN, plans.FOLDER, "predictions", "quarantine")
 OWNER = "owner.json"
 """The sign of life of a job that writes here: a job that dies at once leaves nothing else."""
 _READERS = 16
@@ -33,13 +34,14 @@ def held_plan(config: ScoreConfig, out: str, model_digest: str) -> Plan | None:
     held = [name for name in storage.names(out) if not name.startswith(".") and name != OWNER]
     if not held:
         return None
-    if plans.PLAN not in held and (config.resume or config.overwrite):
-        raise OutputError(f"{out}: holds something, but no scoring job to resume or overwrite; give another --out")
+    if plans.PLAN not in held and (config.resume or config.extend or config.overwrite):
+        raise OutputError(f"{out}: holds something, but no scoring job to resume, extend or overwrite; give another --out")
     if config.overwrite:
         return None
-    if not config.resume:
+    if not (config.resume or config.extend):
         raise OutputError(
-            f"{out}: is not empty; give --resume to continue its job, --overwrite to replace it, or another --out"
+            f"{out}: is not empty; give --resume to continue its job, --extend to add what is new in its inputs, "
+            "--overwrite to replace it, or another --out"
         )
     plan = plans.load_plan(out)
     wanted = {**config.meaning(), "model": model_digest}
@@ -50,9 +52,12 @@ def held_plan(config: ScoreConfig, out: str, model_digest: str) -> Plan | None:
 
 
 def begin(plan: Plan, out: str, *, anew: bool) -> None:
-    """Record what the job is, in place of the job that the folder may hold; or, not `anew`, in place of its unfinished plan."""
-    for name in _OURS if anew else (plans.PLAN, plans.FOLDER):
+    """Record what the job is, in place of the job that the folder may hold; or, not `anew`, of what was planned in part."""
+    for name in _OURS if anew else (COMMIT, SUMMARY):
         storage.delete(storage.join(out, name))
+    for name in storage.names(storage.join(out, plans.FOLDER)):
+        if name not in plan.parts:  # of a planning that was cut short
+            storage.delete(storage.join(out, plans.FOLDER, name))
     plan.save(out)
 
 

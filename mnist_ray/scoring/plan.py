@@ -62,6 +62,9 @@ class Plan:
     failed: str = ""
     """Why planning has ended without being complete."""
     parts: tuple[str, ...] = ()
+    """Files of the plan; while it is not complete, those that were when it last was."""
+    dropped: tuple[str, ...] = ()
+    """Units that were planned and no longer count: others have their inputs."""
     num_units: int = 0
     num_inputs: int = 0
     ignored: int = 0
@@ -83,8 +86,9 @@ class Plan:
 
     def refs(self, out: str) -> Iterator[UnitRef]:
         """Every unit that is planned, in order. Raises OutputError for a damaged plan."""
+        dropped = set(self.dropped)
         for part in self.parts:
-            yield from part_refs(out, part)
+            yield from (ref for ref in part_refs(out, part) if ref.id not in dropped)
 
 
 def load_plan(out: str) -> Plan:
@@ -154,7 +158,9 @@ class PlanWriter:
 
     def finish(self, ignored: int) -> Plan:
         """Record that all is planned."""
-        self.plan = replace(self.plan, complete=True, ignored=ignored, fingerprint=fingerprint(self.plan.refs(self._out)))
+        refs = list(self.plan.refs(self._out))
+        done = replace(self.plan, complete=True, num_units=len(refs), fingerprint=fingerprint(refs), ignored=ignored)
+        self.plan = replace(done, num_inputs=sum(ref.num_inputs for ref in refs))
         self.plan.save(self._out)
         return self.plan
 
@@ -170,8 +176,5 @@ class PlanWriter:
         name = f"{len(self.plan.parts):05d}.parquet"
         storage.write(storage.join(self._out, FOLDER, name), sink.getvalue().to_pybytes())
         self._waiting.clear()
-        planned = self.plan.num_inputs + sum(inputs for _, inputs in units)
-        self.plan = replace(
-            self.plan, parts=(*self.plan.parts, name), num_units=self.plan.num_units + len(units), num_inputs=planned
-        )
+        self.plan = replace(self.plan, parts=(*self.plan.parts, name))
         return [UnitRef(unit, name, position, inputs) for position, (unit, inputs) in enumerate(units)]

@@ -31,6 +31,8 @@ _REASON = [
     pa.field("size_bytes", pa.int64()),
 ]
 
+NOTHING = pa.schema([])
+
 
 def predictions(kept: pa.Schema, probabilities: int) -> pa.Schema:
     """The prediction table's columns: those passed through between key and answer, and as many probabilities as asked for."""

@@ -15,6 +15,7 @@ from mnist_ray.data.listing import batches
 from mnist_ray.errors import DataError
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.inputs import Listing
+from mnist_ray.scoring.known import Known
 from mnist_ray.scoring.manifest import ImageFile
 from mnist_ray.scoring.plan import WorkUnit
 from mnist_ray.scoring.tables import TableRange, table_ranges
@@ -30,26 +31,31 @@ _INPUT = schema.PLAN.remove(0)
 class Units:
     """The units of a job. Raises DataError, or UsageError, for inputs that cannot be used."""
 
-    def __init__(self, config: ScoreConfig) -> None:
+    def __init__(self, config: ScoreConfig, known: Known, number: int = 0) -> None:
+        """`number` tells an extension of a plan from the one before: equal units of both must have different ids."""
         self.listing = Listing(config.inputs, config.truth_column, config.out)
         self.kept = pa.schema([])
         """The types of the passed-through columns."""
         self._config = config
-        self._options = _options(config)
+        self._options = _options(config) + (f"\nextension {number}" if number else "")
         self._copies: Counter[str] = Counter()
+        self._known = known
         self._images: Iterable[ImageFile] = self.listing.images()
         if config.keep:  # every row of the table has these columns, so the tables are looked at first
             self._images = list(self._images)
             self.kept, _ = table_ranges(self.listing.tables, config)
 
     def __iter__(self) -> Iterator[WorkUnit]:
-        """All units, the images first. Raises DataError if there is none."""
-        for images in _cut(self._images, self._config.unit_rows):
+        """All units that are not known, the images first. Raises DataError if there is none, and none was known."""
+        new = (image for image in self._images if self._known.is_new(image.entry))
+        for images in _cut(new, self._config.unit_rows):
             yield self._unit(_file_rows(images))
+        tables = {entry.uri for entry in self.listing.tables if self._known.is_new(entry)}
         _, ranges = table_ranges(self.listing.tables, self._config)
         for part in ranges:
-            yield self._unit(_range_rows(part))
-        if not self._copies:
+            if part.entry.uri in tables:
+                yield self._unit(_range_rows(part))
+        if not self._copies and not self._known:
             raise DataError(f"{', '.join(self._config.inputs)}: the Parquet files hold no rows: there is nothing to score")
 
     def _unit(self, rows: pa.Table) -> WorkUnit:

@@ -26,6 +26,7 @@ from mnist_ray.data.images import Digits, encode_png
 from mnist_ray.data.predictions import Predictions
 from mnist_ray.errors import AccountingError, DataError, OutputError, UsageError
 from mnist_ray.scoring.commit import commit
+from mnist_ray.scoring.known import CHANGES, Known
 from mnist_ray.scoring.plan import load_unit
 from mnist_ray.scoring.tables import row_ranges
 from mnist_ray.scoring.todo import Todo
@@ -51,7 +52,7 @@ def run(*inputs: object, out: Path, digest: str = "model", stop_after: int | Non
     for ref in refs:
         todo.tally.add(score_unit(load_unit(config.out, ref), todo.job, brightness))
     scored = sum(ref.num_inputs for ref in refs)
-    return {} if stop_after else commit(todo.plan, todo.job, todo.tally, {"scored_now": scored})
+    return {} if stop_after else commit(todo.plan, todo.job, todo.tally, {"scored_now": scored, **todo.changes})
 
 
 def rows(out: Path, table: str = "predictions") -> list[dict[str, Any]]:
@@ -366,11 +367,15 @@ def test_verify_finds_every_forgery(digit_folder: Path, out: Path) -> None:
     assert forgeries == 9
 
 
+def planned(config: ScoreConfig) -> set[str]:
+    return {unit.id for unit in Units(config, Known(config.out, ()))}
+
+
 def test_a_plan_does_not_depend_on_the_order_of_the_listing(digit_folder: Path) -> None:
     config = ScoreConfig(inputs=(str(digit_folder / "1"), str(digit_folder / "2")), model="m", out="o", unit_rows=20)
-    one = {unit.id for unit in Units(config)}
-    assert one == {unit.id for unit in Units(replace(config, inputs=config.inputs[::-1]))}
-    assert not one & {unit.id for unit in Units(replace(config, image_column="x"))}
+    one = planned(config)
+    assert one == planned(replace(config, inputs=config.inputs[::-1]))
+    assert not one & planned(replace(config, image_column="x"))
 
 
 def test_a_job_whose_planning_was_cut_short_is_planned_anew(digit_folder: Path, tmp_path: Path, out: Path) -> None:
@@ -447,3 +452,77 @@ def test_raw_pixels_need_no_decoding(mnist5k: Splits, tmp_path: Path, out: Path)
     expected = brightness(images).label.tolist()
     assert [found["any", i] for i in range(30) if i != 9] == expected[:9] + expected[10:]
     assert [found["fixed", i] for i in range(20)] == expected[10:]
+
+
+@pytest.fixture
+def growing(digit_folder: Path, tmp_path: Path) -> Path:
+    """A folder of 200 digits that have been scored, and since: 50 more, one changed, one gone."""
+    folder = tmp_path / "in"
+    images = sorted(digit_folder.rglob("*.png"))
+    folder.mkdir()
+    for path in images[:200]:
+        shutil.copy(path, folder)
+    run(folder, out=tmp_path / "out", unit_rows=40)
+    for path in images[200:250]:
+        shutil.copy(path, folder)
+    shutil.copy(images[299], folder / images[10].name)
+    os.utime(folder / images[10].name, ns=(1, 1))
+    (folder / images[90].name).unlink()
+    return folder
+
+
+def parts(out: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (out / "predictions").iterdir()}
+
+
+def test_only_what_is_new_is_added(growing: Path, out: Path) -> None:
+    before = parts(out)
+    summary = run(growing, out=out, unit_rows=40, extend=True)
+    assert (summary["scored_now"], summary["inputs"], summary["changed"], summary["vanished"]) == (50, 250, 1, 1)
+    assert before.items() <= parts(out).items(), "a finished unit was touched"
+    listed = {row["change"]: Path(row["source"]) for row in pq.read_table(out / CHANGES).to_pylist()}
+    assert (listed["changed"].stat().st_mtime_ns, listed["vanished"].exists()) == (1, False)
+    assert verify(str(out)).inputs == 250
+    again = run(growing, out=out, unit_rows=40, extend=True)
+    assert (again["scored_now"], again["inputs"]) == (0, 250)
+
+
+def test_what_has_changed_is_scored_anew_when_asked(growing: Path, out: Path) -> None:
+    before = parts(out)
+    summary = run(growing, out=out, unit_rows=40, extend=True, rescore_changed=True)
+    assert (summary["inputs"], summary["predicted"]) == (249, 249)
+    assert len(before.items() & parts(out).items()) == 3, "units without a change were touched"
+    assert {Path(row["source"]).name for row in rows(out)} == {path.name for path in growing.iterdir()}
+    assert verify(str(out)).inputs == 249
+    assert run(growing, out=out, unit_rows=40, extend=True)["changed"] == 0
+
+
+def test_an_extension_that_was_cut_short_goes_on(growing: Path, out: Path) -> None:
+    before = parts(out)
+    config = ScoreConfig(inputs=(str(growing),), model="m", out=str(out), unit_rows=40, extend=True)
+    todo = Todo(config, "model")
+    todo.begin()
+    score_unit(load_unit(config.out, next(todo.refs())), todo.job, brightness)
+    with pytest.raises(AccountingError, match="not all listed yet"):
+        verify(str(out))
+    assert run(growing, out=out, unit_rows=40, resume=True)["inputs"] == 250
+    assert before.items() <= parts(out).items()
+    assert verify(str(out)).inputs == 250
+
+
+def test_a_manifest_that_repeats_more_lines_is_extended_by_them(digit_folder: Path, tmp_path: Path, out: Path) -> None:
+    path = next(digit_folder.rglob("*.png"))
+    for lines, new in ((5, 5), (15, 10), (15, 0)):
+        (tmp_path / "list.txt").write_text(f"{path}\n" * lines)
+        summary = run(tmp_path / "list.txt", out=out, unit_rows=5, extend=True)
+        assert (summary["scored_now"], summary["inputs"]) == (new, lines)
+    assert verify(str(out)).units == 3
+
+
+def test_new_tables_are_added(mnist5k: Splits, tmp_path: Path, out: Path) -> None:
+    images, labels = mnist5k.test.images, mnist5k.test.labels
+    write_table(tmp_path / "a.parquet", images[:100], labels[:100], 30)
+    run(tmp_path, out=out, unit_rows=30, keep="id")
+    write_table(tmp_path / "b.parquet", images[:50], labels[:50], 30)
+    assert run(tmp_path, out=out, unit_rows=30, keep="id", extend=True)["scored_now"] == 50
+    assert verify(str(out)).inputs == 150

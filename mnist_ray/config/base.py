@@ -1,0 +1,34 @@
+"""What the jobs' settings have in common."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Any, ClassVar, Literal
+
+from mnist_ray.errors import UsageError
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise UsageError unless it holds."""
+    if not holds:
+        raise UsageError(message)
+
+
+class Fingerprinted:
+    """Names what a run means: a digest of every field that can change its results."""
+
+    __slots__ = ()
+    _resources: ClassVar[frozenset[str]] = frozenset()
+
+    def meaning(self) -> dict[str, Any]:
+        """The fields that can change the result, without resources and places."""
+        fields: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # type: ignore[call-overload]
+        return {name: value for name, value in fields.items() if name not in self._resources}
+
+    def fingerprint(self) -> str:
+        """SHA-256 of `meaning()`, as 64 hexadecimal characters."""
+        return hashlib.sha256(json.dumps(self.meaning(), sort_keys=True).encode()).hexdigest()
