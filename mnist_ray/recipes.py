@@ -81,5 +81,5 @@ RECIPES: dict[RecipeName, Recipe] = {
 """What they reach on MNIST's 10,000 test images, trained on all 60,000 others (mean and standard deviation, float32):
 
 fast 99.09 ± 0.06 % over 10 seeds with 36,000 samples; standard 99.57 ± 0.04 % over 10 seeds with 240,000;
-best BEST with 1,200,000.
+best 99.69 ± 0.03 % over 4 seeds with 1,200,000.
 """
