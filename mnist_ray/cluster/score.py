@@ -1,4 +1,4 @@
-"""A ScoreConfig to a prediction table: units scored in this process, or by actors on Ray."""
+"""A ScoreConfig to a prediction table: units scored by processes of this machine, or by actors on Ray."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from mnist_ray.errors import StoppedError
 from mnist_ray.flags import scoring_pool
 from mnist_ray.scoring.commit import commit
 from mnist_ray.scoring.job import UnitResult
-from mnist_ray.scoring.plan import UnitRef, load_unit
+from mnist_ray.scoring.plan import UnitRef
 from mnist_ray.scoring.todo import Todo
-from mnist_ray.scoring.unit import score_unit
 
 SMALL_JOB = 200_000
-"""Inputs up to which `--workers auto` scores in this process: seconds of work, and Ray takes ten to start."""
+"""Inputs up to which `--workers auto` scores without Ray: seconds of work, and Ray takes ten to start."""
 
 
 class Engine(NamedTuple):
@@ -58,18 +57,14 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
 
 @contextmanager
 def _engine(todo: Todo, bundle: str, config: ScoreConfig) -> Iterator[Engine]:
-    """What scores the units, ready to begin: this process, or a Ray cluster that has room for the actors."""
+    """What scores the units, ready to begin: processes of this machine, or a Ray cluster that has room for the actors."""
     fewest, most = scoring_pool(config.workers)
     small = config.workers == "auto" and not config.address and todo.at_most(SMALL_JOB)
     if todo.at_most(0):
-        yield Engine(0, lambda: inline.stream(todo.refs(), _never))
+        yield Engine(0, lambda: _nothing(todo.refs()))
     elif most == 0 or small:
-        predict = inline.predictor(bundle, config.device)
-
-        def one(ref: UnitRef) -> UnitResult:
-            return score_unit(load_unit(todo.job.out, ref), todo.job, predict)
-
-        yield Engine(inline.cores(), lambda: inline.stream(todo.refs(), one))
+        with inline.workers(bundle, config.device) as workers:
+            yield Engine(inline.cores(), lambda: workers.stream(todo.refs(), todo.job))
     else:
         with runtime.cluster(config.address):
             from mnist_ray.cluster import actors
@@ -79,8 +74,11 @@ def _engine(todo: Todo, bundle: str, config: ScoreConfig) -> Iterator[Engine]:
             yield Engine(pool[1], lambda: actors.stream(todo, bundle, pool, needs))
 
 
-def _never(ref: UnitRef) -> UnitResult:
-    raise AssertionError(f"unit {ref.id} was done already")
+def _nothing(refs: Iterator[UnitRef]) -> Iterator[UnitResult]:
+    """No results: all units are done, and asking for the next one counts them."""
+    if ref := next(refs, None):
+        raise AssertionError(f"unit {ref.id} was done already")
+    return iter(())
 
 
 def _show(todo: Todo, clock: Clock, console: Console) -> None:

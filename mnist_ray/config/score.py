@@ -22,7 +22,7 @@ class ScoreConfig(Fingerprinted):
     out: str
     """Folder of the prediction table (path or URI)."""
     workers: str = "auto"
-    """Scoring actors on Ray, or MIN:MAX as the work asks for; 0 scores in this process without Ray; auto does so for up to
+    """Scoring actors on Ray, or MIN:MAX as the work asks for; 0 scores on this machine without Ray; auto does so for up to
     200,000 inputs, and takes an actor for each CPU or GPU of the cluster for more."""
     device: Device = "auto"
     """Where actors compute; auto takes one GPU per actor where the cluster has them."""

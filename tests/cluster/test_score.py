@@ -122,9 +122,9 @@ def test_an_unreachable_cluster_is_named(
 
 @pytest.fixture
 def long_job(digit_folder: Path, run_dir: Path, tmp_path: Path) -> list[str]:
-    """A job of many seconds: a manifest of 300,000 lines, in small units."""
+    """A job of many seconds: a manifest of 120,000 lines, in small units."""
     lines = [str(path) for path in sorted(digit_folder.rglob("*.png"))]
-    (tmp_path / "list.txt").write_text("\n".join(lines * 1000))
+    (tmp_path / "list.txt").write_text("\n".join(lines * 400))
     out = str(tmp_path / "out")
     return ["score", str(tmp_path / "list.txt"), "--model", str(run_dir), "--out", out, "--workers", "0", "--unit-rows", "1000"]
 
@@ -141,6 +141,31 @@ def test_a_job_that_is_asked_to_stop_keeps_what_it_has(number: int, status: int,
     assert job.returncode == status, said
     assert "Traceback" not in said
     done = len(list(parts.iterdir()))
-    assert 5 <= done < 300
+    assert 5 <= done < 120
     assert not (tmp_path / "out" / "owner.json").exists()
     assert cli("verify", str(tmp_path / "out")).returncode == 6
+
+
+def _children(pid: int) -> list[int]:
+    """Processes below this one, at any depth."""
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout.split()
+    return [below for child in map(int, found) for below in (child, *_children(child))]
+
+
+@pytest.mark.parametrize("victim", ["driver", "worker"])
+def test_a_kill_without_ray_leaves_nothing_running_and_loses_nothing(victim: str, long_job: list[str], tmp_path: Path) -> None:
+    parts = tmp_path / "out" / "predictions"
+    job = subprocess.Popen([sys.executable, "-m", "mnist_ray", *long_job], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: parts.exists() and len(list(parts.glob("part-*"))) >= 5)
+    family = _children(job.pid)
+    assert len(family) >= 2
+    os.kill(job.pid if victim == "driver" else family[-1], signal.SIGKILL)
+    _, said = job.communicate(timeout=60)
+    if victim == "worker":
+        assert job.returncode == 7, said
+        assert "a scoring process was killed, or ran out of memory; run again with --resume" in said
+        assert "Traceback" not in said
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), 20)
+    resumed = cli(*long_job, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert cli("verify", str(tmp_path / "out")).returncode == 0
