@@ -20,7 +20,7 @@ FLAGS = {
     ),
     ScoreConfig: (
         "inputs model out workers device resume extend rescore_changed overwrite keep image_column truth_column probabilities "
-        "unit_rows address"
+        "unit_rows sample address"
     ),
     EvaluateConfig: "model data out device",
     PredictConfig: "images model",
@@ -69,6 +69,8 @@ def test_every_exit_status_is_documented() -> None:
         ("train --data nowhere --workers 0", 3, "nowhere: there is no such file or folder"),
         ("score x --model nowhere --out OUT", 4, "nowhere: is neither a model bundle nor a finished run"),
         ("score x --model m --out OUT --resume --overwrite", 2, "--extend adds to it, and --overwrite replaces it"),
+        ("score x --model m --out OUT --sample 5 --extend", 2, "it does not go with --sample"),
+        ("score x --model m --out OUT --sample -1", 2, "--sample -1: expected a number of inputs"),
         ("evaluate --model nowhere", 4, "nowhere: is neither"),
         ("verify nowhere", 5, "holds no scoring job"),
     ],

@@ -44,6 +44,8 @@ class ScoreConfig(Fingerprinted):
     """Probabilities of each digit in the table: all, none, or those of the likeliest few (top3)."""
     unit_rows: int = 0
     """Images per unit of work, and rows per file of the table; by default as many as make a fraction of a second of work."""
+    sample: int = 0
+    """Score so many of the inputs, drawn at random, the same ones each time; 0 scores all."""
     address: str = ""
     """Ray cluster to join; by default RAY_ADDRESS, else a local cluster is started."""
 
@@ -61,6 +63,8 @@ class ScoreConfig(Fingerprinted):
             self.unit_rows >= 0,
             f"--unit-rows {self.unit_rows}: expected at least 1, or 0 for a size that follows from the bytes",
         )
+        require(self.sample >= 0, f"--sample {self.sample}: expected a number of inputs, or 0 for all")
+        require(not (self.sample and self.extend), "--extend adds all that is new: it does not go with --sample")
         ways = self.resume + self.extend + self.overwrite
         require(ways <= 1, "--resume continues a job, --extend adds to it, and --overwrite replaces it: give one of them")
         require(self.extend or not self.rescore_changed, "--rescore-changed: goes with --extend")

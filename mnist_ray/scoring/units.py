@@ -18,10 +18,12 @@ from mnist_ray.scoring.inputs import Listing
 from mnist_ray.scoring.known import Known
 from mnist_ray.scoring.manifest import ImageFile
 from mnist_ray.scoring.plan import WorkUnit
+from mnist_ray.scoring.sample import Sample
 from mnist_ray.scoring.tables import TableRange, table_ranges
 
-UNIT_BYTES = 32 << 20
-"""A unit ends when its files have this size: a fraction of a second of work for a core."""
+FIRST_UNIT, LAST_UNIT, SHARE = 2 << 20, 32 << 20, 16
+"""Bytes at which a unit ends: a 16th of what came before it, so that a small job is shared out evenly and a large one has
+few parts; at most a second of work for a core."""
 FILE_BYTES = 4 << 10
 """What a file counts beside its bytes: opening it and predicting its digit take as long as decoding so many."""
 
@@ -48,15 +50,25 @@ class Units:
     def __iter__(self) -> Iterator[WorkUnit]:
         """All units that are not known, the images first. Raises DataError if there is none, and none was known."""
         new = (image for image in self._images if self._known.is_new(image.entry))
-        for images in _cut(new, self._config.unit_rows):
-            yield self._unit(_file_rows(images))
-        tables = {entry.uri for entry in self.listing.tables if self._known.is_new(entry)}
-        _, ranges = table_ranges(self.listing.tables, self._config)
-        for part in ranges:
-            if part.entry.uri in tables:
-                yield self._unit(_range_rows(part))
+        if self._config.sample:
+            sample = Sample(self._config.sample)
+            images = sample.images(new)  # all is listed then, the tables too
+            yield from self._units(*sample.part(images, list(self._ranges())))
+        else:
+            yield from self._units(new, self._ranges())
         if not self._copies and not self._known:
             raise DataError(f"{', '.join(self._config.inputs)}: the Parquet files hold no rows: there is nothing to score")
+
+    def _ranges(self) -> Iterator[TableRange]:
+        tables = {entry.uri for entry in self.listing.tables if self._known.is_new(entry)}
+        _, ranges = table_ranges(self.listing.tables, self._config)
+        yield from (part for part in ranges if part.entry.uri in tables)
+
+    def _units(self, images: Iterable[ImageFile], ranges: Iterable[TableRange]) -> Iterator[WorkUnit]:
+        for unit in _cut(images, self._config.unit_rows):
+            yield self._unit(_file_rows(unit))
+        for part in ranges:
+            yield self._unit(_range_rows(part))
 
     def _unit(self, rows: pa.Table) -> WorkUnit:
         """Named by the hash of its ordered inputs and the options; equal units (repeated manifest lines) count up."""
@@ -80,13 +92,13 @@ def _cut(images: Iterable[ImageFile], unit_rows: int) -> Iterator[list[ImageFile
         yield from batches(images, unit_rows)
         return
     unit: list[ImageFile] = []
-    left = UNIT_BYTES
+    before = size = 0
     for image in images:
         unit.append(image)
-        left -= image.entry.size + FILE_BYTES
-        if left <= 0:
+        size += image.entry.size + FILE_BYTES
+        if size >= min(max(FIRST_UNIT, before // SHARE), LAST_UNIT):
             yield unit
-            unit, left = [], UNIT_BYTES
+            unit, before, size = [], before + size, 0
     if unit:
         yield unit
 

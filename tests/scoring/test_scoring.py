@@ -519,6 +519,38 @@ def test_a_manifest_that_repeats_more_lines_is_extended_by_them(digit_folder: Pa
     assert verify(str(out)).units == 3
 
 
+def test_a_sample_is_random_exact_and_the_same_each_time(
+    digit_folder: Path, mnist5k: Splits, tmp_path: Path, out: Path
+) -> None:
+    """300 image files and 700 rows: 100 of them are 30 files and 70 rows."""
+    write_table(tmp_path / "t.parquet", mnist5k.train.images[:700], mnist5k.train.labels[:700], 200)
+    summary = run(digit_folder, tmp_path / "t.parquet", out=out, sample=100)
+    found = rows(out)
+    assert (summary["inputs"], len(found)) == (100, 100)
+    files = [row["source"] for row in found if row["row"] is None]
+    assert len(set(files)) == len(files) == 30
+    assert len({Path(name).parent for name in files}) > 5, "not all from the beginning"
+    assert len({row["row"] for row in found} - {None}) == 70
+    run(digit_folder, tmp_path / "t.parquet", out=tmp_path / "again", sample=100)
+    assert rows(tmp_path / "again") == found
+    assert verify(str(out)).inputs == 100
+    with pytest.raises(OutputError, match="sample 100 -> 0"):
+        run(digit_folder, tmp_path / "t.parquet", out=out, resume=True)
+    assert run(digit_folder, tmp_path / "t.parquet", out=tmp_path / "all", sample=5000)["inputs"] == 1000
+
+
+def test_units_grow_with_the_job(tmp_path: Path) -> None:
+    """A small job is shared out evenly, a large one has few parts."""
+    lines = "\n".join(f"{number}.png" for number in range(60_000))
+    (tmp_path / "list.txt").write_text(lines)
+    config = ScoreConfig(inputs=(str(tmp_path / "list.txt"),), model="m", out="o")
+    sizes = [unit.num_inputs for unit in Units(config, Known("o", ()))]
+    assert sum(sizes) == 60_000
+    assert sizes[:3] == [513, 513, 513]
+    assert all(a <= b for a, b in pairwise(sizes[:-1]))
+    assert 3000 < max(sizes) < 60_000 / 12
+
+
 def test_new_tables_are_added(mnist5k: Splits, tmp_path: Path, out: Path) -> None:
     images, labels = mnist5k.test.images, mnist5k.test.labels
     write_table(tmp_path / "a.parquet", images[:100], labels[:100], 30)
