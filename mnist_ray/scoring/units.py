@@ -49,7 +49,7 @@ class Units:
 
     def __iter__(self) -> Iterator[WorkUnit]:
         """All units that are not known, the images first. Raises DataError if there is none, and none was known."""
-        new = (image for image in self._images if self._known.is_new(image.entry))
+        new = (image for image in self._images if self._known.is_new(image.entry)) if self._known else self._images
         if self._config.sample:
             sample = Sample(self._config.sample)
             images = sample.images(new)  # all is listed then, the tables too
