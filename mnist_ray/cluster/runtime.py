@@ -29,14 +29,15 @@ def cluster(address: str) -> Iterator[bool]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; without it every task warns
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")  # at 2 s, each report and the end wait for it
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_S))
-    import ray
-
-    logging.getLogger("ray").setLevel(logging.ERROR)  # this job's own lines are the ones to be seen
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     ours = target == "local"
     dashboard = {"include_dashboard": False} if ours else {}
-    if ours:  # nobody announces that a machine of one's own goes away
+    if ours:  # nobody announces that a machine of one's own goes away, or knows the port of its metrics
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        os.environ.setdefault("RAY_enable_metrics_collection", "0")
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.ERROR)  # this job's own lines are the ones to be seen
     _require_answer(target)
     try:
         ray.init(address=target, log_to_driver=False, configure_logging=False, **dashboard)  # type: ignore[arg-type]
