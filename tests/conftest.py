@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import secrets
 import signal
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mnist_ray.cluster.worker import Surroundings, work
@@ -82,6 +85,37 @@ def mnist() -> Splits:
     if "MNIST_RAY_DATA" not in os.environ:
         pytest.skip("MNIST_RAY_DATA is not set: the full MNIST is not here")
     return datasets.load("mnist")
+
+
+def _make_file(path: str) -> None:
+    Path(path).touch()
+
+
+class Bomb:
+    """An object that makes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = str(marker)
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return _make_file, (self.marker,)
+
+
+def write_pickled_table(file: Path, digits: LabelledDigits, marker: Path, **more: Any) -> None:
+    """Digits as Parquet, beside each in the same struct a pickled object of Ray's extension type; another as column `extra`.
+
+    An image is stored as `{data, shape}`. Whoever unpickles one of the objects creates the file `marker`.
+    """
+    extension = {b"ARROW:extension:name": b"ray.data.arrow_pickled_object", b"ARROW:extension:metadata": b""}
+    pickled = pa.array([pickle.dumps(Bomb(marker))] * len(digits), pa.large_binary())
+    data = pa.array(digits.images.reshape(-1, 784).tolist(), pa.list_(pa.uint8()))
+    shape = pa.array([[28, 28]] * len(digits), pa.list_(pa.int64()))
+    extra = pa.field("extra", pa.large_binary(), metadata=extension)
+    fields = [pa.field("data", data.type), pa.field("shape", shape.type), extra]
+    table = {"image": pa.StructArray.from_arrays([data, shape, pickled], fields=fields), "label": digits.labels}
+    columns = {name: pa.array(values) for name, values in {**table, "extra": pickled, **more}.items()}
+    schema = pa.schema([extra if name == "extra" else pa.field(name, column.type) for name, column in columns.items()])
+    pq.write_table(pa.table(list(columns.values()), schema=schema), file)
 
 
 def free_port() -> int:

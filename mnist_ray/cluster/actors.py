@@ -34,8 +34,19 @@ LOOK_S = 0.5
 """Seconds between two looks at a plan that is still being made."""
 AHEAD = 2
 """Units that an actor has: the one it scores, and the next."""
-RAY_TENSORS = ("ray.data.arrow_tensor", "ray.data.arrow_tensor_v2", "ray.data.arrow_variable_shaped_tensor")
-"""Ray's extension types. Inputs are read through their storage, as they are without Ray."""
+RAY_EXTENSIONS = (
+    "ray.data.arrow_pickled_object",
+    "ray.data.arrow_tensor",
+    "ray.data.arrow_tensor_v2",
+    "ray.data.arrow_variable_shaped_tensor",
+)
+"""Types that Ray registers with pyarrow. Where they are registered, reading a file may run code that the file names.
+
+They are unregistered in every process that imports this module, so that files are read as they are without Ray.
+"""
+for _name in RAY_EXTENSIONS:
+    with suppress(KeyError):
+        pa.unregister_extension_type(_name)
 
 Row = dict[str, Any]
 
@@ -101,9 +112,6 @@ class Actor:
     """A scoring worker: it loads and tests the model once, and then scores one unit per call."""
 
     def __init__(self, job: Job, bundle: str, device: str) -> None:
-        for name in RAY_TENSORS:  # else Ray parses what a file's metadata says of such a column, and fails on other versions'
-            with suppress(KeyError):
-                pa.unregister_extension_type(name)
         self._job, self._metrics = job, _Metrics()
         self._failure: MnistRayError | None = None
         try:

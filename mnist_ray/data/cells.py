@@ -1,8 +1,8 @@
 """Image cells of tables as grey levels.
 
 A cell is the bytes of an image file, a struct of such `bytes` (Ray's and Hugging Face's `{bytes, path}`), or pixels: 784 bytes
-that are no image file, 784 integers, rows of 28, or a tensor column (Ray's or Arrow's fixed-shape). Extension types are read
-through their storage, so nothing in a file's metadata is ever executed.
+that are no image file, 784 integers, rows of 28, or a tensor column (Ray's or Arrow's fixed-shape). Tensors are read through
+their storage, and of a struct only the fields that are needed.
 """
 
 from __future__ import annotations
@@ -66,18 +66,19 @@ def _decode_struct(cells: pa.StructArray) -> Sequence[Grey | Rejection] | Grey:
     names = [field.name for field in cells.type]
     if "bytes" in names:  # Ray's and Hugging Face's image struct; a null struct has a null child here
         return decode_cells(pc.cast(pc.struct_field(cells, "bytes"), pa.large_binary()))
-    return [_decode_tensor(cell) for cell in cells.to_pylist()]
+    data, shapes = (pc.struct_field(cells, name).to_pylist() for name in ("data", "shape"))
+    return [_decode_tensor(values, shape) for values, shape in zip(data, shapes, strict=True)]
 
 
-def _decode_tensor(cell: dict[str, list[int] | None] | None) -> Grey | Rejection:
+def _decode_tensor(data: list[int] | None, shape: list[int] | None) -> Grey | Rejection:
     """One cell of Ray's variable-shape tensor column: flat `data` and its `shape`."""
-    if cell is None or cell["data"] is None:
+    if data is None:
         return Rejection(Reason.MISSING, "the cell is null")
-    shape = [size for size in cell.get("shape") or [] if size != 1]
+    sides = [size for size in shape or [] if size != 1]
     try:
-        values = np.asarray(cell["data"]).reshape([int(size) for size in shape])
+        values = np.asarray(data).reshape([int(size) for size in sides])
     except (ValueError, TypeError):
-        return Rejection(Reason.WRONG_SHAPE, f"{len(cell['data'])} values do not fill shape {shape}")
+        return Rejection(Reason.WRONG_SHAPE, f"{len(data)} values do not fill shape {sides}")
     return _pixels(values)
 
 

@@ -36,7 +36,7 @@ def lines(item: str, truth_column: str) -> Iterator[ImageFile] | None:
     if name.endswith((".csv", ".tsv")):
         return _images(item, _table(item, _csv(item), truth_column))
     if name.endswith(".parquet") and _lists_paths(item):
-        return _images(item, _table(item, _parquet(item), truth_column))
+        return _images(item, _table(item, _parquet(item, truth_column), truth_column))
     return None
 
 
@@ -82,10 +82,14 @@ def _csv(item: str) -> Iterator[pa.RecordBatch]:
         raise DataError(f"{item}: cannot be read as a manifest: {error}") from None
 
 
-def _parquet(item: str) -> Iterator[pa.RecordBatch]:
+def _parquet(item: str, truth_column: str) -> Iterator[pa.RecordBatch]:
     try:
         with storage.open_file(item) as stream:
-            yield from pq.ParquetFile(stream).iter_batches(_AT_ONCE)
+            parquet = pq.ParquetFile(stream)
+            found = parquet.schema_arrow
+            columns.require_unique(found, item)
+            wanted = {columns.path_column(found), columns.truth_column(found, truth_column, item)}
+            yield from parquet.iter_batches(_AT_ONCE, columns=[name for name in found.names if name in wanted])
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{item}: cannot be read as a manifest: {error}") from None
 
@@ -100,7 +104,7 @@ def _lists_paths(item: str) -> bool:
     try:
         columns.image_column(schema, "", item)
     except DataError:
-        return columns.path_column(schema) is not None
+        return columns.path_column(schema) is not None and not columns.holds_refused_images(schema)
     return False
 
 

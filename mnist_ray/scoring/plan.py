@@ -125,7 +125,7 @@ def load_unit(out: str, ref: UnitRef) -> WorkUnit:
     try:
         with storage.open_file(uri) as stream:
             return WorkUnit(ref.id, pq.ParquetFile(stream).read_row_group(ref.row_group).cast(schema.PLAN))
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, ValueError) as error:
         raise _damaged(uri, error) from None
 
 

@@ -71,6 +71,8 @@ def _footer(entry: FileEntry) -> pq.FileMetaData | None:
 def _same_kept(kept: pa.Schema | None, found: pa.Schema, names: tuple[str, ...], source: str) -> pa.Schema:
     if missing := [name for name in names if name not in found.names]:
         raise DataError(f"{source}: has no column {missing[0]!r} for --keep; its columns: {columns.describe(found)}")
+    for name in names:
+        columns.require_known_types(found.field(name), source)
     mine = pa.schema([pa.field(name, _plain(found.field(name).type)) for name in names])
     if kept is not None and not kept.equals(mine):
         raise DataError(

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load, save
@@ -17,7 +18,9 @@ from safetensors.numpy import load, save
 from mnist_ray.artifact import seal
 from mnist_ray.cli import main
 from mnist_ray.cluster import runtime
-from tests.conftest import ROOT, RayCluster, cli, wait_for
+from mnist_ray.data.digits import Splits
+from mnist_ray.data.images import encode_png
+from tests.conftest import ROOT, RayCluster, cli, wait_for, write_pickled_table
 
 
 def table(out: Path) -> list[dict[str, Any]]:
@@ -118,6 +121,41 @@ def test_an_unreachable_cluster_is_named(
     assert main(["score", str(digit_folder), *flags]) == 7
     assert f"no Ray cluster answers at {address}" in capfd.readouterr().err
     assert not (tmp_path / "out").exists(), "a refused job left something behind"
+
+
+REFUSED = "holds values of the extension type 'ray.data.arrow_pickled_object', which are never read"
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("flags", [[], ["--keep", "extra", "--image-column", "bytes"]], ids=" ".join)
+def test_pickled_objects_in_a_table_are_refused_and_nothing_runs(
+    flags: list[str], workers: str, ray_cluster: RayCluster, mnist5k: Splits, run_dir: Path, tmp_path: Path
+) -> None:
+    inputs, marker, out = tmp_path / "t.parquet", tmp_path / "it-ran", tmp_path / "out"
+    digits = mnist5k.test.take(np.arange(20))
+    more = {"bytes": [encode_png(image) for image in digits.images]} if flags else {}
+    write_pickled_table(inputs, digits, marker, **more)
+    job = ["score", str(inputs), "--model", str(run_dir), "--out", str(out), "--workers", workers]
+    done = cli(*job, *flags, *(["--address", ray_cluster.address] if workers == "2" else []))
+    assert not marker.exists(), "an object of the table was unpickled"
+    assert (done.returncode, REFUSED in done.stderr) == (3, True), done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not out.exists()
+
+
+def test_processes_that_use_ray_data_know_none_of_its_extension_types() -> None:
+    """Where one is registered, reading a file may run code that the file names."""
+    program = (
+        "import pyarrow as pa\n"
+        "known, register, unregister = set(), pa.register_extension_type, pa.unregister_extension_type\n"
+        "pa.register_extension_type = lambda kind: (known.add(kind.extension_name), register(kind))\n"
+        "def forget(name):\n    unregister(name)\n    known.discard(name)\n"
+        "pa.unregister_extension_type = forget\n"
+        "import mnist_ray.cluster.actors\n"
+        "assert not known, known\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture

@@ -122,3 +122,35 @@ def test_truths_outside_the_digits_are_unknown() -> None:
     assert columns.truth_column(pa.schema([("label", pa.string())]), "", "t") is None
     with pytest.raises(DataError, match="expected integers"):
         columns.truth_column(pa.schema([("label", pa.string())]), "label", "t")
+
+
+def unknown(kind: pa.DataType, name: str = "x") -> pa.Field:
+    """A field of an extension type that this process does not know, as it is read from a file."""
+    return pa.field(name, kind, metadata={b"ARROW:extension:name": b"someone.type", b"ARROW:extension:metadata": b""})
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        unknown(pa.binary()),
+        unknown(pa.list_(pa.uint8())),
+        pa.field("x", pa.struct([pa.field("bytes", pa.binary()), unknown(pa.binary())])),
+        pa.field("x", pa.struct([pa.field("bytes", pa.binary()), pa.field("more", pa.list_(unknown(pa.int8())))])),
+        pa.field("x", pa.struct([pa.field("bytes", pa.binary()), pa.field("m", pa.map_(pa.string(), unknown(pa.int8())))])),
+    ],
+    ids=["itself", "list", "struct", "list in struct", "map in struct"],
+)
+def test_an_unknown_extension_type_is_refused_at_any_depth(field: pa.Field) -> None:
+    for wanted in ("x", ""):
+        with pytest.raises(DataError, match=r"t: column 'x' holds values of the extension type 'someone.type'"):
+            columns.image_column(pa.schema([field]), wanted, "t")
+    plain = pa.field("scan", pa.binary())
+    assert columns.image_column(pa.schema([field, plain]), "", "t") == "scan"
+
+
+def test_extension_types_hide_no_truth_and_no_path() -> None:
+    assert columns.truth_column(pa.schema([unknown(pa.int8(), "label")]), "", "t") is None
+    assert columns.path_column(pa.schema([unknown(pa.string(), "path")])) is None
+    with pytest.raises(DataError, match=r"column 'label' .* 'someone.type'"):
+        columns.truth_column(pa.schema([unknown(pa.int8(), "label")]), "label", "t")
+    columns.require_known_types(pa.field("id", pa.uuid()), "t")

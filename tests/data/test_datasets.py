@@ -16,6 +16,7 @@ from mnist_ray.data import datasets
 from mnist_ray.data.digits import Splits
 from mnist_ray.data.images import encode_png
 from mnist_ray.errors import DataError
+from tests.conftest import write_pickled_table
 
 
 def same(found: Splits, expected: Splits) -> bool:
@@ -148,3 +149,16 @@ def test_workers_import_neither_torchvision_nor_matplotlib() -> None:
         "assert not {'torchvision', 'matplotlib', 'mlxtend', 'pandas'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_pickled_objects_in_parquet_are_refused_and_nothing_runs(small: Splits, tmp_path: Path) -> None:
+    """With Ray's extension types registered, as in a program that uses Ray Data."""
+    write_pickled_table(tmp_path / "t.parquet", small.train, tmp_path / "it-ran")
+    program = (
+        "import ray.data\nfrom mnist_ray.cli import main\n"
+        f"main(['train', '--workers', '0', '--data', {str(tmp_path / 't.parquet')!r}, '--out', {str(tmp_path / 'run')!r}])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert not (tmp_path / "it-ran").exists(), "an object of the table was unpickled"
+    assert "column 'image' holds values of the extension type 'ray.data.arrow_pickled_object'" in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -7,9 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mnist_ray.data.digits import Splits
 from mnist_ray.errors import DataError
 from mnist_ray.scoring.inputs import Listing
 from mnist_ray.scoring.manifest import ImageFile
+from tests.conftest import write_pickled_table
 
 
 @pytest.fixture
@@ -118,3 +120,16 @@ def test_a_folder_is_listed_as_it_is_asked_for(tree: Path) -> None:
     assert [Path(image.entry.uri).name for image in images] == ["c.webp"], (
         "what is gone before its folder is read is not listed"
     )
+
+
+def test_a_manifest_is_read_without_its_other_columns(digit_folder: Path, small: Splits, tmp_path: Path) -> None:
+    """Objects that are pickled beside the paths stay unread; beside images, they make no manifest of the table."""
+    paths = [str(path) for path in sorted(digit_folder.rglob("*.png"))[:100]]
+    write_pickled_table(tmp_path / "t.parquet", small.test, tmp_path / "it-ran", path=paths)
+    table = pq.read_table(tmp_path / "t.parquet")
+    pq.write_table(table.drop_columns(["image"]), tmp_path / "list.parquet")
+    found = list(Listing((str(tmp_path / "list.parquet"),), "", "out").images())
+    assert [image.entry.uri for image in found] == paths
+    both = Listing((str(tmp_path / "t.parquet"),), "", "out")
+    assert (list(both.images()), len(both.tables)) == ([], 1)
+    assert not (tmp_path / "it-ran").exists()
