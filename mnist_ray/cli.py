@@ -31,7 +31,7 @@ Command = (
 
 def train(config: TrainConfig, console: Console) -> None:
     """Train and say where the result is."""
-    from mnist_ray.cluster.train import train as run_training
+    from mnist_ray.train import train as run_training
 
     metrics = run_training(config, console)
     low, high = metrics["interval_95"]
@@ -45,7 +45,7 @@ def train(config: TrainConfig, console: Console) -> None:
 
 def score(config: ScoreConfig, console: Console) -> None:
     """Score and say what came of it."""
-    from mnist_ray.cluster.score import score as run_scoring
+    from mnist_ray.score import score as run_scoring
 
     summary = run_scoring(config, console)
     accuracy = "" if summary["accuracy"] is None else f", accuracy {summary['accuracy']:.2%}"

@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mnist_ray.cluster.worker import Surroundings, work
 from mnist_ray.config import TrainConfig
 from mnist_ray.data import datasets
 from mnist_ray.data.digits import LabelledDigits, Splits
+from mnist_ray.run.worker import Surroundings, work
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent

@@ -13,7 +13,6 @@ PACKAGE = Path(__file__).parent.parent / "mnist_ray"
 
 TOP = {"errors", "console", "__init__"}
 DATA = {"numpy", "pyarrow", "cv2", "fsspec"}
-CLUSTER = {"ray", "grpc", "torch", "artifact", "learn"}
 RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
     # room: rooms it may import, third-party modules at import, more inside functions
     "errors": (set(), set(), set()),
@@ -26,9 +25,12 @@ RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
     "learn": (TOP | {"config", "recipes", "flags", "data"}, DATA | {"torch"}, set()),
     "artifact": (TOP | {"config", "recipes", "data", "learn"}, DATA | {"torch", "safetensors"}, {"tensorboardX"}),
     "scoring": (TOP | {"config", "flags", "data"}, DATA, set()),
-    "cluster": (TOP | {"config", "flags", "data", "scoring", "artifact.seal"}, DATA, CLUSTER),
-    "cluster/actors": (TOP | {"config", "data", "scoring", "cluster"}, DATA | {"ray"}, set()),
-    "cli": (TOP | {"config"}, {"tyro"}, {"cluster", "artifact", "scoring", "data"}),
+    "run": (TOP | {"config", "data", "scoring"}, set(), {"torch", "artifact", "learn"}),
+    "cluster": (TOP | {"config", "flags", "data", "run", "scoring"}, set(), {"ray", "grpc"}),
+    "cluster/actors": (TOP | {"config", "data", "run", "scoring", "cluster"}, DATA | {"ray"}, set()),
+    "train": (TOP | {"config", "flags", "data", "run", "cluster", "artifact.seal"}, set(), {"artifact"}),
+    "score": (TOP | {"config", "flags", "data", "run", "cluster", "scoring", "artifact.seal"}, set(), set()),
+    "cli": (TOP | {"config"}, {"tyro"}, {"train", "score", "artifact", "scoring", "data"}),
     "__main__": ({"cli"}, set(), set()),
 }
 

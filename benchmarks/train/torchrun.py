@@ -9,9 +9,9 @@ import argparse
 
 import torch
 
-from mnist_ray.cluster.worker import Surroundings, work
 from mnist_ray.config import TrainConfig
 from mnist_ray.data import datasets
+from mnist_ray.run.worker import Surroundings, work
 
 
 def main() -> None:

@@ -20,9 +20,9 @@ from ray.data.exceptions import ExecutionTimeoutError
 from ray.util.metrics import Counter
 
 from mnist_ray.cluster import runtime
-from mnist_ray.cluster.inline import predictor
 from mnist_ray.data import storage
 from mnist_ray.errors import ClusterError, MnistRayError, first_line, from_status
+from mnist_ray.run.processes import predictor
 from mnist_ray.scoring.job import Job, UnitResult
 from mnist_ray.scoring.plan import FOLDER, UnitRef, load_plan, load_unit, part_refs
 from mnist_ray.scoring.todo import Todo

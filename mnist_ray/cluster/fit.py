@@ -10,20 +10,28 @@ from concurrent.futures import Future, wait
 from functools import partial
 from typing import Any
 
-from mnist_ray.cluster import progress, runtime
-from mnist_ray.cluster.owner import Owner, Watch, require
-from mnist_ray.cluster.worker import Surroundings, work
+from mnist_ray.cluster import runtime
 from mnist_ray.config import TrainConfig
 from mnist_ray.console import Console
 from mnist_ray.data.digits import Splits
 from mnist_ray.errors import ClusterError, MnistRayError, from_status
 from mnist_ray.flags import worker_range
+from mnist_ray.run import progress
+from mnist_ray.run.owner import Owner, Watch, require
+from mnist_ray.run.worker import Surroundings, work
 
 MAX_FAILURES = 10
 """Times that lost workers are replaced before the job gives up; it can be continued by hand."""
 POLL_S = 0.25
 STOP_S = 15.0
 """Seconds without progress after which a job that was asked to stop does so: longer than the tries to save take."""
+
+_GAUGES = {
+    "loss": "Training loss of the last step, in nats per sample.",
+    "samples_seen": "Training samples seen by the run.",
+    "samples_per_second": "Training samples per second over the run.",
+    "test_accuracy": "Share of the test digits predicted right after the last epoch.",
+}
 
 
 def fit(
@@ -120,7 +128,7 @@ def _worker(launch: dict[str, Any]) -> dict[str, Any]:
     around = Surroundings(
         stopping=lambda: watch.stop,
         lost=lambda: watch.lost,
-        show=progress.Gauges(partial(progress.publish, run)) if chief else lambda record: None,
+        show=_Gauges(partial(progress.publish, run)) if chief else lambda record: None,
         require=partial(require, run, launch["token"]),
         leaving=lambda: ray.train.get_preemption_info() is not None,
     )
@@ -128,3 +136,20 @@ def _worker(launch: dict[str, Any]) -> dict[str, Any]:
         return {"ended": work(run, launch["config"], launch["device"], ray.get(launch["splits"]), around)}
     except MnistRayError as error:
         return {"error": (error.exit_status, str(error))}
+
+
+class _Gauges:
+    """Publishes records, and their figures as Ray metrics, which Prometheus scrapes as `ray_mnist_ray_train_…`."""
+
+    def __init__(self, publish: Callable[[dict[str, Any]], None]) -> None:
+        from ray.util.metrics import Gauge
+
+        self._publish = publish
+        self._gauges = {name: Gauge(f"mnist_ray_train_{name}", text) for name, text in _GAUGES.items()}
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        """Publish a record."""
+        self._publish(record)
+        for name, value in {**(record["history"] or [{}])[-1], **record}.items():
+            if name in self._gauges:
+                self._gauges[name].set(value)

@@ -14,11 +14,9 @@ from mnist_ray.data.bulk import read_many
 from mnist_ray.data.cells import decode_cells
 from mnist_ray.data.containers import MAX_BYTES, Rejection
 from mnist_ray.data.digits import LabelledDigits, Splits, checked, hold_out, require_every_class
-from mnist_ray.data.images import Grey, decode, encode_png, to_digits
+from mnist_ray.data.images import Grey, decode, digit_of, encode_png, to_digits
 from mnist_ray.data.mnist import MNIST_DIGESTS, MNIST_TERMS, download, find_mnist
 from mnist_ray.errors import DataError, StorageError
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def load(spec: str, say: Callable[[str], None] = lambda line: None) -> Splits:
@@ -102,13 +100,6 @@ def _is_test(path: str) -> bool:
     """Whether a path below the dataset belongs to the test part: a folder `test`, or a file named `test…`."""
     *folders, name = path.strip("/").split("/")
     return "test" in folders or name.startswith("test")
-
-
-def digit_of(path: str) -> int | None:
-    """The true digit of an image file, where its folder is named 0 to 9."""
-    folder, _, name = path.rpartition("/")
-    parent = folder.rpartition("/")[2]
-    return int(parent) if parent in "0123456789" and len(parent) == 1 and name.lower().endswith(IMAGE_SUFFIXES) else None
 
 
 def _usable(image: Grey | Rejection, source: str) -> Grey:

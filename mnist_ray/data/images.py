@@ -27,6 +27,7 @@ import cv2
 
 cv2.setNumThreads(0)  # workers are many; each decodes small images
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp")
 SIDE = 28
 DIGIT_SIDE = 20
 NEAR_BLACK = 32
@@ -42,6 +43,13 @@ Grey = NDArray[np.uint8]
 """Grey levels, uint8[H, W]."""
 Digits = NDArray[np.uint8]
 """Light-on-dark digits, uint8[N, 28, 28]."""
+
+
+def digit_of(path: str) -> int | None:
+    """The true digit of an image file, where its folder is named 0 to 9."""
+    folder, _, name = path.rpartition("/")
+    parent = folder.rpartition("/")[2]
+    return int(parent) if parent in "0123456789" and len(parent) == 1 and name.lower().endswith(IMAGE_SUFFIXES) else None
 
 
 def decode(data: bytes) -> Grey | Rejection:

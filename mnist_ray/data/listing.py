@@ -31,6 +31,13 @@ class FileEntry(NamedTuple):
     version: str
 
 
+class ImageFile(NamedTuple):
+    """One image file to score, and its true digit where a folder or manifest gives it."""
+
+    entry: FileEntry
+    truth: int | None
+
+
 def _uri(like: str, path: str) -> str:
     return path if is_local(like) else f"{like.partition('://')[0]}://{path.lstrip('/')}"
 

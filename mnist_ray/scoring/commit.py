@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mnist_ray.config import ScoreConfig
 from mnist_ray.data import storage
 from mnist_ray.errors import AccountingError, OutputError
 from mnist_ray.scoring import plan as plans
-from mnist_ray.scoring.job import Job, Tally, UnitResult, read_metadata
+from mnist_ray.scoring.job import Job, Tally
 from mnist_ray.scoring.known import CHANGES
+from mnist_ray.scoring.parts import part_name
 from mnist_ray.scoring.plan import Plan
-from mnist_ray.scoring.unit import part_name
 
 COMMIT = "commit.json"
 SUMMARY = "summary.json"
 _OURS = (COMMIT, SUMMARY, CHANGES, plans.PLAN, plans.FOLDER, "predictions", "quarantine")
 OWNER = "owner.json"
 """The sign of life of a job that writes here: a job that dies at once leaves nothing else."""
-_READERS = 16
 
 
 def held_plan(config: ScoreConfig, out: str, model_digest: str) -> Plan | None:
@@ -59,29 +53,6 @@ def begin(plan: Plan, out: str, *, anew: bool) -> None:
         if name not in plan.parts:  # of a planning that was cut short
             storage.delete(storage.join(out, plans.FOLDER, name))
     plan.save(out)
-
-
-def finished_units(job: Job) -> Iterator[UnitResult]:
-    """The units whose parts are there and whole, read from the parts alone."""
-    names = storage.names(storage.join(job.out, "predictions"))
-    with ThreadPoolExecutor(_READERS) as pool:
-        yield from filter(None, pool.map(lambda name: _finished(job, name), names))
-
-
-def _finished(job: Job, name: str) -> UnitResult | None:
-    try:
-        footer = _footer(storage.join(job.out, "predictions", name))
-        held, _, result = read_metadata(footer.schema.to_arrow_schema())
-        spoiled = _footer(storage.join(job.out, "quarantine", name)).num_rows if result.quarantined else 0
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
-        return None  # not a part, or a damaged one: the unit is done again
-    whole = (footer.num_rows, spoiled) == (result.predicted, result.quarantined)
-    return result if whole and held == job.job and name == part_name(result.unit) else None
-
-
-def _footer(uri: str) -> pq.FileMetaData:
-    with storage.open_file(uri) as stream:
-        return pq.read_metadata(stream)
 
 
 def commit(plan: Plan, job: Job, tally: Tally, about: dict[str, Any]) -> dict[str, Any]:

@@ -10,11 +10,10 @@ from itertools import chain
 from fsspec.utils import glob_translate
 
 from mnist_ray.data import storage
-from mnist_ray.data.datasets import IMAGE_SUFFIXES, digit_of
-from mnist_ray.data.listing import FileEntry, stat_files, walk
+from mnist_ray.data.images import IMAGE_SUFFIXES, digit_of
+from mnist_ray.data.listing import FileEntry, ImageFile, stat_files, walk
 from mnist_ray.errors import DataError, UsageError
 from mnist_ray.scoring import manifest
-from mnist_ray.scoring.manifest import ImageFile
 
 _WILDCARDS = "*?["
 _TABLE = ".parquet"

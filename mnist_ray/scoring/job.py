@@ -10,8 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 
-_META = b"mnist_ray"
-
 
 @dataclass(frozen=True)
 class Job:
@@ -96,16 +94,3 @@ class Tally:
     def inputs(self) -> int:
         """Inputs that are accounted for."""
         return self.total.predicted + self.total.quarantined
-
-
-def part_metadata(job: Job, result: UnitResult) -> dict[bytes, str]:
-    """What a part says of itself: job and counts."""
-    counts = json.loads(result.to_json())
-    counts["seconds"] = {}
-    return {_META: json.dumps({"job": job.job, "model": job.model, "version": job.version, "result": counts}, sort_keys=True)}
-
-
-def read_metadata(schema: pa.Schema) -> tuple[str, str, UnitResult]:
-    """Job, model digest and counts of a part. Raises KeyError, TypeError or ValueError for another file."""
-    about = json.loads(schema.metadata[_META])
-    return about["job"], about["model"], UnitResult.from_json(json.dumps(about["result"]))

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from mnist_ray.data import columns, storage
-from mnist_ray.data.datasets import digit_of
-from mnist_ray.data.listing import FileEntry, batches, stat_files
+from mnist_ray.data.images import digit_of
+from mnist_ray.data.listing import ImageFile, batches, stat_files
 from mnist_ray.errors import DataError
 
 _AT_ONCE = 1 << 14
-
-
-class ImageFile(NamedTuple):
-    """One image file to score, and its true digit where a folder or manifest gives it."""
-
-    entry: FileEntry
-    truth: int | None
 
 
 def lines(item: str, truth_column: str) -> Iterator[ImageFile] | None:

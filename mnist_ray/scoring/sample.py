@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from mnist_ray.scoring.manifest import ImageFile
+from mnist_ray.data.listing import ImageFile
 from mnist_ray.scoring.tables import TableRange
 
 RUN = 256

@@ -13,11 +13,11 @@ from mnist_ray.data import storage
 from mnist_ray.errors import DataError, OutputError
 from mnist_ray.flags import probabilities
 from mnist_ray.scoring import schema
-from mnist_ray.scoring.commit import begin, finished_units, held_plan
+from mnist_ray.scoring.commit import begin, held_plan
 from mnist_ray.scoring.job import Job, Tally, UnitResult
 from mnist_ray.scoring.known import Known
+from mnist_ray.scoring.parts import finished_units, part_name
 from mnist_ray.scoring.plan import Plan, PlanWriter, UnitRef, WorkUnit
-from mnist_ray.scoring.unit import part_name
 from mnist_ray.scoring.units import Units
 
 

@@ -8,23 +8,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mnist_ray.data import storage
 from mnist_ray.data.predictions import Predict, Predictions
 from mnist_ray.scoring import schema
-from mnist_ray.scoring.job import Job, UnitResult, part_metadata
+from mnist_ray.scoring.job import Job, UnitResult
+from mnist_ray.scoring.parts import write_parts
 from mnist_ray.scoring.plan import WorkUnit
 from mnist_ray.scoring.read import Chunk, read_unit
-
-ROW_GROUP = 1024
-"""Rows with statistics of their own. They are sorted by confidence, so those below a limit lie in the first few groups."""
-
-
-def part_name(unit_id: str) -> str:
-    """The file name of a unit's part, in both tables."""
-    return f"part-{unit_id}.parquet"
 
 
 def score_unit(unit: WorkUnit, job: Job, predict: Predict) -> UnitResult:
@@ -38,7 +29,7 @@ def score_unit(unit: WorkUnit, job: Job, predict: Predict) -> UnitResult:
         predicted.append(_predict(chunk, job, predict, result))
         quarantined.append(_reject(chunk, result))
     started = time.perf_counter()
-    _write(unit, job, result, predicted, quarantined)
+    write_parts(unit, job, result, predicted, quarantined)
     result.spend({"write": time.perf_counter() - started})
     return result
 
@@ -94,22 +85,3 @@ def _reject(chunk: Chunk, result: UnitResult) -> pa.Table:
         "size_bytes": keys["size_bytes"],
     }
     return pa.table(values, schema=schema.quarantine())
-
-
-def _write(unit: WorkUnit, job: Job, result: UnitResult, predicted: list[pa.Table], quarantined: list[pa.Table]) -> None:
-    """The quarantine first: a unit is done once its part of the predictions is there, even one without rows."""
-    metadata = part_metadata(job, result)
-    place = storage.join(job.out, "quarantine", part_name(unit.id))
-    if result.quarantined:
-        _write_part(place, pa.concat_tables(quarantined), metadata)
-    else:  # of an attempt that could not read what this one could
-        storage.delete(place)
-    table = pa.concat_tables(predicted)
-    table = table.take(pc.sort_indices(table, sort_keys=[("confidence", "ascending")]))
-    _write_part(storage.join(job.out, "predictions", part_name(unit.id)), table, metadata)
-
-
-def _write_part(uri: str, table: pa.Table, metadata: dict[bytes, str]) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd", row_group_size=ROW_GROUP)
-    storage.write(uri, sink.getvalue().to_pybytes())

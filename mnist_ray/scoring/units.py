@@ -11,12 +11,11 @@ import pyarrow as pa
 
 from mnist_ray.config import ScoreConfig
 from mnist_ray.data import storage
-from mnist_ray.data.listing import batches
+from mnist_ray.data.listing import ImageFile, batches
 from mnist_ray.errors import DataError
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.inputs import Listing
 from mnist_ray.scoring.known import Known
-from mnist_ray.scoring.manifest import ImageFile
 from mnist_ray.scoring.plan import WorkUnit
 from mnist_ray.scoring.sample import Sample
 from mnist_ray.scoring.tables import TableRange, table_ranges

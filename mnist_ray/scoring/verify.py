@@ -14,9 +14,9 @@ from mnist_ray.errors import AccountingError, OutputError
 from mnist_ray.flags import probabilities
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.commit import COMMIT
-from mnist_ray.scoring.job import UnitResult, read_metadata
+from mnist_ray.scoring.job import UnitResult
+from mnist_ray.scoring.parts import part_name, read_metadata
 from mnist_ray.scoring.plan import PLAN, Plan, WorkUnit, fingerprint, load_plan, load_unit
-from mnist_ray.scoring.unit import part_name
 
 Keys = Counter[tuple[str, int | None]]
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from mnist_ray.cluster import owner
-from mnist_ray.cluster.worker import Surroundings, work
 from mnist_ray.config import TrainConfig
 from mnist_ray.data import storage
 from mnist_ray.data.digits import Splits
 from mnist_ray.errors import OutputError
+from mnist_ray.run import owner
+from mnist_ray.run.worker import Surroundings, work
 from tests.conftest import BIN, ROOT, RayCluster, cli, wait_for
 
 

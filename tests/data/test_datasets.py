@@ -145,7 +145,7 @@ def test_auto_takes_the_mnist_that_is_here(small_idx: Path, small: Splits, monke
 
 def test_workers_import_neither_torchvision_nor_matplotlib() -> None:
     program = (
-        "import sys, mnist_ray.cluster.train, mnist_ray.cluster.score, mnist_ray.learn.loop, mnist_ray.artifact.finish\n"
+        "import sys, mnist_ray.train, mnist_ray.score, mnist_ray.learn.loop, mnist_ray.artifact.finish\n"
         "assert not {'torchvision', 'matplotlib', 'mlxtend', 'pandas'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

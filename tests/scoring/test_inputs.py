@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mnist_ray.data.digits import Splits
+from mnist_ray.data.listing import ImageFile
 from mnist_ray.errors import DataError
 from mnist_ray.scoring.inputs import Listing
-from mnist_ray.scoring.manifest import ImageFile
 from tests.conftest import write_pickled_table
 
 

@@ -10,10 +10,8 @@ from functools import partial
 from typing import Any
 
 from mnist_ray.artifact import seal
-from mnist_ray.cluster import progress, runtime
+from mnist_ray.cluster import runtime
 from mnist_ray.cluster.fit import fit
-from mnist_ray.cluster.owner import Owner, owning, require
-from mnist_ray.cluster.worker import Surroundings, work
 from mnist_ray.config import TrainConfig
 from mnist_ray.console import Console
 from mnist_ray.data import storage
@@ -22,6 +20,9 @@ from mnist_ray.data.digits import Splits, hold_out
 from mnist_ray.data.order import GROUP_SIZE, num_groups
 from mnist_ray.errors import ModelError, OutputError, StoppedError, StorageError, UsageError
 from mnist_ray.flags import worker_range
+from mnist_ray.run import progress
+from mnist_ray.run.owner import Owner, owning, require
+from mnist_ray.run.worker import Surroundings, work
 
 
 def train(config: TrainConfig, console: Console) -> dict[str, Any]:

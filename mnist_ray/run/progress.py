@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -11,12 +10,6 @@ from mnist_ray.data import storage
 from mnist_ray.errors import MnistRayError, StorageError
 
 _NAME = "progress.json"
-GAUGES = {
-    "loss": "Training loss of the last step, in nats per sample.",
-    "samples_seen": "Training samples seen by the run.",
-    "samples_per_second": "Training samples per second over the run.",
-    "test_accuracy": "Share of the test digits predicted right after the last epoch.",
-}
 
 
 class Shown:
@@ -55,23 +48,6 @@ def publish(run: str, record: dict[str, Any]) -> None:
     """Leave the record where the driver looks for it."""
     with suppress(StorageError):  # one line less is no reason to stop training
         storage.write_json(storage.join(run, _NAME), record)
-
-
-class Gauges:
-    """Publishes records, and their figures as Ray metrics, which Prometheus scrapes as `ray_mnist_ray_train_…`."""
-
-    def __init__(self, publish: Callable[[dict[str, Any]], None]) -> None:
-        from ray.util.metrics import Gauge
-
-        self._publish = publish
-        self._gauges = {name: Gauge(f"mnist_ray_train_{name}", text) for name, text in GAUGES.items()}
-
-    def __call__(self, record: dict[str, Any]) -> None:
-        """Publish a record."""
-        self._publish(record)
-        for name, value in {**(record["history"] or [{}])[-1], **record}.items():
-            if name in self._gauges:
-                self._gauges[name].set(value)
 
 
 def look(run: str, shown: Shown) -> dict[str, Any] | None:

@@ -9,14 +9,15 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from mnist_ray.artifact import seal
-from mnist_ray.cluster import inline, runtime
-from mnist_ray.cluster.clock import Clock
-from mnist_ray.cluster.owner import Owner, owning
+from mnist_ray.cluster import runtime
 from mnist_ray.config import ScoreConfig
 from mnist_ray.console import Console
 from mnist_ray.data import storage
 from mnist_ray.errors import StoppedError
 from mnist_ray.flags import scoring_pool
+from mnist_ray.run import processes
+from mnist_ray.run.clock import Clock
+from mnist_ray.run.owner import Owner, owning
 from mnist_ray.scoring.commit import commit
 from mnist_ray.scoring.job import UnitResult
 from mnist_ray.scoring.plan import UnitRef
@@ -63,8 +64,8 @@ def _engine(todo: Todo, bundle: str, config: ScoreConfig) -> Iterator[Engine]:
     if todo.at_most(0):
         yield Engine(0, lambda: _nothing(todo.refs()))
     elif most == 0 or small:
-        with inline.workers(bundle, config.device) as workers:
-            yield Engine(inline.cores(), lambda: workers.stream(todo.refs(), todo.job))
+        with processes.workers(bundle, config.device) as workers:
+            yield Engine(processes.cores(), lambda: workers.stream(todo.refs(), todo.job))
     else:
         with runtime.cluster(config.address):
             from mnist_ray.cluster import actors

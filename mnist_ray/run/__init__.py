@@ -1,0 +1,1 @@
+"""What a job needs on any engine: its owner, its workers, its progress, its processes; never Ray."""
