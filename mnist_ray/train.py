@@ -50,8 +50,8 @@ def _launch_here(run: str, config: TrainConfig, splits: Splits, console: Console
         _enter(run, config, splits)
         around = Surroundings(
             stopping=lambda: owner.signal is not None,
-            lost=lambda: bool(owner.loser_to),
-            show=progress.Shown(console).update,
+            lost=lambda: bool(owner.replaced_by),
+            show=progress.ProgressPrinter(console).update,
             require=partial(require, run, owner.token),
         )
         ended = work(run, config, config.device, splits, around)
@@ -62,12 +62,12 @@ def _launch_here(run: str, config: TrainConfig, splits: Splits, console: Console
 
 def _launch_on_ray(run: str, config: TrainConfig, splits: Splits, console: Console) -> bool:
     threading.Thread(target=importlib.import_module, args=("ray.train.torch",)).start()  # seconds, while Ray starts
-    with runtime.cluster(config.address) as ours:
+    with runtime.cluster(config.address) as owns_cluster:
         needs = runtime.resources(*worker_range(config.workers), config.device)
         _require_shares(config)  # after it: more batch is no advice where there are too few CPUs
         with owning(run) as owner:
             _enter(run, config, splits)
-            ended = fit(run, config, splits, needs, owner, console, ours=ours)
+            ended = fit(run, config, splits, needs, owner, console, owns_cluster=owns_cluster)
             _require_unasked(run, owner, ended)
     return ended
 
@@ -118,7 +118,7 @@ def finished(run: str, config: TrainConfig) -> dict[str, Any] | None:
 
 def _require_same(run: str, held: dict[str, Any], config: TrainConfig) -> None:
     """Raise OutputError if the run directory was begun with other settings."""
-    wanted, begun = config.meaning(), held.get("meaning", {})
+    wanted, begun = config.identity(), held.get("meaning", {})
     if other := sorted(name for name in wanted if begun.get(name) != wanted[name]):
         changes = ", ".join(f"{name} {begun.get(name)} -> {wanted[name]}" for name in other)
         raise OutputError(f"{run}: holds a run with other settings ({changes}); give another --out, or delete it to start anew")
@@ -131,4 +131,4 @@ def _enter(run: str, config: TrainConfig, splits: Splits) -> None:
         _require_same(run, held, config)  # another job may have begun it since it was looked at
         if held.get("data_sha256") != origin["data_sha256"]:
             raise OutputError(f"{run}: its run began with other digits than {splits.origin} holds now; give another --out")
-    storage.write_json(storage.join(run, "config.json"), {"flags": asdict(config), "meaning": config.meaning(), **origin})
+    storage.write_json(storage.join(run, "config.json"), {"flags": asdict(config), "meaning": config.identity(), **origin})

@@ -35,7 +35,7 @@ class TimedLoop(loop.Loop):
 def ours(config: TrainConfig, splits: Splits) -> rivals.Point:
     """Train in this process, without the looks at the test digits that a run takes after each epoch."""
     nothing = lambda *_: None  # noqa: E731
-    hooks = loop.Hooks(nothing, lambda: loop.Ask.NOTHING, nothing, nothing, lambda: False)
+    hooks = loop.Hooks(nothing, lambda: loop.Request.NOTHING, nothing, nothing, lambda: False)
     device = torch.device("cpu")
     training = state.make_state(config, len(splits.train), device)
     few = replace(splits, test=splits.test.take(slice(0, 100)))  # type: ignore[arg-type]

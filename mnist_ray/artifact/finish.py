@@ -31,7 +31,7 @@ def finish(run: str, config: TrainConfig, splits: Splits, state: TrainState, dev
 
     With `--patience`, `model/` is the epoch that did best on the validation part, and `model-last/` the last one.
     """
-    how = {"training": config.meaning(), "samples_seen": state.samples_seen, "precision": state.precision}
+    how = {"training": config.identity(), "samples_seen": state.samples_seen, "precision": state.precision}
     card = {"data": splits.card, **how, "versions": _versions()}
     model = state.model
     if state.best:

@@ -17,7 +17,7 @@ from mnist_ray.data.digits import Splits
 from mnist_ray.errors import ClusterError, MnistRayError, from_status
 from mnist_ray.flags import worker_range
 from mnist_ray.run import progress
-from mnist_ray.run.owner import Owner, Watch, require
+from mnist_ray.run.owner import Owner, OwnerMonitor, require
 from mnist_ray.run.worker import Surroundings, work
 
 MAX_FAILURES = 10
@@ -35,7 +35,14 @@ _GAUGES = {
 
 
 def fit(
-    run: str, config: TrainConfig, splits: Splits, needs: dict[str, float], owner: Owner, console: Console, *, ours: bool
+    run: str,
+    config: TrainConfig,
+    splits: Splits,
+    needs: dict[str, float],
+    owner: Owner,
+    console: Console,
+    *,
+    owns_cluster: bool,
 ) -> bool:
     """Train on Ray workers that are given what they need; whether the run ended, rather than being asked to stop.
 
@@ -50,13 +57,13 @@ def fit(
     def follow_through() -> None:
         try:
             with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-                answer = _trainer({**launch, "splits": ray.put(splits)}, needs, scratch, ours=ours)()
+                answer = _trainer({**launch, "splits": ray.put(splits)}, needs, scratch, owns_cluster=owns_cluster)()
             outcome.set_result(answer)
         except BaseException as error:
             outcome.set_exception(error)
 
     threading.Thread(target=follow_through, daemon=True).start()  # Ray takes signals for itself in the main thread
-    shown, record, moved = progress.Shown(console), None, time.monotonic()
+    shown, record, moved = progress.ProgressPrinter(console), None, time.monotonic()
     while not wait([outcome], POLL_S).done:
         if (now := progress.look(run, shown)) != record:
             record, moved = now, time.monotonic()
@@ -87,7 +94,7 @@ def _answer(run: str, outcome: Future[Any]) -> bool:
     return bool(answer["ended"])
 
 
-def _trainer(launch: dict[str, Any], needs: dict[str, float], scratch: str, *, ours: bool) -> Callable[[], Any]:
+def _trainer(launch: dict[str, Any], needs: dict[str, float], scratch: str, *, owns_cluster: bool) -> Callable[[], Any]:
     """A function that carries out the Ray Train job and returns what rank 0 returned."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -96,7 +103,7 @@ def _trainer(launch: dict[str, Any], needs: dict[str, float], scratch: str, *, o
         def _create_default_callbacks(self) -> list[Any]:
             """On a cluster that ends with the job nothing is left to be cleaned up, and waiting for the cleaner takes 12 s."""
             callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
-            return [one for one in callbacks if not (ours and type(one).__name__ == "PlacementGroupCleanerCallback")]
+            return [one for one in callbacks if not (owns_cluster and type(one).__name__ == "PlacementGroupCleanerCallback")]
 
     fewest, most = worker_range(launch["config"].workers)
     trainer = Trainer(
@@ -118,13 +125,13 @@ def _trainer(launch: dict[str, Any], needs: dict[str, float], scratch: str, *, o
 
 
 def _worker(launch: dict[str, Any]) -> dict[str, Any]:
-    """What Ray Train runs in each worker process. Errors of ours are answers: to train on would not mend them."""
+    """What Ray Train runs in each worker process. Our own errors are returned, not raised, so that Ray does not retry them."""
     import ray
     import ray.train
 
     run: str = launch["run"]
     chief = ray.train.get_context().get_world_rank() == 0
-    watch = Watch(run, launch["token"], looking=chief)
+    watch = OwnerMonitor(run, launch["token"], looking=chief)
     around = Surroundings(
         stopping=lambda: watch.stop,
         lost=lambda: watch.lost,

@@ -30,9 +30,9 @@ def cluster(address: str) -> Iterator[bool]:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")  # at 2 s, each report and the end wait for it
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_S))
     target = address or os.environ.get("RAY_ADDRESS") or "local"
-    ours = target == "local"
-    dashboard = {"include_dashboard": False} if ours else {}
-    if ours:  # nobody announces that a machine of one's own goes away, or knows the port of its metrics
+    owns_cluster = target == "local"
+    dashboard = {"include_dashboard": False} if owns_cluster else {}
+    if owns_cluster:  # nobody announces that a machine of one's own goes away, or knows the port of its metrics
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ.setdefault("RAY_enable_metrics_collection", "0")
     import ray
@@ -42,11 +42,11 @@ def cluster(address: str) -> Iterator[bool]:
     try:
         ray.init(address=target, log_to_driver=False, configure_logging=False, **dashboard)  # type: ignore[arg-type]
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
-        if ours:
+        if owns_cluster:
             raise ClusterError(f"Ray could not be started here: {first_line(error)}; --workers 0 does without it") from None
         raise _unreachable(target, first_line(error)) from None
     try:
-        yield ours
+        yield owns_cluster
     finally:
         ray.shutdown()
 
@@ -86,7 +86,7 @@ def resources(fewest: int, most: int, device: str) -> dict[str, float]:
 
     Raises ClusterError for what the cluster can never give.
     """
-    total = _most()
+    total = max_resources()
     gpus, cpus = total.get("GPU", 0), total.get("CPU", 0)
     if device == "cuda" and gpus < fewest:
         raise ClusterError(
@@ -104,7 +104,7 @@ def resources(fewest: int, most: int, device: str) -> dict[str, float]:
 
 def size(device: str) -> int:
     """Workers that have a GPU, or where there are none a CPU, each, in the cluster as large as it can become."""
-    total = _most()
+    total = max_resources()
     gpus = 0 if device == "cpu" else int(total.get("GPU", 0))
     return gpus or max(1, int(total.get("CPU", 0)))
 
@@ -114,7 +114,7 @@ def granted_device(needs: dict[str, float]) -> Device:
     return "cuda" if "GPU" in needs else "cpu"
 
 
-def _most() -> dict[str, float]:
+def max_resources() -> dict[str, float]:
     """The resources the cluster can ever have: those of an autoscaler's largest size, else those it has."""
     import ray
     from ray._private.state import state

@@ -24,11 +24,11 @@ class Fingerprinted:
     __slots__ = ()
     _resources: ClassVar[frozenset[str]] = frozenset()
 
-    def meaning(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """The fields that can change the result, without resources and places."""
         fields: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # type: ignore[call-overload]
         return {name: value for name, value in fields.items() if name not in self._resources}
 
     def fingerprint(self) -> str:
-        """SHA-256 of `meaning()`, as 64 hexadecimal characters."""
-        return hashlib.sha256(json.dumps(self.meaning(), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of `identity()`, as 64 hexadecimal characters."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()

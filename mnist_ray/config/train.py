@@ -76,7 +76,7 @@ class TrainConfig(Fingerprinted):
             return how
         return replace(how, affine=(how.affine or RECIPES["standard"].affine) if self.augment else None)
 
-    def meaning(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What can change the result: the recipe as it is carried out, the digits, the seed."""
         rest = {"data": self.data, "seed": self.seed, "seconds": self.seconds, "patience": self.patience}
         fields: dict[str, Any] = json.loads(json.dumps({**asdict(self.settings()), **rest}))

@@ -28,7 +28,7 @@ LOOK_S = 2.0
 """Seconds between two looks for a notice that a node goes away."""
 
 
-class Ask(IntFlag):
+class Request(IntFlag):
     """What rank 0 asks of all workers between two steps."""
 
     NOTHING = 0
@@ -47,7 +47,7 @@ class Hooks:
 
     tick: Callable[[TrainState, float], None]
     """Now and then: the state and the loss of the last step."""
-    asked: Callable[[], Ask]
+    asked: Callable[[], Request]
     """On rank 0, often: what the surroundings ask for."""
     epoch: Callable[[TrainState], None]
     """After each epoch: a row was added to the history."""
@@ -57,7 +57,7 @@ class Hooks:
     """Whether some worker's node is about to be taken away."""
 
 
-def divide(config: TrainConfig, splits: Splits) -> tuple[LabelledDigits, LabelledDigits | None]:
+def split_validation(config: TrainConfig, splits: Splits) -> tuple[LabelledDigits, LabelledDigits | None]:
     """The digits to learn from, and the tenth of them held out for validation where `--patience` asks for one."""
     return hold_out(splits.train, splits.origin) if config.patience else (splits.train, None)
 
@@ -67,7 +67,7 @@ class Loop:
 
     def __init__(self, config: TrainConfig, splits: Splits, state: TrainState, device: torch.device, hooks: Hooks) -> None:
         self.config, self.how, self.state, self.hooks = config, config.settings(), state, hooks
-        train, held = divide(config, splits)
+        train, held = split_validation(config, splits)
         self.order = SampleOrder(len(train), self.how.global_batch_size, config.seed)
         self.calibration = train.images[epoch_order(config.seed, 0, len(train))[:CALIBRATION_SAMPLES]]
         self.digits, self.test = DeviceDigits.put(train, device), DeviceDigits.put(splits.test, device)
@@ -82,18 +82,18 @@ class Loop:
         """Train until the run ends or is asked to stop; whether it ended. Leaves the network calibrated."""
         state = self.state
         while not self.ended():
-            before, ask = state.samples_seen, Ask.NOTHING
+            before, ask = state.samples_seen, Request.NOTHING
             self._timed_step()
             if self.steps == 1 or self.steps % self.agree_every == 0:
                 ask = self._agree()
-            if ask & Ask.LEAVE:
+            if ask & Request.LEAVE:
                 return False
             epoch = state.samples_seen // len(self.digits) > before // len(self.digits)
             if epoch or state.samples_seen >= state.total:
                 self._end_epoch()
-            if self._checkpoint_due(before) or ask & (Ask.SAVE | Ask.STOP):
+            if self._checkpoint_due(before) or ask & (Request.SAVE | Request.STOP):
                 self._checkpoint()
-            if ask & Ask.STOP and not self.ended():
+            if ask & Request.STOP and not self.ended():
                 return False
         calibrate(state.model, self.calibration)
         return True
@@ -118,20 +118,20 @@ class Loop:
             self.hooks.tick(state, float(loss))
             self.ticked = started
 
-    def _agree(self) -> Ask:
+    def _agree(self) -> Request:
         """What all workers do next, as rank 0 sees it; with `--seconds`, also the run's new length."""
-        ask, now = Ask.NOTHING, time.monotonic()
+        ask, now = Request.NOTHING, time.monotonic()
         amount, unit = checkpoint_interval(self.config.checkpoint_every)
         if dist.rank() == 0:
             ask = self.hooks.asked()
-            ask |= Ask.SAVE if unit == "seconds" and now - self.saved >= amount else Ask.NOTHING
-            ask |= Ask.LOOK if now - self.looked >= LOOK_S else Ask.NOTHING
+            ask |= Request.SAVE if unit == "seconds" and now - self.saved >= amount else Request.NOTHING
+            ask |= Request.LOOK if now - self.looked >= LOOK_S else Request.NOTHING
         answer, self.state.total = dist.from_chief([int(ask), self._fitted_total()])
-        ask = Ask(answer)
-        if ask & Ask.LOOK:
+        ask = Request(answer)
+        if ask & Request.LOOK:
             self.looked = now
             noticed, self.noticed = self.noticed, self.hooks.leaving()
-            ask |= Ask.SAVE if self.noticed and not noticed else Ask.NOTHING
+            ask |= Request.SAVE if self.noticed and not noticed else Request.NOTHING
         return ask
 
     def _fitted_total(self) -> int:

@@ -87,14 +87,14 @@ def _folder(run: str) -> str:
     return storage.join(run, "checkpoints")
 
 
-def save(run: str, state: TrainState, meaning: str) -> str:
-    """Write a checkpoint of the run that `meaning` names, drop the oldest ones, and return its folder.
+def save(run: str, state: TrainState, identity: str) -> str:
+    """Write a checkpoint of the run that `identity` names, drop the oldest ones, and return its folder.
 
     Raises StorageError, when several tries have failed; the checkpoints before it are as they were.
     """
     place = storage.join(_folder(run), f"samples-{state.samples_seen:012d}")
     data = state.to_bytes()
-    marker = {"state.pt": hashlib.sha256(data).hexdigest(), "samples_seen": state.samples_seen, "meaning": meaning}
+    marker = {"state.pt": hashlib.sha256(data).hexdigest(), "samples_seen": state.samples_seen, "meaning": identity}
     try:
         storage.write(storage.join(place, "state.pt"), data, storage.PATIENT)
         storage.write_json(storage.join(place, "commit.json"), marker, storage.PATIENT)
@@ -125,7 +125,7 @@ def _names(run: str) -> list[str]:
     return [name for name in storage.names(_folder(run)) if name.startswith("samples-")]
 
 
-def newest(run: str, meaning: str) -> tuple[bytes | None, list[str]]:
+def newest(run: str, identity: str) -> tuple[bytes | None, list[str]]:
     """The newest whole checkpoint's state, and a warning for each damaged one that was passed over.
 
     Raises OutputError if it belongs to a run with other settings or data.
@@ -142,7 +142,7 @@ def newest(run: str, meaning: str) -> tuple[bytes | None, list[str]]:
         if not whole:
             warnings.append(f"{place}: this checkpoint is damaged or was never finished; the one before it is used")
             continue
-        if marker.get("meaning") != meaning:
+        if marker.get("meaning") != identity:
             raise OutputError(f"{run}: holds a run with other settings or data; give another --out, or delete it to start anew")
         return data, warnings
     return None, warnings

@@ -78,7 +78,7 @@ class Owner:
         self.run, self.token = run, uuid.uuid4().hex
         self.signal: int | None = None
         """The signal that asked this job to stop."""
-        self.loser_to = ""
+        self.replaced_by = ""
         """Names the job that has taken the directory over."""
         began = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         self._record: dict[str, Any] = {"token": self.token, "pid": os.getpid(), "place": _place(), "began": began, "beats": 0}
@@ -90,8 +90,8 @@ class Owner:
 
     def require(self) -> None:
         """Raise OutputError if another job has taken the directory over."""
-        if self.loser_to:
-            raise _taken(self.run, self.loser_to)
+        if self.replaced_by:
+            raise _taken(self.run, self.replaced_by)
 
     def _write(self) -> None:
         self._record["beats"] += 1
@@ -105,14 +105,14 @@ class Owner:
 
     def beat(self) -> None:
         """Leave signs of life until released."""
-        while not self._over and not self.loser_to:
+        while not self._over and not self.replaced_by:
             asked, until = self.signal, time.monotonic() + BEAT_S
             while time.monotonic() < until and self.signal == asked and not self._over:
                 time.sleep(0.1)
             with suppress(Exception):  # a storage that is away for a while is met where it matters
                 record = read(self.run)
                 if record and record["token"] != self.token:
-                    self.loser_to = _named(record)
+                    self.replaced_by = _named(record)
                 elif not self._over:
                     self._write()
 
@@ -150,7 +150,7 @@ def owning(run: str) -> Iterator[Owner]:
             signal.signal(number, handler)
 
 
-class Watch:
+class OwnerMonitor:
     """What a worker sees of the job that owns its run: `stop`, and `lost` once that is another job."""
 
     def __init__(self, run: str, token: str, *, looking: bool) -> None:

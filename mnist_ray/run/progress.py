@@ -12,7 +12,7 @@ from mnist_ray.errors import MnistRayError, StorageError
 _NAME = "progress.json"
 
 
-class Shown:
+class ProgressPrinter:
     """Turns the run's progress record into console lines."""
 
     def __init__(self, console: Console) -> None:
@@ -50,7 +50,7 @@ def publish(run: str, record: dict[str, Any]) -> None:
         storage.write_json(storage.join(run, _NAME), record)
 
 
-def look(run: str, shown: Shown) -> dict[str, Any] | None:
+def look(run: str, shown: ProgressPrinter) -> dict[str, Any] | None:
     """Show the record as it is now; one that is not there yet, or a slow storage, is no reason to stop looking."""
     with suppress(MnistRayError, FileNotFoundError, ValueError):
         record: dict[str, Any] = storage.read_json(storage.join(run, _NAME))

@@ -42,12 +42,12 @@ def work(run: str, config: TrainConfig, where: Device, splits: Splits, around: S
     from mnist_ray.learn.model import ARCHITECTURE
 
     device = pick_device(where)
-    meaning = f"{ARCHITECTURE} {config.fingerprint()} {splits.train.digest} {splits.test.digest}"
+    identity = f"{ARCHITECTURE} {config.fingerprint()} {splits.train.digest} {splits.test.digest}"
     chief = dist.rank() == 0
-    num_samples = len(loop.divide(config, splits)[0])
+    num_samples = len(loop.split_validation(config, splits)[0])
     training = state.make_state(config, num_samples, device)
     history = History(run)
-    found, warnings = _on_chief(lambda: state.newest(run, meaning)) or (None, [])
+    found, warnings = _on_chief(lambda: state.newest(run, identity)) or (None, [])
     if (saved := dist.broadcast_bytes(found)) is not None:
         training.load_bytes(saved)
 
@@ -59,9 +59,9 @@ def work(run: str, config: TrainConfig, where: Device, splits: Splits, around: S
             seen = {name: getattr(training, name) for name in names}
             around.show({**seen, "epochs": epochs, "loss": loss, "samples_per_second": speed, "warnings": warnings})
 
-    def asked() -> loop.Ask:
-        stop = loop.Ask.STOP if around.stopping() else loop.Ask.NOTHING
-        return loop.Ask.LEAVE if around.lost() else stop
+    def asked() -> loop.Request:
+        stop = loop.Request.STOP if around.stopping() else loop.Request.NOTHING
+        return loop.Request.LEAVE if around.lost() else stop
 
     def epoch(training: state.TrainState) -> None:
         if chief:
@@ -72,7 +72,7 @@ def work(run: str, config: TrainConfig, where: Device, splits: Splits, around: S
     def checkpoint(training: state.TrainState) -> None:
         def write() -> None:
             around.require()
-            state.save(run, training, meaning)
+            state.save(run, training, identity)
 
         _on_chief(write)
 

@@ -38,7 +38,7 @@ def held_plan(config: ScoreConfig, out: str, model_digest: str) -> Plan | None:
             "--overwrite to replace it, or another --out"
         )
     plan = plans.load_plan(out)
-    wanted = {**config.meaning(), "model": model_digest}
+    wanted = {**config.identity(), "model": model_digest}
     found = {**plan.request, "model": plan.model_digest}
     if other := [f"{name} {found.get(name)} -> {wanted[name]}" for name in wanted if found.get(name) != wanted[name]]:
         raise OutputError(f"{out}: holds another job ({'; '.join(other)}); give another --out, or --overwrite")
@@ -75,7 +75,7 @@ def commit(plan: Plan, job: Job, tally: Tally, about: dict[str, Any]) -> dict[st
             f"{counted} in {len(tally.parts)} are there; run again with --resume"
         )
     counts = {"inputs": counted, "predicted": total.predicted, "quarantined": total.quarantined}
-    names = {"job": job.job, "model_digest": job.model, "version": job.version}
+    names = {"job": job.id, "model_digest": job.model, "version": job.version}
     storage.write_json(
         storage.join(job.out, COMMIT), {**names, "plan": plan.fingerprint, **counts, "parts": dict(sorted(tally.parts.items()))}
     )

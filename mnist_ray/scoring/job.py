@@ -21,7 +21,7 @@ class Job:
     probabilities: int
     """How many of a digit's ten are written."""
     kept: pa.Schema
-    job: str
+    id: str
     """Hash of model and request."""
     model: str
     """Digest of the bundle."""

@@ -29,7 +29,7 @@ def part_metadata(job: Job, result: UnitResult) -> dict[bytes, str]:
     """What a part says of itself: job and counts."""
     counts = json.loads(result.to_json())
     counts["seconds"] = {}
-    return {_META: json.dumps({"job": job.job, "model": job.model, "version": job.version, "result": counts}, sort_keys=True)}
+    return {_META: json.dumps({"job": job.id, "model": job.model, "version": job.version, "result": counts}, sort_keys=True)}
 
 
 def read_metadata(schema: pa.Schema) -> tuple[str, str, UnitResult]:
@@ -72,7 +72,7 @@ def _finished(job: Job, name: str) -> UnitResult | None:
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
         return None  # not a part, or a damaged one: the unit is done again
     whole = (footer.num_rows, spoiled) == (result.predicted, result.quarantined)
-    return result if whole and held == job.job and name == part_name(result.unit) else None
+    return result if whole and held == job.id and name == part_name(result.unit) else None
 
 
 def _footer(uri: str) -> pq.FileMetaData:

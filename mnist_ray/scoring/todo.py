@@ -28,7 +28,7 @@ class Todo:
         """Look at the output folder and at the first inputs. Raises MnistRayError for what cannot be scored."""
         self._look = partial(held_plan, config, config.out, model_digest)
         self._held = self._look()
-        self.plan = self._held or Plan(config.meaning(), model_digest, schema.NOTHING)
+        self.plan = self._held or Plan(config.identity(), model_digest, schema.NOTHING)
         """What is planned, so far or in all."""
         self.changes: dict[str, int] = {}
         """How many planned inputs have changed or are gone, where that was looked at."""

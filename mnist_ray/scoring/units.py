@@ -83,7 +83,7 @@ class Units:
 
 def _options(config: ScoreConfig) -> str:
     """The options that change a unit's rows, as text."""
-    return json.dumps({k: v for k, v in config.meaning().items() if k not in ("inputs", "unit_rows")}, sort_keys=True)
+    return json.dumps({k: v for k, v in config.identity().items() if k not in ("inputs", "unit_rows")}, sort_keys=True)
 
 
 def _cut(images: Iterable[ImageFile], unit_rows: int) -> Iterator[list[ImageFile]]:

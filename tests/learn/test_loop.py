@@ -59,10 +59,10 @@ def _weights(training: state.TrainState) -> str:
     return hashlib.sha256(flat.numpy().tobytes()).hexdigest()
 
 
-def quiet_hooks(checkpoint: Callable[[state.TrainState], None], asked: Callable[[], loop.Ask] | None = None) -> loop.Hooks:
+def quiet_hooks(checkpoint: Callable[[state.TrainState], None], asked: Callable[[], loop.Request] | None = None) -> loop.Hooks:
     """Hooks that only keep checkpoints, and ask for what a test wants."""
     nothing = lambda *_: None  # noqa: E731
-    return loop.Hooks(nothing, asked or (lambda: loop.Ask.NOTHING), nothing, checkpoint, lambda: False)
+    return loop.Hooks(nothing, asked or (lambda: loop.Request.NOTHING), nothing, checkpoint, lambda: False)
 
 
 class _KilledError(Exception):
@@ -139,12 +139,12 @@ def test_evaluation_counts_each_digit_once_however_few(small: Splits) -> None:
 
 
 def _loop(config: TrainConfig, splits: Splits, hooks: loop.Hooks) -> loop.Loop:
-    training = state.make_state(config, len(loop.divide(config, splits)[0]), CPU)
+    training = state.make_state(config, len(loop.split_validation(config, splits)[0]), CPU)
     return loop.Loop(config, splits, training, CPU, hooks)
 
 
-@pytest.mark.parametrize(("ask", "saved"), [(loop.Ask.STOP, 1), (loop.Ask.LEAVE, 0)])
-def test_a_run_stops_when_asked_and_saves_if_it_is_still_its_own(ask: loop.Ask, saved: int, small: Splits) -> None:
+@pytest.mark.parametrize(("ask", "saved"), [(loop.Request.STOP, 1), (loop.Request.LEAVE, 0)])
+def test_a_run_stops_when_asked_and_saves_if_it_is_still_its_own(ask: loop.Request, saved: int, small: Splits) -> None:
     kept: list[int] = []
     hooks = quiet_hooks(lambda reached: kept.append(reached.samples_seen), lambda: ask)
     trainer = _loop(TrainConfig(workers="0", epochs=9, checkpoint_every="9"), small, hooks)
