@@ -1,4 +1,4 @@
-"""A ScoreConfig to a prediction table: units scored by processes of this machine, or by actors on Ray."""
+"""The scoring job: from a ScoreConfig to a prediction table."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from mnist_ray.cluster import runtime
 from mnist_ray.config import ScoreConfig
 from mnist_ray.console import Console
 from mnist_ray.data import storage
-from mnist_ray.errors import StoppedError
+from mnist_ray.errors import OutputError, StoppedError
 from mnist_ray.flags import scoring_pool
 from mnist_ray.run import processes
 from mnist_ray.run.clock import Clock
 from mnist_ray.run.owner import Owner, owning
+from mnist_ray.scoring.admit import admit, begin
 from mnist_ray.scoring.commit import commit
-from mnist_ray.scoring.job import UnitResult
-from mnist_ray.scoring.plan import UnitRef
-from mnist_ray.scoring.todo import Todo
+from mnist_ray.scoring.job import Job, Tally, UnitResult
+from mnist_ray.scoring.parts import finished_units, sweep
+from mnist_ray.scoring.plan import Plan
+from mnist_ray.scoring.planner import Planner
 
 SMALL_JOB = 200_000
-"""Inputs up to which `--workers auto` scores without Ray: seconds of work, and Ray takes ten to start."""
+"""Inputs up to which `--workers auto` scores without Ray. They take seconds, and Ray takes ten to start."""
 
 
 class Engine(NamedTuple):
-    """What scores units: how many at once, and how to begin."""
+    """What scores the units: the number of its workers, and the function that starts them."""
 
     workers: int
     results: Callable[[], Iterator[UnitResult]]
@@ -41,55 +43,70 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
     config = replace(config, inputs=tuple(storage.absolute(item) for item in config.inputs), out=storage.absolute(config.out))
     bundle = seal.find(config.model)
     _, digest = seal.read(bundle)
-    todo = Todo(config, digest)
-    if todo.num_done:
-        console.line(f"{todo.num_done:,} units are done already")
-    with _engine(todo, bundle, config) as engine, owning(config.out) as owner:
-        todo.begin()
+
+    held = admit(config, digest)
+    plan = held or Plan(config.identity(), digest)
+    finished = finished_units(config.out, plan.job_id) if held else {}
+    planner = Planner(config, plan, finished)
+    job = Job.of(planner.plan, config.out)
+    if finished:
+        console.line(f"{len(finished):,} units are done already")
+
+    with _engine(config, planner, job, bundle) as engine, owning(config.out) as owner:
+        if admit(config, digest) != held:
+            raise OutputError(f"{config.out}: another job has written here meanwhile; check what it holds, then start again")
+        if planner.planning:
+            begin(planner.plan, config.out, replace=held is None)
         clock.ready()
-        for result in engine.results():
-            if todo.tally.add(result):
-                clock.scored(result)
-                _show(todo, clock, console)
-            _require_unasked(owner)
-        about = {**clock.report(todo.tally.total.seconds, engine.workers), **todo.changes}
-        return commit(todo.plan, todo.job, todo.tally, about)
+        tally = _score(engine, planner, finished, clock, owner, console)
+
+        plan = planner.complete()
+        planned = {ref.id for ref in plan.refs(config.out)}
+        sweep(config.out, planned)
+        for unit in planned & finished.keys():
+            tally.add(finished[unit])
+        return commit(plan, job, tally, {**clock.report(tally.total.seconds, engine.workers), **planner.changes})
 
 
 @contextmanager
-def _engine(todo: Todo, bundle: str, config: ScoreConfig) -> Iterator[Engine]:
-    """What scores the units, ready to begin: processes of this machine, or a Ray cluster that has room for the actors."""
+def _engine(config: ScoreConfig, planner: Planner, job: Job, bundle: str) -> Iterator[Engine]:
+    """Processes of this machine, or a Ray cluster that has room for the actors. Nothing is started if nothing is to be done."""
     fewest, most = scoring_pool(config.workers)
-    small = config.workers == "auto" and not config.address and todo.at_most(SMALL_JOB)
-    if todo.at_most(0):
-        yield Engine(0, lambda: _nothing(todo.refs()))
+    small = config.workers == "auto" and not config.address and planner.at_most(SMALL_JOB)
+    if planner.at_most(0):
+        yield Engine(0, lambda: iter(()))
     elif most == 0 or small:
         with processes.workers(bundle, config.device) as workers:
-            yield Engine(processes.cores(), lambda: workers.stream(todo.refs(), todo.job))
+            yield Engine(processes.cores(), lambda: workers.stream(planner.pending(), job))
     else:
         with runtime.cluster(config.address):
             from mnist_ray.cluster import actors
 
             pool = (fewest, most) if most > 0 else (runtime.size(config.device),) * 2
             needs = runtime.resources(*pool, config.device)
-            yield Engine(pool[1], lambda: actors.stream(todo, bundle, pool, needs))
+            yield Engine(pool[1], lambda: actors.stream(planner, job, bundle, pool, needs))
 
 
-def _nothing(refs: Iterator[UnitRef]) -> Iterator[UnitResult]:
-    """No results: all units are done, and asking for the next one counts them."""
-    if ref := next(refs, None):
-        raise AssertionError(f"unit {ref.id} was done already")
-    return iter(())
+def _score(
+    engine: Engine, planner: Planner, finished: dict[str, UnitResult], clock: Clock, owner: Owner, console: Console
+) -> Tally:
+    """Score the units that are not finished, and count them."""
+    tally, before = Tally(), sum(result.inputs for result in finished.values())
+    for result in engine.results():
+        if tally.add(result):
+            clock.scored(result)
+            _show(planner.plan, before + tally.total.inputs, clock, console)
+        _raise_if_stopped(owner)
+    return tally
 
 
-def _show(todo: Todo, clock: Clock, console: Console) -> None:
-    planned, done = todo.plan.num_inputs, todo.tally.inputs
-    share = f"{done / planned:4.0%}  {done:,} of {planned:,}" if todo.plan.complete else f"{done:,}"
+def _show(plan: Plan, done: int, clock: Clock, console: Console) -> None:
+    share = f"{done / plan.num_inputs:4.0%}  {done:,} of {plan.num_inputs:,}" if plan.complete else f"{done:,}"
     console.progress(f"scoring {share} inputs  {clock.images_per_second():,.0f} images/s")
 
 
-def _require_unasked(owner: Owner) -> None:
-    """Raise what a job that a signal stops, or another job replaces, ends with."""
+def _raise_if_stopped(owner: Owner) -> None:
+    """Raise if this job was signalled or replaced."""
     owner.require()
     if owner.signal == signal.SIGINT:
         raise KeyboardInterrupt

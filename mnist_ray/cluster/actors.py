@@ -1,4 +1,4 @@
-"""Scoring on Ray: units stream from the plan in the output folder through a pool of actors; only receipts come back."""
+"""Scoring on Ray: the units of the plan stream through a pool of actors, and only their results come back."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -25,22 +26,22 @@ from mnist_ray.errors import ClusterError, MnistRayError, first_line, from_statu
 from mnist_ray.run.processes import predictor
 from mnist_ray.scoring.job import Job, UnitResult
 from mnist_ray.scoring.plan import FOLDER, UnitRef, load_plan, load_unit, part_refs
-from mnist_ray.scoring.todo import Todo
+from mnist_ray.scoring.planner import Planner
 from mnist_ray.scoring.unit import score_unit
 
 STALLED_S = 900
-"""Seconds without any progress after which Ray Data gives a job up."""
-LOOK_S = 0.5
-"""Seconds between two looks at a plan that is still being made."""
-AHEAD = 2
-"""Units that an actor has: the one it scores, and the next."""
+"""Seconds without progress after which Ray Data gives up a job."""
+POLL_S = 0.5
+"""Seconds between two looks at a plan that is not complete yet."""
+TASKS_PER_ACTOR = 2
+"""Units sent to an actor: the one that it scores, and the next one."""
 RAY_EXTENSIONS = (
     "ray.data.arrow_pickled_object",
     "ray.data.arrow_tensor",
     "ray.data.arrow_tensor_v2",
     "ray.data.arrow_variable_shaped_tensor",
 )
-"""Types that Ray registers with pyarrow. Where they are registered, reading a file may run code that the file names.
+"""Types that Ray registers with pyarrow. While they are registered, reading a file may run code that the file contains.
 
 They are unregistered in every process that imports this module, so that files are read as they are without Ray.
 """
@@ -51,28 +52,23 @@ for _name in RAY_EXTENSIONS:
 Row = dict[str, Any]
 
 
-def _failed(error: MnistRayError) -> Row:
-    """An error of ours as plain values: of an exception Ray Data hands on the text alone."""
-    return {"result": str(error), "status": error.exit_status}
-
-
 def _follow(out: str, skip: frozenset[str]) -> Iterator[pa.Table]:
-    """The units of a plan but for some, one row each, while others still write the plan."""
+    """The units of a plan, one row each, except those in `skip`. The plan may still be growing."""
     seen: set[str] = set()
     while True:
-        plan = load_plan(out)  # before the parts are listed: of a complete plan they are then all there
+        plan = load_plan(out)  # before the files are listed: those of a complete plan are then all visible
         for part in storage.names(storage.join(out, FOLDER)):
             if part not in seen and not part.startswith("."):
                 seen.add(part)
-                todo = [asdict(ref) for ref in part_refs(out, part) if ref.id not in skip]
-                yield from (pa.table({name: [value] for name, value in row.items()}) for row in todo)
+                rows = [asdict(ref) for ref in part_refs(out, part) if ref.id not in skip]
+                yield from (pa.table({name: [value] for name, value in row.items()}) for row in rows)
         if plan.complete or plan.failed:
             return
-        time.sleep(LOOK_S)
+        time.sleep(POLL_S)
 
 
 class PlannedUnits(Datasource):
-    """The units of the plan in an output folder. They are read where this program runs: there the folder is."""
+    """The units of the plan in an output folder. The driver's node reads them: it sees the folder."""
 
     def __init__(self, out: str, skip: frozenset[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -83,12 +79,12 @@ class PlannedUnits(Datasource):
         return None
 
     def get_read_tasks(self, *_: object, **__: object) -> list[ReadTask]:
-        """One: it streams."""
+        """One task, which streams."""
         return [ReadTask(self._read, BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None))]
 
 
 class _Metrics:
-    """What an actor has done, for Prometheus: Ray exports it with its own metrics."""
+    """The work of an actor as Ray metrics, which Prometheus can scrape."""
 
     def __init__(self) -> None:
         self._images = Counter("mnist_ray_score_images", "Images predicted.")
@@ -97,7 +93,7 @@ class _Metrics:
         self._seconds = Counter("mnist_ray_score_seconds", "Seconds of work.", tag_keys=("stage",))
 
     def add(self, result: UnitResult) -> None:
-        """Count a unit. Ray refuses an increment of zero."""
+        """Add a unit. Ray refuses an increment of zero."""
         for counter, value in ((self._images, result.predicted), (self._bytes, result.input_bytes)):
             if value:
                 counter.inc(value)
@@ -109,7 +105,10 @@ class _Metrics:
 
 
 class Actor:
-    """A scoring worker: it loads and tests the model once, and then scores one unit per call."""
+    """A scoring worker. It loads and tests the model once, and then scores one unit per call.
+
+    Our own errors are returned as plain values, because Ray Data passes on only the text of an exception.
+    """
 
     def __init__(self, job: Job, bundle: str, device: str) -> None:
         self._job, self._metrics = job, _Metrics()
@@ -120,7 +119,7 @@ class Actor:
             self._failure = error
 
     def __call__(self, row: Row) -> Row:
-        """The result of the unit of this row."""
+        """The result of the unit that this row names, or an error."""
         try:
             if self._failure:
                 raise self._failure
@@ -128,27 +127,18 @@ class Actor:
             self._metrics.add(result)
             return {"result": result.to_json(), "status": 0}
         except MnistRayError as error:
-            return _failed(error)
+            return {"result": str(error), "status": error.exit_status}
 
 
-def stream(todo: Todo, bundle: str, pool: tuple[int, int], needs: dict[str, float]) -> Iterator[UnitResult]:
-    """Score units in a pool of actors. Ray replaces lost actors and does their unit again, which overwrites itself."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_no_progress_timeout_s = STALLED_S
-    context.target_max_block_size = 1  # every unit in a block of its own: a task each, as soon as it is planned
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors reach the user as ours
-    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    planned = PlannedUnits(todo.job.out, todo.skip)
-    units = ray.data.read_datasource(planned, num_cpus=0, label_selector=here, override_num_blocks=1)
-    results = units.map(
-        Actor,
-        fn_constructor_args=(todo.job, bundle, runtime.granted_device(needs)),
-        num_cpus=needs["CPU"],
-        num_gpus=needs.get("GPU", 0),
-        compute=ray.data.ActorPoolStrategy(min_size=pool[0], max_size=pool[1], max_tasks_in_flight_per_actor=AHEAD),
-    )
-    with _Planning(todo):
+def stream(planner: Planner, job: Job, bundle: str, pool: tuple[int, int], needs: dict[str, float]) -> Iterator[UnitResult]:
+    """Plan the inputs and score the units in a pool of actors. Ray replaces a lost actor and scores its unit again.
+
+    `pool` is the smallest and the largest number of actors, `needs` the resources of each. Raises MnistRayError.
+    """
+    results = _results(job, planner.skip, bundle, pool, needs)
+    stop = threading.Event()
+    with ThreadPoolExecutor(1, "planner") as thread:
+        planning = thread.submit(_plan, planner, stop)
         try:
             for row in results.iter_rows():
                 if row["status"]:
@@ -157,31 +147,37 @@ def stream(todo: Todo, bundle: str, pool: tuple[int, int], needs: dict[str, floa
         except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
             why = first_line(error)
             raise ClusterError(f"scoring stopped: {why}; run again with --resume to score the rest") from error
+        finally:
+            stop.set()
+        planning.result()
 
 
-class _Planning(threading.Thread):
-    """Lists the inputs and plans, while units that are planned are scored."""
+def _results(job: Job, skip: frozenset[str], bundle: str, pool: tuple[int, int], needs: dict[str, float]) -> ray.data.Dataset:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = STALLED_S
+    context.target_max_block_size = 1  # a block, and so a task, for each unit: it starts as soon as it is planned
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors reach the user as ours
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    units = ray.data.read_datasource(PlannedUnits(job.out, skip), num_cpus=0, label_selector=here, override_num_blocks=1)
+    results: ray.data.Dataset = units.map(
+        Actor,
+        fn_constructor_args=(job, bundle, runtime.granted_device(needs)),
+        num_cpus=needs["CPU"],
+        num_gpus=needs.get("GPU", 0),
+        compute=ray.data.ActorPoolStrategy(min_size=pool[0], max_size=pool[1], max_tasks_in_flight_per_actor=TASKS_PER_ACTOR),
+    )
+    return results
 
-    def __init__(self, todo: Todo) -> None:
-        super().__init__(daemon=True)
-        self._todo, self._over = todo, False
-        self._error: BaseException | None = None
 
-    def run(self) -> None:
-        try:
-            for _ in self._todo.refs():
-                if self._over:
-                    return
-        except BaseException as error:
-            self._error = error
-            with suppress(MnistRayError):
-                replace(self._todo.plan, failed=first_line(error)).save(self._todo.job.out)
-
-    def __enter__(self) -> None:
-        self.start()
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._over = error is not None
-        self.join()
-        if self._error and not error:
-            raise self._error
+def _plan(planner: Planner, stop: threading.Event) -> None:
+    """Plan all inputs, in a thread, while the actors score what is planned."""
+    try:
+        for _ in planner.pending():
+            if stop.is_set():
+                return
+        planner.complete()
+    except BaseException as error:
+        with suppress(MnistRayError):
+            planner.fail(first_line(error))
+        raise

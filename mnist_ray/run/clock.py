@@ -1,4 +1,4 @@
-"""How long a scoring job takes, and what limits it."""
+"""The speed of a scoring job, and what limits it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mnist_ray.scoring.job import UnitResult
 
 
 class Clock:
-    """Seconds from the start of the job, and the inputs scored in them."""
+    """Measures the seconds since the start of a job and counts the inputs that it has scored."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()
@@ -20,26 +20,26 @@ class Clock:
         return time.perf_counter() - self._began
 
     def ready(self) -> None:
-        """Model or cluster are there: units may be scored."""
+        """Note that the model or the cluster is ready."""
         self._ready = self._now()
 
     def scored(self, result: UnitResult) -> None:
-        """A unit is done."""
+        """Note that a unit is scored."""
         self._last = self._now()
         self._scored += result.predicted + result.quarantined
         if not self._first:
             self._first, self._scored_first = self._last, self._scored
 
     def images_per_second(self) -> float:
-        """Of the whole job so far."""
+        """Inputs per second, since the start of the job."""
         return self._scored / max(self._now(), 1e-9)
 
     def report(self, stages: dict[str, float], workers: int) -> dict[str, Any]:
-        """What the summary says of speed. `stages` are the seconds that all workers spent on each.
+        """The summary's entries about speed. `stages` holds the seconds of work of all workers, by stage.
 
-        `start_seconds` end with the first finished unit, and the steady rate is that of all units after it. What limits is
-        "start" if it took more than half of the job, "listing" if the workers had less than half of the rest to do, and else
-        the stage on which they spent most.
+        The start ends with the first scored unit. The steady rate counts all units after it. `limited_by` is "start" if the
+        start took more than half of the job, "listing" if the workers were idle for more than half of the time after it, and
+        else the stage that took most of their time.
         """
         total = self._now()
         steady = self._last - self._first

@@ -1,4 +1,4 @@
-"""Scoring without Ray: units in processes of this machine, one for each core (docs/decisions/0016)."""
+"""Scoring without Ray: units are scored by processes of this machine, one for each core (docs/decisions/0016)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+@cache
 def predictor(bundle: str, device: str) -> Predict:
-    """The model as a function of digits, on one thread of a CPU: there are as many that use one. Raises ModelError."""
+    """The tested model of a bundle as a function of digits. Raises ModelError.
+
+    On the CPU it is single-threaded: one process runs per core.
+    """
     import torch
 
     from mnist_ray.artifact.bundle import load
@@ -35,19 +39,19 @@ def predictor(bundle: str, device: str) -> Predict:
     return Predictor.ready(load(bundle), pick_device(device))
 
 
-_predictor = cache(predictor)
-
-
 class Workers:
-    """Processes that have the model, and score units of one job."""
+    """Processes that score units of one job with one model."""
 
     def __init__(self, pool: ProcessPoolExecutor, bundle: str, device: str) -> None:
-        """Load and test the model in the first one. Raises ModelError."""
+        """Load and test the model in the first process. Raises ModelError."""
         self._pool, self._model = pool, (bundle, device)
         pool.submit(_load, *self._model).result()
 
     def stream(self, refs: Iterable[UnitRef], job: Job) -> Iterator[UnitResult]:
-        """Score units, those planned first first; a few are asked for ahead. Raises MnistRayError."""
+        """Score units, and yield each result as soon as it is there. Raises MnistRayError.
+
+        At most two units per core wait for a process, so that `refs` is read no faster than units are scored.
+        """
         running: set[Future[UnitResult]] = set()
         try:
             for ref in refs:
@@ -62,18 +66,18 @@ class Workers:
 
 @contextmanager
 def workers(bundle: str, device: str) -> Iterator[Workers]:
-    """Processes forked from one that has imported what they need; they end with this block, and with this process."""
+    """Processes that end with this block, and with this process. They are forked from one that has imported PyTorch."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([predictor.__module__, "mnist_ray.artifact.predictor"])
-    pool = ProcessPoolExecutor(cores(), context, initializer=_begin)
+    context.set_forkserver_preload([__name__, "mnist_ray.artifact.predictor"])
+    pool = ProcessPoolExecutor(cores(), context, initializer=_start_process)
     try:
         yield Workers(pool, bundle, device)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a key pressed reaches all processes: the first one alone decides
+def _start_process() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; only the driver handles it
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -84,8 +88,9 @@ def _end_with_parent() -> None:
 
 
 def _load(bundle: str, device: str) -> None:
-    _predictor(bundle, device)
+    """Load the model. It cannot be returned: it does not cross the process boundary."""
+    predictor(bundle, device)
 
 
 def _score(ref: UnitRef, job: Job, bundle: str, device: str) -> UnitResult:
-    return score_unit(load_unit(job.out, ref), job, _predictor(bundle, device))
+    return score_unit(load_unit(job.out, ref), job, predictor(bundle, device))

@@ -1,4 +1,4 @@
-"""INPUT arguments to what there is to score: a stream of image files, and Parquet files."""
+"""The inputs of a job: the INPUT arguments, resolved to a stream of image files and a list of Parquet files."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ _SUFFIXES = (*IMAGE_SUFFIXES, _TABLE)
 
 
 class Listing:
-    """Everything to score, listed as it is asked for: what all of it holds is known when `images` has come to its end.
+    """The files to score, listed as `images` is iterated over. `tables` and `ignored` are complete once it is exhausted.
 
-    A file found by two inputs is listed once, for which the names are held; one folder or one manifest needs no such list.
-    Lines of a manifest are inputs each of its own, even if they are equal.
+    A file that two inputs contain is listed once. So if there are several inputs, or a glob, the names stay in memory.
+    Each line of a manifest is an input, even if it repeats another line.
     """
 
     def __init__(self, inputs: tuple[str, ...], truth_column: str, out: str) -> None:
-        """Look at each input's first file. Raises DataError for one that holds nothing to score, and UsageError."""
+        """List the first file of each input. Raises DataError for an input with nothing to score, and UsageError."""
         self.tables: list[FileEntry] = []
         """Parquet files."""
         self.ignored = 0
-        """Files in folders that are neither images nor Parquet."""
-        self._met = 0
+        """Files in input folders that are neither images nor Parquet."""
+        self._num_found = 0
         self._out = f"{out}/"
         self._truth_column = truth_column
         self._seen: set[str] | None = set() if len(inputs) > 1 or any(mark in inputs[0] for mark in _WILDCARDS) else None
         for item in inputs:
             if f"{item}/".startswith(self._out):
                 raise UsageError(f"{item}: lies in the output folder {out}; give another --out")
-        self._streams = [self._begun(item) for item in sorted(inputs)]
+        self._streams = [self._start(item) for item in sorted(inputs)]
 
     def images(self) -> Iterator[ImageFile]:
         """The image files of every input. Raises DataError."""
         return chain.from_iterable(self._streams)
 
-    def _begun(self, item: str) -> Iterator[ImageFile]:
-        before, stream = self._met, self._images_of(item)
+    def _start(self, item: str) -> Iterator[ImageFile]:
+        before, stream = self._num_found, self._images_of(item)
         first = next(stream, None)
         if first is not None:
             return chain([first], stream)
-        if self._met == before:
+        if self._num_found == before:
             raise DataError(
                 f"{item}: holds nothing to score: no {' '.join(IMAGE_SUFFIXES)} and no {_TABLE}; "
-                f"{self.ignored} other files were passed over"
+                f"{self.ignored} other files were ignored"
             )
         return iter(())
 
@@ -69,8 +69,8 @@ class Listing:
             raise DataError(f"{item}: there is no such file or folder; expected a folder, a glob, an image or a manifest")
 
     def _new(self, entry: FileEntry) -> bool:
-        """Whether this file, which is to be scored, was not listed before."""
-        self._met += 1
+        """Whether this file was not listed before."""
+        self._num_found += 1
         if self._seen is None:
             return True
         before = len(self._seen)
@@ -92,7 +92,7 @@ class Listing:
                 yield ImageFile(entry, digit_of(entry.uri))
 
     def _file(self, item: str) -> Iterator[ImageFile]:
-        """A file that was named: a manifest, a Parquet file, or else an image, whatever its name."""
+        """A file that an INPUT names: a manifest, a Parquet file, or an image, even if its name has another suffix."""
         lines = manifest.lines(item, self._truth_column)
         if lines is not None:
             yield from lines

@@ -1,49 +1,67 @@
-"""What every worker of one scoring job is told, and what it answers for each unit."""
+"""What every worker of a scoring job needs to know, and what it returns for each unit."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from dataclasses import dataclass, field
-from threading import Lock
 from typing import Any
 
 import pyarrow as pa
 
+import mnist_ray
+from mnist_ray.flags import probabilities
+from mnist_ray.scoring.plan import Plan
+
 
 @dataclass(frozen=True)
 class Job:
-    """The options that decide a unit's rows, and the names that its part carries."""
+    """The options that decide the rows of a unit, and the names that its part carries."""
 
     out: str
     image_column: str
     truth_column: str
     probabilities: int
-    """How many of a digit's ten are written."""
+    """How many of the ten probabilities of an image are written."""
     kept: pa.Schema
+    """The columns of Parquet inputs that are passed through."""
     id: str
-    """Hash of model and request."""
+    """Hash of the model and of the options."""
     model: str
-    """Digest of the bundle."""
+    """Digest of the model bundle."""
     version: str
     """Version of this package."""
+
+    @staticmethod
+    def of(plan: Plan, out: str) -> Job:
+        """The job of the plan in an output folder."""
+        options = plan.request
+        columns = (options["image_column"], options["truth_column"], probabilities(options["probabilities"]), plan.kept)
+        return Job(out, *columns, plan.job_id, plan.model_digest, mnist_ray.__version__)
 
 
 @dataclass
 class UnitResult:
-    """The counts of one unit: all of them add up over units."""
+    """The counts of one unit. The counts of several units add up."""
 
     unit: str
     predicted: int = 0
     quarantined: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    """Quarantined inputs by reason."""
     digits: list[int] = field(default_factory=lambda: [0] * 10)
-    """Predictions of each digit."""
+    """Predictions by digit."""
     correct: int = 0
     with_truth: int = 0
+    """Predictions whose true digit is known."""
     input_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
-    """By stage, on the worker; not kept in the part, which depends on the input alone."""
+    """Seconds of work by stage. The part does not keep them: its bytes depend on the input alone."""
+
+    @property
+    def inputs(self) -> int:
+        """Inputs that are accounted for."""
+        return self.predicted + self.quarantined
 
     def spend(self, seconds: dict[str, float]) -> None:
         """Add seconds by stage."""
@@ -51,7 +69,7 @@ class UnitResult:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
 
     def add(self, other: UnitResult) -> None:
-        """Add another unit's counts and seconds."""
+        """Add the counts and seconds of another unit."""
         self.predicted += other.predicted
         self.quarantined += other.quarantined
         self.reasons += other.reasons
@@ -73,24 +91,20 @@ class UnitResult:
 
 
 class Tally:
-    """The counts of all units that are done, each once."""
+    """The counts of all finished units. Each unit counts once."""
 
     def __init__(self) -> None:
         self.total = UnitResult("")
         self.parts: dict[str, list[int]] = {}
         """Predicted and quarantined inputs of each unit."""
-        self._lock = Lock()
 
     def add(self, result: UnitResult) -> bool:
-        """Count a unit, unless it has been: Ray may do one twice when an actor is lost, and its part is then the same."""
-        with self._lock:  # units that were done before are counted by the thread that plans
-            if result.unit in self.parts:
-                return False
-            self.parts[result.unit] = [result.predicted, result.quarantined]
-            self.total.add(result)
-            return True
+        """Count a unit and return True, or return False if it is counted already.
 
-    @property
-    def inputs(self) -> int:
-        """Inputs that are accounted for."""
-        return self.total.predicted + self.total.quarantined
+        Ray scores a unit again when it loses an actor. The second result equals the first.
+        """
+        if result.unit in self.parts:
+            return False
+        self.parts[result.unit] = [result.predicted, result.quarantined]
+        self.total.add(result)
+        return True

@@ -1,61 +1,61 @@
-"""What a plan holds already: tells new inputs from those that are planned, have changed, or are gone."""
+"""The inputs that a plan holds already, to find those that are new, changed or gone."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
-
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mnist_ray.data import storage
 from mnist_ray.data.listing import FileEntry
-from mnist_ray.scoring.plan import UnitRef, load_unit
+from mnist_ray.scoring import schema
+from mnist_ray.scoring.plan import Plan
 
 CHANGES = "changes.parquet"
 
 
 class Known:
-    """The sources of planned units, each as often as it is planned. They are held in memory, some 200 bytes for each."""
+    """The sources of a plan, each as often as it is planned. They stay in memory: about 200 bytes for each."""
 
-    def __init__(self, out: str, refs: Iterable[UnitRef]) -> None:
+    def __init__(self, plan: Plan, out: str) -> None:
+        """Read the plan. Raises OutputError if it is damaged."""
         self.changed: list[str] = []
-        """Listed sources of another size or version than planned."""
-        self._left: Counter[str] = Counter()
-        self._versions: dict[str, tuple[int, str]] = {}
-        self._units: dict[str, set[str]] = {}
-        for ref in refs:
-            rows = load_unit(out, ref).rows.select(["source", "size_bytes", "version", "first_row"]).to_pydict()
-            for source, *version, first_row in zip(*rows.values(), strict=True):
-                if first_row is None or source not in self._left:  # a table has many ranges, and is listed once
-                    self._left[source] += 1
-                self._versions[source] = (version[0], version[1])
-                self._units.setdefault(source, set()).add(ref.id)
+        """Listed sources that have another size or version than planned."""
+        rows = pa.concat_tables([schema.PLAN.empty_table(), *(unit.rows for unit in plan.units(out))])
+        self._planned = rows.select(["unit", "source"])
+        last = [("size_bytes", "last"), ("version", "last")]
+        files = [("first_row", "count", pc.CountOptions(mode="only_null"))]
+        sources = rows.group_by("source", use_threads=False).aggregate([*files, *last])
+        columns = [sources[name].to_pylist() for name in ("source", "first_row_count", "size_bytes_last", "version_last")]
+        # A Parquet file has a row for each of its ranges, and is listed once.
+        self._left = {source: max(1, count) for source, count in zip(*columns[:2], strict=True)}
+        self._versions = {source: version for source, *version in zip(columns[0], *columns[2:], strict=True)}
 
     def __bool__(self) -> bool:
         """Whether anything is planned."""
-        return bool(self._units)
+        return bool(self._left)
 
     def is_new(self, entry: FileEntry) -> bool:
-        """Whether a listed file is not planned yet."""
+        """Whether a listed file is not planned yet. Each call counts as one listing of the file."""
         source = storage.to_text(entry.uri)
-        if self._left[source] <= 0:
+        if self._left.get(source, 0) <= 0:
             return True
         self._left[source] -= 1
-        if self._versions[source] != (entry.size, entry.version):
+        if self._versions[source] != [entry.size, entry.version]:
             self.changed.append(source)
         return False
 
     def vanished(self) -> list[str]:
-        """Planned sources that were not listed; to be asked when all is listed."""
+        """Planned sources that were not listed. It is known once all inputs are listed."""
         return [source for source, left in self._left.items() if left > 0]
 
-    def stale(self) -> set[str]:
-        """The units that hold a changed or vanished source."""
-        return {unit for source in [*self.changed, *self.vanished()] for unit in self._units[source]}
+    def stale(self) -> list[str]:
+        """The units that hold a changed or vanished source, sorted."""
+        sources = pa.array([*self.changed, *self.vanished()], pa.string())
+        return sorted(self._planned.filter(pc.is_in(self._planned["source"], sources))["unit"].unique().to_pylist())
 
     def write_changes(self, out: str) -> dict[str, int]:
-        """Put the names of changed and vanished sources beside the tables, and return how many there are."""
+        """Write the changed and vanished sources to `changes.parquet`, and return how many there are of each."""
         found = {"changed": self.changed, "vanished": self.vanished()}
         names = [source for sources in found.values() for source in sources]
         kinds = [kind for kind, sources in found.items() for _ in sources]

@@ -1,4 +1,4 @@
-"""Manifests: files that list the paths of images, read as a stream."""
+"""Manifests: files that list the paths of images. They are read as a stream."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from mnist_ray.data.images import digit_of
 from mnist_ray.data.listing import ImageFile, batches, stat_files
 from mnist_ray.errors import DataError
 
-_AT_ONCE = 1 << 14
+_BATCH = 1 << 14
 
 
 def lines(item: str, truth_column: str) -> Iterator[ImageFile] | None:
-    """The image files that a file lists; None where it is no manifest. Raises DataError.
+    """The image files that a manifest lists; None if the file is not a manifest. Raises DataError.
 
-    A path that is not there is an input, too: it is quarantined.
+    A path without a file is an input, too: scoring quarantines it.
     """
     name = item.lower()
     if name.endswith((".txt", ".lst")):
-        return _images(item, ((batch, None) for batch in batches(_text(item), _AT_ONCE)))
+        return _images(item, ((batch, None) for batch in batches(_text(item), _BATCH)))
     if name.endswith((".csv", ".tsv")):
         return _images(item, _table(item, _csv(item), truth_column))
     if name.endswith(".parquet") and _lists_paths(item):
@@ -40,7 +40,7 @@ def _text(item: str) -> Iterator[str]:
 
 
 Batch = tuple[list[str], list[int | None] | None]
-"""Paths, and their true digits where the manifest has such a column."""
+"""Paths, and their true digits if the manifest has such a column."""
 
 
 def _table(item: str, found: Iterator[pa.RecordBatch], truth_column: str) -> Iterator[Batch]:
@@ -81,13 +81,13 @@ def _parquet(item: str, truth_column: str) -> Iterator[pa.RecordBatch]:
             found = parquet.schema_arrow
             columns.require_unique(found, item)
             wanted = {columns.path_column(found), columns.truth_column(found, truth_column, item)}
-            yield from parquet.iter_batches(_AT_ONCE, columns=[name for name in found.names if name in wanted])
+            yield from parquet.iter_batches(_BATCH, columns=[name for name in found.names if name in wanted])
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{item}: cannot be read as a manifest: {error}") from None
 
 
 def _lists_paths(item: str) -> bool:
-    """Whether a Parquet file lists paths rather than holding images; one that cannot be read does not."""
+    """Whether a Parquet file lists paths instead of holding images. False if it cannot be read."""
     try:
         with storage.open_file(item) as stream:
             schema = pq.read_schema(stream)
@@ -101,7 +101,7 @@ def _lists_paths(item: str) -> bool:
 
 
 def _images(item: str, found: Iterable[Batch]) -> Iterator[ImageFile]:
-    """The files behind paths; a relative one is relative to the manifest's folder."""
+    """The files of the paths. A relative path is relative to the folder of the manifest."""
     folder = item.rpartition("/")[0]
     for paths, truths in found:
         for path in paths:

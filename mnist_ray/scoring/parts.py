@@ -1,9 +1,13 @@
-"""A part: one unit's file in the prediction table and its file in the quarantine table."""
+"""A part: the rows of one unit, as one file of the prediction table and, if inputs were rejected, one of the quarantine table.
+
+The quarantine file is written first. The prediction file is written last, even without rows: it marks the unit as finished.
+Both carry the id of the job, the digest of the model and the counts of the unit in their Parquet metadata.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -11,70 +15,98 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mnist_ray.data import storage
+from mnist_ray.scoring import schema
 from mnist_ray.scoring.job import Job, UnitResult
-from mnist_ray.scoring.plan import WorkUnit
 
-_META = b"mnist_ray"
-_READERS = 16
+PREDICTIONS, QUARANTINE = "predictions", "quarantine"
 ROW_GROUP = 1024
-"""Rows with statistics of their own. They are sorted by confidence, so those below a limit lie in the first few groups."""
+"""Rows of a row group. Rows are sorted by confidence, so a query for low confidence reads the first row groups only."""
+DAMAGE = (OSError, pa.ArrowException, KeyError, TypeError, ValueError)
+"""What reading a file raises that is damaged or is not a part."""
+_METADATA = b"mnist_ray"
+_READERS = 16
 
 
 def part_name(unit_id: str) -> str:
-    """The file name of a unit's part, in both tables."""
+    """The file name of a unit's part. It is the same in both tables."""
     return f"part-{unit_id}.parquet"
 
 
-def part_metadata(job: Job, result: UnitResult) -> dict[bytes, str]:
-    """What a part says of itself: job and counts."""
-    counts = json.loads(result.to_json())
-    counts["seconds"] = {}
-    return {_META: json.dumps({"job": job.id, "model": job.model, "version": job.version, "result": counts}, sort_keys=True)}
+def write_part(job: Job, result: UnitResult, predicted: pa.Table, quarantined: pa.Table) -> None:
+    """Write the rows of a unit, the least confident first. Writing it again replaces it. Raises StorageError."""
+    metadata = _metadata(job, result)
+    quarantine = storage.join(job.out, QUARANTINE, part_name(result.unit))
+    if quarantined.num_rows:
+        _write(quarantine, quarantined, metadata)
+    else:  # an earlier attempt may have rejected what this one could read
+        storage.delete(quarantine)
+    predicted = predicted.take(pc.sort_indices(predicted, sort_keys=[("confidence", "ascending")]))
+    _write(storage.join(job.out, PREDICTIONS, part_name(result.unit)), predicted, metadata)
 
 
-def read_metadata(schema: pa.Schema) -> tuple[str, str, UnitResult]:
-    """Job, model digest and counts of a part. Raises KeyError, TypeError or ValueError for another file."""
-    about = json.loads(schema.metadata[_META])
-    return about["job"], about["model"], UnitResult.from_json(json.dumps(about["result"]))
-
-
-def write_parts(unit: WorkUnit, job: Job, result: UnitResult, predicted: list[pa.Table], quarantined: list[pa.Table]) -> None:
-    """The quarantine first: a unit is done once its part of the predictions is there, even one without rows."""
-    metadata = part_metadata(job, result)
-    place = storage.join(job.out, "quarantine", part_name(unit.id))
-    if result.quarantined:
-        _write_part(place, pa.concat_tables(quarantined), metadata)
-    else:  # of an attempt that could not read what this one could
-        storage.delete(place)
-    table = pa.concat_tables(predicted)
-    table = table.take(pc.sort_indices(table, sort_keys=[("confidence", "ascending")]))
-    _write_part(storage.join(job.out, "predictions", part_name(unit.id)), table, metadata)
-
-
-def _write_part(uri: str, table: pa.Table, metadata: dict[bytes, str]) -> None:
+def _write(uri: str, table: pa.Table, metadata: dict[bytes, str]) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd", row_group_size=ROW_GROUP)
     storage.write(uri, sink.getvalue().to_pybytes())
 
 
-def finished_units(job: Job) -> Iterator[UnitResult]:
-    """The units whose parts are there and whole, read from the parts alone."""
-    names = storage.names(storage.join(job.out, "predictions"))
+def _metadata(job: Job, result: UnitResult) -> dict[bytes, str]:
+    counts = {**json.loads(result.to_json()), "seconds": {}}
+    about = {"job": job.id, "model": job.model, "version": job.version, "result": counts}
+    return {_METADATA: json.dumps(about, sort_keys=True)}
+
+
+def _read_metadata(found: pa.Schema) -> tuple[str, str, UnitResult]:
+    """Job id, model digest and counts of a part. Raises KeyError, TypeError or ValueError if the file is not a part."""
+    about = json.loads(found.metadata[_METADATA])
+    return about["job"], about["model"], UnitResult.from_json(json.dumps(about["result"]))
+
+
+def read_part(job: Job, unit_id: str, table: str) -> tuple[pa.Table, UnitResult]:
+    """All rows and the counts of a unit's part in one of the two tables.
+
+    Raises FileNotFoundError if it is missing, and one of `DAMAGE` if it is damaged, or is the part of another job or unit.
+    """
+    with storage.open_file(storage.join(job.out, table, part_name(unit_id))) as stream:
+        found = pq.ParquetFile(stream).read()  # every column, so that a damaged page anywhere shows
+    job_id, model, result = _read_metadata(found.schema)
+    if (job_id, model, result.unit) != (job.id, job.model, unit_id):
+        raise ValueError("it comes from another job, model or unit")
+    expected = schema.predictions(job.kept, job.probabilities) if table == PREDICTIONS else schema.quarantine()
+    if not found.schema.equals(expected):
+        raise ValueError(f"its columns are {found.schema.names}, expected {expected.names} with their types")
+    return found, result
+
+
+def finished_units(out: str, job_id: str) -> dict[str, UnitResult]:
+    """The units of a job whose parts are complete, by id. Reads only the footers of the parts."""
+    names = storage.names(storage.join(out, PREDICTIONS))
     with ThreadPoolExecutor(_READERS) as pool:
-        yield from filter(None, pool.map(lambda name: _finished(job, name), names))
+        results = pool.map(lambda name: _finished(out, job_id, name), names)
+        return {result.unit: result for result in results if result}
 
 
-def _finished(job: Job, name: str) -> UnitResult | None:
+def _finished(out: str, job_id: str, name: str) -> UnitResult | None:
+    """The counts of a part if both of its files hold as many rows as it counts, else None: its unit is scored again."""
     try:
-        footer = _footer(storage.join(job.out, "predictions", name))
-        held, _, result = read_metadata(footer.schema.to_arrow_schema())
-        spoiled = _footer(storage.join(job.out, "quarantine", name)).num_rows if result.quarantined else 0
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
-        return None  # not a part, or a damaged one: the unit is done again
-    whole = (footer.num_rows, spoiled) == (result.predicted, result.quarantined)
-    return result if whole and held == job.id and name == part_name(result.unit) else None
+        footer = _footer(storage.join(out, PREDICTIONS, name))
+        found_id, _, result = _read_metadata(footer.schema.to_arrow_schema())
+        quarantined = _footer(storage.join(out, QUARANTINE, name)).num_rows if result.quarantined else 0
+    except DAMAGE:
+        return None
+    complete = (footer.num_rows, quarantined) == (result.predicted, result.quarantined)
+    return result if complete and (found_id, part_name(result.unit)) == (job_id, name) else None
 
 
 def _footer(uri: str) -> pq.FileMetaData:
     with storage.open_file(uri) as stream:
         return pq.read_metadata(stream)
+
+
+def sweep(out: str, planned: Container[str]) -> None:
+    """Delete the parts of units that the plan does not hold, such as those of a plan that was interrupted or changed."""
+    for table in (PREDICTIONS, QUARANTINE):
+        for name in storage.names(storage.join(out, table)):
+            unit_id = name.removeprefix("part-").removesuffix(".parquet")
+            if name == part_name(unit_id) and unit_id not in planned:
+                storage.delete(storage.join(out, table, name))

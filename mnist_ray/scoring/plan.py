@@ -1,6 +1,7 @@
-"""The plan: every input cut into units of work with stable ids, kept beside the output and written as the listing runs.
+"""The plan: all inputs, cut into units of work. It lies beside the tables and is written while the inputs are listed.
 
-`plan.json` says what the job is, and what is planned once all is; `plan/*.parquet` hold the inputs, a row group for each unit.
+`plan.json` describes the job. Once all inputs are planned, it also counts them. `plan/*.parquet` hold the inputs: one row group
+for each unit.
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -23,21 +26,19 @@ from mnist_ray.scoring import schema
 PLAN = "plan.json"
 FOLDER = "plan"
 FORMAT = 1
-FIRST_PART, LAST_PART = 1 << 13, 1 << 17
-"""Inputs after which the first part of the plan is written; each part is twice as large as the one before, up to the last."""
 _UNITS = b"units"
 
 
 @dataclass(frozen=True, slots=True)
 class WorkUnit:
-    """An ordered slice of the inputs: the plan's rows that carry its id."""
+    """A slice of the inputs, in order: rows of the plan that carry the unit's id."""
 
     id: str
     rows: pa.Table
 
     @property
     def num_inputs(self) -> int:
-        """Images in this unit."""
+        """Images of this unit."""
         return int(pc.sum(self.rows["num_rows"]).as_py())
 
 
@@ -53,46 +54,51 @@ class UnitRef:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the job is: request, model, passed-through columns; and what is planned, so far or in all."""
+    """The job's options, its model and its inputs: those planned so far, or all of them if the plan is complete."""
 
     request: dict[str, Any]
     model_digest: str
-    kept: pa.Schema
+    kept: pa.Schema = schema.NOTHING
+    """The columns of Parquet inputs that are passed through."""
     complete: bool = False
     failed: str = ""
-    """Why planning has ended without being complete."""
+    """Why planning failed."""
     parts: tuple[str, ...] = ()
-    """Files of the plan; while it is not complete, those that were when it last was."""
+    """Files of the plan. While planning, only those of the last complete plan."""
     dropped: tuple[str, ...] = ()
-    """Units that were planned and no longer count: others have their inputs."""
+    """Units that no longer count, because other units have their inputs."""
     num_units: int = 0
     num_inputs: int = 0
     ignored: int = 0
-    """Files in folders that are neither images nor Parquet."""
+    """Files in input folders that are neither images nor Parquet."""
     fingerprint: str = ""
     """SHA-256 over the ids of the units, in order."""
 
     @property
-    def job(self) -> str:
-        """What every part of the job's tables carries: the hash of model and request."""
+    def job_id(self) -> str:
+        """Hash of the model and of the options. Every part of the job's tables carries it."""
         about = json.dumps([FORMAT, self.model_digest, self.request], sort_keys=True)
         return hashlib.sha256(about.encode()).hexdigest()
 
     def save(self, out: str) -> None:
-        """Write what the job is."""
+        """Write `plan.json`. Raises StorageError."""
         kept = base64.b64encode(self.kept.serialize().to_pybytes()).decode()
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         storage.write_json(storage.join(out, PLAN), {"format": FORMAT, **values, "kept": kept})
 
     def refs(self, out: str) -> Iterator[UnitRef]:
-        """Every unit that is planned, in order. Raises OutputError for a damaged plan."""
+        """The planned units, in order. Reads only the footers of the plan's files. Raises OutputError if one is damaged."""
         dropped = set(self.dropped)
-        for part in self.parts:
-            yield from (ref for ref in part_refs(out, part) if ref.id not in dropped)
+        return (ref for part in self.parts for ref in part_refs(out, part) if ref.id not in dropped)
+
+    def units(self, out: str) -> Iterator[WorkUnit]:
+        """The planned units with their inputs, in order. Reads each file of the plan once. Raises OutputError."""
+        dropped = set(self.dropped)
+        return (unit for part in self.parts for unit in _read_units(out, part) if unit.id not in dropped)
 
 
 def load_plan(out: str) -> Plan:
-    """Read back what the job in an output folder is. Raises FileNotFoundError, or OutputError for a damaged record."""
+    """Read the plan of the job in an output folder. Raises FileNotFoundError, or OutputError if `plan.json` is damaged."""
     uri = storage.join(out, PLAN)
     try:
         values = storage.read_json(uri)
@@ -105,28 +111,55 @@ def load_plan(out: str) -> Plan:
 
 
 def _damaged(uri: str, error: Exception) -> OutputError:
-    return OutputError(f"{uri}: this plan is damaged ({error}); give --overwrite to score anew")
+    return OutputError(f"{uri}: this plan is damaged ({error}); give --overwrite to score all inputs again")
 
 
-def part_refs(out: str, part: str) -> list[UnitRef]:
-    """The units of one part of the plan. Raises OutputError for a damaged one."""
+@contextmanager
+def _open(out: str, part: str) -> Iterator[pq.ParquetFile]:
+    """A file of the plan. Raises OutputError if it is damaged."""
     uri = storage.join(out, FOLDER, part)
     try:
         with storage.open_file(uri) as stream:
-            units = json.loads(pq.read_metadata(stream).metadata[_UNITS])
-        return [UnitRef(unit, part, position, inputs) for position, (unit, inputs) in enumerate(units)]
+            yield pq.ParquetFile(stream)
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
         raise _damaged(uri, error) from None
 
 
+def _refs(parquet: pq.ParquetFile, part: str) -> list[UnitRef]:
+    units = json.loads(parquet.metadata.metadata[_UNITS])
+    return [UnitRef(unit_id, part, position, num_inputs) for position, (unit_id, num_inputs) in enumerate(units)]
+
+
+def part_refs(out: str, part: str) -> list[UnitRef]:
+    """The units of one file of the plan. Raises OutputError if it is damaged."""
+    with _open(out, part) as parquet:
+        return _refs(parquet, part)
+
+
+def _read_units(out: str, part: str) -> list[WorkUnit]:
+    with _open(out, part) as parquet:
+        refs, rows = _refs(parquet, part), parquet.read().cast(schema.PLAN)
+        sizes = [parquet.metadata.row_group(ref.row_group).num_rows for ref in refs]
+    starts = [0, *accumulate(sizes)]
+    return [WorkUnit(ref.id, rows.slice(start, size)) for ref, start, size in zip(refs, starts, sizes, strict=False)]
+
+
 def load_unit(out: str, ref: UnitRef) -> WorkUnit:
-    """The inputs of a unit. Raises OutputError for a damaged plan."""
-    uri = storage.join(out, FOLDER, ref.part)
-    try:
-        with storage.open_file(uri) as stream:
-            return WorkUnit(ref.id, pq.ParquetFile(stream).read_row_group(ref.row_group).cast(schema.PLAN))
-    except (OSError, pa.ArrowException, ValueError) as error:
-        raise _damaged(uri, error) from None
+    """The inputs of a unit. Raises OutputError if its file of the plan is damaged."""
+    with _open(out, ref.part) as parquet:
+        return WorkUnit(ref.id, parquet.read_row_group(ref.row_group).cast(schema.PLAN))
+
+
+def write_units(out: str, part: str, units: Sequence[WorkUnit]) -> list[UnitRef]:
+    """Write units as one file of the plan. Raises StorageError."""
+    counts = [(unit.id, unit.num_inputs) for unit in units]
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, schema.PLAN, compression="zstd") as writer:
+        for unit in units:
+            writer.write_table(unit.rows, row_group_size=unit.rows.num_rows)
+        writer.add_key_value_metadata({_UNITS: json.dumps(counts)})
+    storage.write(storage.join(out, FOLDER, part), sink.getvalue().to_pybytes())
+    return [UnitRef(unit_id, part, position, num_inputs) for position, (unit_id, num_inputs) in enumerate(counts)]
 
 
 def fingerprint(refs: Iterable[UnitRef]) -> str:
@@ -135,46 +168,3 @@ def fingerprint(refs: Iterable[UnitRef]) -> str:
     for ref in refs:
         digest.update(f"{ref.id}\n".encode())
     return digest.hexdigest()
-
-
-class PlanWriter:
-    """Puts units into the plan as they come."""
-
-    def __init__(self, plan: Plan, out: str) -> None:
-        self.plan, self._out = plan, out
-        self._waiting: list[WorkUnit] = []
-        self._limit = FIRST_PART
-
-    def add(self, units: Iterable[WorkUnit]) -> Iterator[UnitRef]:
-        """Yield each unit once the part that holds it is in place; the first parts are small, so that work can begin."""
-        inputs = 0
-        for unit in units:
-            self._waiting.append(unit)
-            inputs += unit.num_inputs
-            if inputs >= self._limit:
-                yield from self._flush()
-                inputs, self._limit = 0, min(2 * self._limit, LAST_PART)
-        yield from self._flush()
-
-    def finish(self, ignored: int) -> Plan:
-        """Record that all is planned."""
-        refs = list(self.plan.refs(self._out))
-        done = replace(self.plan, complete=True, num_units=len(refs), fingerprint=fingerprint(refs), ignored=ignored)
-        self.plan = replace(done, num_inputs=sum(ref.num_inputs for ref in refs))
-        self.plan.save(self._out)
-        return self.plan
-
-    def _flush(self) -> list[UnitRef]:
-        if not self._waiting:
-            return []
-        units = [(unit.id, unit.num_inputs) for unit in self._waiting]
-        sink = pa.BufferOutputStream()
-        with pq.ParquetWriter(sink, schema.PLAN, compression="zstd") as writer:
-            for unit in self._waiting:
-                writer.write_table(unit.rows, row_group_size=unit.rows.num_rows)
-            writer.add_key_value_metadata({_UNITS: json.dumps(units)})
-        name = f"{len(self.plan.parts):05d}.parquet"
-        storage.write(storage.join(self._out, FOLDER, name), sink.getvalue().to_pybytes())
-        self._waiting.clear()
-        self.plan = replace(self.plan, parts=(*self.plan.parts, name))
-        return [UnitRef(unit, name, position, inputs) for position, (unit, inputs) in enumerate(units)]

@@ -1,4 +1,4 @@
-"""The inputs of one unit, read and decoded a chunk at a time."""
+"""The inputs of one unit, read and decoded in chunks."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from mnist_ray.scoring.job import Job
 from mnist_ray.scoring.plan import WorkUnit
 
 CHUNK_ROWS = 1024
-"""Images decoded and predicted together: enough for the predictor, small in memory."""
+"""Images that are decoded and predicted together: enough to keep the predictor busy, few enough to need little memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive inputs. `digits[i]` belongs to row i of `keys`: source, row, size_bytes, truth and the kept columns."""
+    """Consecutive inputs. Row i of `keys` (source, row, size_bytes, truth, kept columns) belongs to `digits[i]`."""
 
     digits: Digits
-    """uint8[N, 28, 28]; blank where there is none."""
+    """uint8[N, 28, 28]; blank for a rejected input."""
     rejected: dict[int, Rejection]
-    """Why there is none, by position."""
+    """Rejected inputs by position."""
     keys: pa.Table
     num_bytes: int
     read_s: float
@@ -40,7 +40,7 @@ class Chunk:
 
 
 def read_unit(unit: WorkUnit, job: Job) -> Iterator[Chunk]:
-    """Every input of a unit, in order. What cannot be read is in its chunk as a Rejection."""
+    """All inputs of a unit, in order. An input that cannot be read is in its chunk as a Rejection. Raises StorageError."""
     if unit.rows["first_row"].null_count:
         for start in range(0, unit.rows.num_rows, CHUNK_ROWS):
             yield _read_files(unit.rows.slice(start, CHUNK_ROWS), job)
@@ -51,38 +51,37 @@ def read_unit(unit: WorkUnit, job: Job) -> Iterator[Chunk]:
 def _read_files(rows: pa.Table, job: Job) -> Chunk:
     sources, sizes = rows["source"].to_pylist(), rows["size_bytes"].to_pylist()
     contents = read_many([storage.from_text(source) for source in sources], MAX_BYTES)
-    seconds = {"read": 0.0}
-    num_bytes = 0
+    read_s, num_bytes = 0.0, 0
 
     def decoded() -> Iterator[Grey | Rejection]:
-        nonlocal num_bytes
+        nonlocal read_s, num_bytes
         for source, size in zip(sources, sizes, strict=True):
-            reading = time.perf_counter()
+            started = time.perf_counter()
             data = next(contents)
-            seconds["read"] += time.perf_counter() - reading
+            read_s += time.perf_counter() - started
             num_bytes += len(data) if isinstance(data, bytes) else 0
-            yield _unchanged(data, size) or to_grey(source, data)
+            yield _changed(data, size) or to_grey(source, data)
 
     started = time.perf_counter()
     digits, rejected = normalise(decoded())
-    decode_s = time.perf_counter() - started - seconds["read"]
+    decode_s = time.perf_counter() - started - read_s
     keys = pa.table(
         {"source": rows["source"], "row": rows["first_row"], "size_bytes": rows["size_bytes"], "truth": rows["truth"]}
     )
     for field in job.kept:
         keys = keys.append_column(field, pa.nulls(len(sources), field.type))
-    return Chunk(digits, rejected, keys, num_bytes, seconds["read"], decode_s)
+    return Chunk(digits, rejected, keys, num_bytes, read_s, decode_s)
 
 
-def _unchanged(data: bytes | OSError, size: int) -> Rejection | None:
-    """None, unless a file has another size than when the plan was made."""
+def _changed(data: bytes | OSError, size: int) -> Rejection | None:
+    """A Rejection if a file no longer has the size that was planned."""
     if isinstance(data, OSError) or size < 0 or len(data) == size or len(data) > MAX_BYTES:
         return None
     return Rejection(Reason.CHANGED, f"has {len(data)} bytes and had {size} when the plan was made")
 
 
 def to_grey(source: str, data: bytes | OSError) -> Grey | Rejection:
-    """What was read of an image file, or why it was not, as grey levels uint8[H, W] or a Rejection."""
+    """Decode the bytes of an image file, or the error of reading it, to grey levels uint8[H, W] or a Rejection."""
     if isinstance(data, FileNotFoundError):
         return Rejection(Reason.MISSING, "there is no such file")
     if isinstance(data, OSError):
@@ -93,7 +92,7 @@ def to_grey(source: str, data: bytes | OSError) -> Grey | Rejection:
 
 
 def _read_rows(row: dict[str, Any], job: Job) -> Iterator[Chunk]:
-    """A range of rows of one Parquet file; the rows behind a damaged page are all rejected."""
+    """A range of rows of one Parquet file. If a page is damaged, the rows from there on are all rejected."""
     source, first, num_rows = row["source"], row["first_row"], row["num_rows"]
     done = 0
     batches = _batches(row, job)
@@ -108,18 +107,10 @@ def _read_rows(row: dict[str, Any], job: Job) -> Iterator[Chunk]:
         done += batch.num_rows
 
 
-def _rejected(rejection: Rejection, source: str, first: int, num_rows: int, job: Job) -> Chunk:
-    keys = _keys(source, first, num_rows)
-    keys["truth"] = pa.nulls(num_rows, pa.uint8())
-    keys.update({field.name: pa.nulls(num_rows, field.type) for field in job.kept})
-    blank = np.zeros((num_rows, SIDE, SIDE), np.uint8)
-    return Chunk(blank, dict.fromkeys(range(num_rows), rejection), pa.table(keys), 0, 0.0, 0.0)
-
-
 def _batches(row: dict[str, Any], job: Job) -> Iterator[pa.RecordBatch | Rejection]:
-    """The record batches of a row range, and a Rejection in place of the first that the file does not give.
+    """The record batches of a row range, or a Rejection instead of the first one that the file does not give.
 
-    Raises StorageError where the bytes cannot be had: that is no fault of the rows.
+    Raises StorageError if the storage fails: the rows are not rejected then.
     """
     uri = storage.from_text(row["source"])
     (entry,) = stat_files([uri])
@@ -135,7 +126,7 @@ def _batches(row: dict[str, Any], job: Job) -> Iterator[pa.RecordBatch | Rejecti
                     done += batch.num_rows
                     yield batch
         except (OSError, pa.ArrowException):
-            # Damage, or a fault of the storage? The whole file read into memory cannot suffer the second.
+            # Either the file is damaged or the storage failed. If the whole file can be read, it is damaged.
             yield from _batches_again(uri, row, done, job)
 
 
@@ -177,19 +168,28 @@ def _columns(found: pa.Schema, job: Job, source: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _keys(source: str, first: int, num_rows: int) -> dict[str, pa.Array]:
-    return {
-        "source": pa.repeat(pa.scalar(source), num_rows),
-        "row": pa.array(range(first, first + num_rows), pa.int64()),
-        "size_bytes": pa.nulls(num_rows, pa.int64()),
-    }
-
-
 def _chunk_of(batch: pa.RecordBatch, source: str, first: int, job: Job, read_s: float) -> Chunk:
-    decoding = time.perf_counter()
+    started = time.perf_counter()
     digits, rejected = normalise(decode_cells(batch.column(columns.image_column(batch.schema, job.image_column, source))))
     truth = columns.truth_column(batch.schema, job.truth_column, source)
-    keys = _keys(source, first, batch.num_rows)
-    keys["truth"] = columns.truths(batch.column(truth)) if truth else pa.nulls(batch.num_rows, pa.uint8())
-    keys.update({field.name: batch.column(field.name).cast(field.type) for field in job.kept})
-    return Chunk(digits, rejected, pa.table(keys), batch.nbytes, read_s, time.perf_counter() - decoding)
+    truths = columns.truths(batch.column(truth)) if truth else None
+    keys = _row_keys(source, first, batch.num_rows, truths, {field: batch.column(field.name) for field in job.kept})
+    return Chunk(digits, rejected, keys, batch.nbytes, read_s, time.perf_counter() - started)
+
+
+def _rejected(rejection: Rejection, source: str, first: int, num_rows: int, job: Job) -> Chunk:
+    keys = _row_keys(source, first, num_rows, None, {field: pa.nulls(num_rows, field.type) for field in job.kept})
+    blank = np.zeros((num_rows, SIDE, SIDE), np.uint8)
+    return Chunk(blank, dict.fromkeys(range(num_rows), rejection), keys, 0, 0.0, 0.0)
+
+
+def _row_keys(source: str, first: int, num_rows: int, truths: pa.Array | None, kept: dict[pa.Field, pa.Array]) -> pa.Table:
+    return pa.table(
+        {
+            "source": pa.repeat(pa.scalar(source), num_rows),
+            "row": pa.array(range(first, first + num_rows), pa.int64()),
+            "size_bytes": pa.nulls(num_rows, pa.int64()),
+            "truth": pa.nulls(num_rows, pa.uint8()) if truths is None else truths,
+            **{field.name: column.cast(field.type) for field, column in kept.items()},
+        }
+    )

@@ -1,4 +1,4 @@
-"""A random part of the inputs, the same one each time it is drawn."""
+"""A random sample of the inputs. Drawing it again gives the same sample."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from mnist_ray.data.listing import ImageFile
 from mnist_ray.scoring.tables import TableRange
 
 RUN = 256
-"""Rows of a Parquet file that are drawn together: single ones would cost a page each."""
+"""Rows of a Parquet file that are drawn together. To read a single row costs as much as to read its page."""
 
 
 class Sample:
-    """Draws `number` of all inputs: image files one by one, rows of tables in runs, each kind by its share."""
+    """Draws `number` inputs: image files one by one and rows of Parquet files in runs, in proportion to how many there are."""
 
     def __init__(self, number: int) -> None:
-        self._number, self._images = number, 0
-        self._chance = random.Random(0)
+        self._number, self._num_images = number, 0
+        self._random = random.Random(0)
 
     def images(self, images: Iterable[ImageFile]) -> list[ImageFile]:
-        """As many of these as may be needed, in a random order. All are looked at; those drawn are held in memory."""
+        """As many image files as the sample may need, in random order. Lists all of them; only those drawn stay in memory."""
 
         def draws() -> Iterator[tuple[float, int, ImageFile]]:
-            for self._images, image in enumerate(images, 1):
-                yield self._chance.random(), self._images, image
+            for self._num_images, image in enumerate(images, 1):
+                yield self._random.random(), self._num_images, image
 
         return [image for _, _, image in heapq.nsmallest(self._number, draws())]
 
     def part(self, images: list[ImageFile], ranges: list[TableRange]) -> tuple[list[ImageFile], list[TableRange]]:
-        """The inputs drawn, in the order of the listing, of what `images` returned and of all ranges of the tables."""
+        """The sample, in the order of the listing, from what `images` returned and from all row ranges of Parquet files."""
         rows = sum(part.num_rows for part in ranges)
-        wanted = min(self._number, self._images + rows)
-        left = min(rows, max(wanted - self._images, round(wanted * rows / max(1, self._images + rows))))
+        wanted = min(self._number, self._num_images + rows)
+        left = min(rows, max(wanted - self._num_images, round(wanted * rows / max(1, self._num_images + rows))))
         files = sorted(images[: wanted - left])
         runs = [run for part in ranges for run in _runs(part)]
-        self._chance.shuffle(runs)
+        self._random.shuffle(runs)
         drawn: list[TableRange] = []
         for run in runs:
             if left <= 0:

@@ -1,4 +1,4 @@
-"""Parquet inputs in the plan: their row ranges, and the columns passed through."""
+"""Parquet inputs in the plan: their row ranges and the columns that are passed through."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from mnist_ray.errors import DataError, UsageError
 from mnist_ray.scoring import schema
 
 MAX_UNIT_ROWS = 1 << 15
-"""A row group larger than this is cut; a smaller one is read by one unit, once."""
+"""Rows of the largest row group that one unit reads whole. A larger one is cut into pieces."""
 MAX_PIECES = 8
-"""Pieces that a row group is cut into at most: the one that reads the last piece decodes all before it in vain."""
+"""Most pieces of a row group. To read a piece, a unit must decode all rows of the group before it."""
 UNIT_ROWS = 1 << 13
-"""Rows up to which small row groups are read by one unit."""
+"""Rows up to which small row groups are joined in one unit."""
 
 
 @dataclass(frozen=True, slots=True)
 class TableRange:
-    """Rows `first_row` up to `first_row + num_rows` of a Parquet file; one that cannot be opened is one input without rows."""
+    """Rows `first_row` up to `first_row + num_rows` of a Parquet file. A damaged file is one input, without rows."""
 
     entry: FileEntry
     first_row: int | None
@@ -32,9 +32,9 @@ class TableRange:
 
 
 def table_ranges(tables: list[FileEntry], config: ScoreConfig) -> tuple[pa.Schema, list[TableRange]]:
-    """The units that Parquet files are cut into, along row groups, and the types of the passed-through columns.
+    """The kept columns, and the row ranges that become units. Ranges follow the row groups.
 
-    Raises DataError for a file whose columns do not fit, UsageError for `--keep` without Parquet.
+    Raises DataError if the columns of a file do not fit, and UsageError for `--keep` without Parquet inputs.
     """
     names = config.kept_columns()
     schema.check_kept(names)
@@ -44,7 +44,7 @@ def table_ranges(tables: list[FileEntry], config: ScoreConfig) -> tuple[pa.Schem
     ranges: list[TableRange] = []
     for entry in tables:
         metadata = _footer(entry)
-        if metadata is None:  # the file is one input, which will be quarantined with the reason
+        if metadata is None:  # the unit will quarantine the file with the reason
             ranges.append(TableRange(entry, None, 1))
             continue
         found = metadata.schema.to_arrow_schema()
@@ -57,7 +57,7 @@ def table_ranges(tables: list[FileEntry], config: ScoreConfig) -> tuple[pa.Schem
 
 
 def _footer(entry: FileEntry) -> pq.FileMetaData | None:
-    """The footer of a Parquet file, or None if its bytes are none. Raises StorageError if they cannot be had."""
+    """The footer of a Parquet file, or None if the file is damaged. Raises StorageError if it cannot be read."""
     try:
         with storage.open_file(storage.from_text(entry.uri)) as stream:
             return pq.read_metadata(stream)
@@ -73,21 +73,21 @@ def _same_kept(kept: pa.Schema | None, found: pa.Schema, names: tuple[str, ...],
         raise DataError(f"{source}: has no column {missing[0]!r} for --keep; its columns: {columns.describe(found)}")
     for name in names:
         columns.require_known_types(found.field(name), source)
-    mine = pa.schema([pa.field(name, _plain(found.field(name).type)) for name in names])
-    if kept is not None and not kept.equals(mine):
+    own = pa.schema([pa.field(name, _plain(found.field(name).type)) for name in names])
+    if kept is not None and not kept.equals(own):
         raise DataError(
-            f"{source}: its columns for --keep are {columns.describe(mine)}; the files before it have {columns.describe(kept)}"
+            f"{source}: its columns for --keep are {columns.describe(own)}; the files before it have {columns.describe(kept)}"
         )
-    return mine
+    return own
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type in which a passed-through column is written: views, which few readers know, become what they view."""
+    """The type in which a kept column is written. Few readers know view types, so they become plain strings and bytes."""
     return {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}.get(kind, kind)
 
 
 def row_ranges(group_sizes: list[int], unit_rows: int) -> Iterator[tuple[int, int]]:
-    """Row ranges (first, number): whole row groups up to `unit_rows`, a larger group alone, a huge one in pieces."""
+    """Row ranges (first, number). Small row groups are joined up to `unit_rows` rows; a huge row group is cut into pieces."""
     first = rows = 0
     for size in group_sizes:
         if rows and rows + size > unit_rows:

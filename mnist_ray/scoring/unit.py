@@ -1,4 +1,4 @@
-"""One unit of work: its inputs to one part of the prediction table, and one of the quarantine where something was rejected."""
+"""The work on one unit: read, decode, predict, write its part."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from mnist_ray.data.predictions import Predict, Predictions
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.job import Job, UnitResult
-from mnist_ray.scoring.parts import write_parts
+from mnist_ray.scoring.parts import write_part
 from mnist_ray.scoring.plan import WorkUnit
 from mnist_ray.scoring.read import Chunk, read_unit
 
 
 def score_unit(unit: WorkUnit, job: Job, predict: Predict) -> UnitResult:
-    """Read, decode, predict and write one unit. Doing it again writes the same rows under the same names."""
+    """Score one unit and write its part. Scoring it again writes the same rows to the same files. Raises StorageError."""
     result = UnitResult(unit.id)
     predicted: list[pa.Table] = []
     quarantined: list[pa.Table] = []
@@ -29,12 +29,13 @@ def score_unit(unit: WorkUnit, job: Job, predict: Predict) -> UnitResult:
         predicted.append(_predict(chunk, job, predict, result))
         quarantined.append(_reject(chunk, result))
     started = time.perf_counter()
-    write_parts(unit, job, result, predicted, quarantined)
+    write_part(job, result, pa.concat_tables(predicted), pa.concat_tables(quarantined))
     result.spend({"write": time.perf_counter() - started})
     return result
 
 
 def _predict(chunk: Chunk, job: Job, predict: Predict, result: UnitResult) -> pa.Table:
+    """The prediction rows of the chunk's digits. Adds them to the counts."""
     digits, keys = chunk.digits, chunk.keys
     if chunk.rejected:
         good = np.delete(np.arange(len(digits)), list(chunk.rejected))
@@ -43,22 +44,22 @@ def _predict(chunk: Chunk, job: Job, predict: Predict, result: UnitResult) -> pa
     predictions = predict(digits)
     result.spend({"predict": time.perf_counter() - started})
     _count(predictions, keys["truth"], result)
-    answer = {
+    columns = {
         "label": predictions.label,
         "confidence": predictions.confidence,
         **_probabilities(predictions, job.probabilities),
     }
     target = schema.predictions(job.kept, job.probabilities)
-    return pa.table([answer[field.name] if field.name in answer else keys[field.name] for field in target], schema=target)
+    return pa.table([columns[field.name] if field.name in columns else keys[field.name] for field in target], schema=target)
 
 
-def _probabilities(predictions: Predictions, wanted: int) -> dict[str, pa.Array]:
-    """The columns of probabilities: all ten, or labels and probabilities of the likeliest few, the likeliest first."""
-    if wanted == schema.CLASSES:
+def _probabilities(predictions: Predictions, number: int) -> dict[str, pa.Array]:
+    """All ten probabilities; or the labels and probabilities of the `number` most probable digits, the most probable first."""
+    if number == schema.CLASSES:
         return {"probabilities": _lists(predictions.probabilities)}
-    best = np.argsort(-predictions.probabilities, axis=1, kind="stable")[:, :wanted]
+    best = np.argsort(-predictions.probabilities, axis=1, kind="stable")[:, :number]
     values = np.take_along_axis(predictions.probabilities, best, axis=1)
-    return {"top_labels": _lists(best.astype(np.uint8)), "top_probabilities": _lists(values)} if wanted else {}
+    return {"top_labels": _lists(best.astype(np.uint8)), "top_probabilities": _lists(values)} if number else {}
 
 
 def _lists(values: NDArray[Any]) -> pa.Array:
@@ -74,6 +75,7 @@ def _count(predictions: Predictions, truth: pa.ChunkedArray, result: UnitResult)
 
 
 def _reject(chunk: Chunk, result: UnitResult) -> pa.Table:
+    """The quarantine rows of the chunk's rejected inputs. Adds them to the counts."""
     result.quarantined += len(chunk.rejected)
     result.reasons.update(str(rejection.reason) for rejection in chunk.rejected.values())
     keys = chunk.keys.take(pa.array(chunk.rejected, pa.int64()))

@@ -1,4 +1,4 @@
-"""A listing cut into units of work, as it runs."""
+"""The inputs, cut into units of work while they are listed."""
 
 from __future__ import annotations
 
@@ -20,73 +20,78 @@ from mnist_ray.scoring.plan import WorkUnit
 from mnist_ray.scoring.sample import Sample
 from mnist_ray.scoring.tables import TableRange, table_ranges
 
-FIRST_UNIT, LAST_UNIT, SHARE = 2 << 20, 32 << 20, 16
-"""Bytes at which a unit ends: a 16th of what came before it, so that a small job is shared out evenly and a large one has
-few parts; at most a second of work for a core."""
+MIN_BYTES, MAX_BYTES = 2 << 20, 32 << 20
+"""Smallest and largest size at which a unit of image files ends. The largest takes a core about a second."""
+SHARE = 16
+"""Between these sizes, a unit is a 16th of the bytes before it. Small jobs get even units, large jobs few parts."""
 FILE_BYTES = 4 << 10
-"""What a file counts beside its bytes: opening it and predicting its digit take as long as decoding so many."""
+"""Fixed cost of a file, in equivalent bytes: opening it and predicting its digit take as long as decoding so many bytes."""
 
 _INPUT = schema.PLAN.remove(0)
 
 
 class Units:
-    """The units of a job. Raises DataError, or UsageError, for inputs that cannot be used."""
+    """The units of a job, listed as they are iterated over. Inputs that are in `known` are left out.
+
+    Raises DataError or UsageError for inputs that cannot be scored.
+    """
 
     def __init__(self, config: ScoreConfig, known: Known, number: int = 0) -> None:
-        """`number` tells an extension of a plan from the one before: equal units of both must have different ids."""
+        """`number` distinguishes an extension of a plan from the plan before: equal units of both must have different ids."""
         self.listing = Listing(config.inputs, config.truth_column, config.out)
-        self.kept = pa.schema([])
-        """The types of the passed-through columns."""
+        self.kept = schema.NOTHING
+        """The columns of Parquet inputs that are passed through."""
         self._config = config
         self._options = _options(config) + (f"\nextension {number}" if number else "")
         self._copies: Counter[str] = Counter()
         self._known = known
         self._images: Iterable[ImageFile] = self.listing.images()
-        if config.keep:  # every row of the table has these columns, so the tables are looked at first
+        if config.keep:  # every row of the table has the kept columns, so all Parquet files must be found first
             self._images = list(self._images)
             self.kept, _ = table_ranges(self.listing.tables, config)
 
     def __iter__(self) -> Iterator[WorkUnit]:
-        """All units that are not known, the images first. Raises DataError if there is none, and none was known."""
+        """The units of image files, then those of Parquet files. Raises DataError if nothing is listed and nothing is known."""
         new = (image for image in self._images if self._known.is_new(image.entry)) if self._known else self._images
         if self._config.sample:
             sample = Sample(self._config.sample)
-            images = sample.images(new)  # all is listed then, the tables too
+            images = sample.images(new)  # lists everything, the Parquet files too
             yield from self._units(*sample.part(images, list(self._ranges())))
         else:
             yield from self._units(new, self._ranges())
         if not self._copies and not self._known:
-            raise DataError(f"{', '.join(self._config.inputs)}: the Parquet files hold no rows: there is nothing to score")
+            raise DataError(f"{', '.join(self._config.inputs)}: the Parquet files have no rows; there is nothing to score")
 
     def _ranges(self) -> Iterator[TableRange]:
-        tables = {entry.uri for entry in self.listing.tables if self._known.is_new(entry)}
+        new = {entry.uri for entry in self.listing.tables if self._known.is_new(entry)}
         _, ranges = table_ranges(self.listing.tables, self._config)
-        yield from (part for part in ranges if part.entry.uri in tables)
+        yield from (part for part in ranges if part.entry.uri in new)
 
     def _units(self, images: Iterable[ImageFile], ranges: Iterable[TableRange]) -> Iterator[WorkUnit]:
-        for unit in _cut(images, self._config.unit_rows):
-            yield self._unit(_file_rows(unit))
+        for files in _cut(images, self._config.unit_rows):
+            yield self._unit(_file_rows(files))
         for part in ranges:
             yield self._unit(_range_rows(part))
 
     def _unit(self, rows: pa.Table) -> WorkUnit:
-        """Named by the hash of its ordered inputs and the options; equal units (repeated manifest lines) count up."""
+        """A unit. Its id is a hash of its inputs, in order, and of the options. Equal units (repeated lines) are numbered."""
         digest = hashlib.sha256(self._options.encode())
         for column in rows.itercolumns():
             digest.update("\0".join(map(str, column.to_pylist())).encode())
         self._copies[digest.hexdigest()] += 1
         if (copies := self._copies[digest.hexdigest()]) > 1:
             digest.update(f"\ncopy {copies}".encode())
-        name = digest.hexdigest()[:20]
-        return WorkUnit(name, rows.add_column(0, schema.PLAN.field("unit"), pa.repeat(pa.scalar(name), rows.num_rows)))
+        unit_id = digest.hexdigest()[:20]
+        return WorkUnit(unit_id, rows.add_column(0, schema.PLAN.field("unit"), pa.repeat(pa.scalar(unit_id), rows.num_rows)))
 
 
 def _options(config: ScoreConfig) -> str:
-    """The options that change a unit's rows, as text."""
+    """The options that change the rows of a unit, as text."""
     return json.dumps({k: v for k, v in config.identity().items() if k not in ("inputs", "unit_rows")}, sort_keys=True)
 
 
 def _cut(images: Iterable[ImageFile], unit_rows: int) -> Iterator[list[ImageFile]]:
+    """Image files in groups of `unit_rows`, or if that is 0, in groups whose size follows from their bytes."""
     if unit_rows:
         yield from batches(images, unit_rows)
         return
@@ -95,7 +100,7 @@ def _cut(images: Iterable[ImageFile], unit_rows: int) -> Iterator[list[ImageFile
     for image in images:
         unit.append(image)
         size += image.entry.size + FILE_BYTES
-        if size >= min(max(FIRST_UNIT, before // SHARE), LAST_UNIT):
+        if size >= min(max(MIN_BYTES, before // SHARE), MAX_BYTES):
             yield unit
             unit, before, size = [], before + size, 0
     if unit:

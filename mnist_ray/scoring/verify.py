@@ -1,29 +1,28 @@
-"""Proof, from the output alone, that every planned input is in it exactly once."""
+"""The proof, from the output folder alone, that every planned input is in the tables exactly once."""
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from mnist_ray.data import storage
 from mnist_ray.errors import AccountingError, OutputError
-from mnist_ray.flags import probabilities
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.commit import COMMIT
-from mnist_ray.scoring.job import UnitResult
-from mnist_ray.scoring.parts import part_name, read_metadata
-from mnist_ray.scoring.plan import PLAN, Plan, WorkUnit, fingerprint, load_plan, load_unit
+from mnist_ray.scoring.job import Job, UnitResult
+from mnist_ray.scoring.parts import DAMAGE, PREDICTIONS, QUARANTINE, part_name, read_part
+from mnist_ray.scoring.plan import PLAN, Plan, WorkUnit, fingerprint, load_plan
 
-Keys = Counter[tuple[str, int | None]]
+_KEY = ["source", "row"]
+_BALANCE = pa.schema([("source", pa.string()), ("row", pa.int64()), ("n", pa.int64())])
 
 
 @dataclass
 class Proof:
-    """What was found: all of it added up."""
+    """What the tables hold. All of it adds up."""
 
     inputs: int = 0
     predicted: int = 0
@@ -41,99 +40,91 @@ def verify(out: str) -> Proof:
         raise AccountingError(f"{out}: its inputs are not all listed yet: the job has not ended; run again with --resume")
     refs = list(plan.refs(out))
     if fingerprint(refs) != plan.fingerprint:
-        raise AccountingError(f"{out}: its plan is not the one that was made; give --overwrite to score anew")
-    _no_strangers(out, {part_name(ref.id) for ref in refs})
-    proof = Proof()
-    counts: dict[str, list[int]] = {}
-    for ref in refs:
-        unit = load_unit(out, ref)
-        predicted, result = _part(out, "predictions", unit, plan)
-        quarantined, _ = _part(out, "quarantine", unit, plan)
-        _compare(out, unit, _keys(predicted) + _keys(quarantined))
-        _check_labels(out, unit, predicted, result)
-        counts[unit.id] = [predicted.num_rows, quarantined.num_rows]
-        proof.predicted += predicted.num_rows
-        proof.quarantined += quarantined.num_rows
+        raise AccountingError(f"{out}: the files of its plan have changed; give --overwrite to score all inputs again")
+    _require_planned(out, {part_name(ref.id) for ref in refs})
+    job = Job.of(plan, out)
+    proof, counts = Proof(), dict[str, list[int]]()
+    for unit in plan.units(out):
+        predicted, quarantined = _verify_unit(job, unit)
+        counts[unit.id] = [predicted, quarantined]
+        proof.predicted += predicted
+        proof.quarantined += quarantined
         proof.inputs += unit.num_inputs
         proof.units += 1
-    _agrees_with_commit(out, plan.fingerprint, proof, counts)
+    _compare_with_commit(out, plan, proof, counts)
     return proof
 
 
-def _no_strangers(out: str, planned: set[str]) -> None:
-    for table in ("predictions", "quarantine"):
+def _require_planned(out: str, planned: set[str]) -> None:
+    for table in (PREDICTIONS, QUARANTINE):
         for name in storage.names(storage.join(out, table)):
             if name not in planned and not name.startswith("."):
                 raise AccountingError(f"{out}/{table}/{name}: belongs to no unit of the plan; remove it")
 
 
-def _part(out: str, table: str, unit: WorkUnit, plan: Plan) -> tuple[pa.Table, UnitResult]:
-    """A unit's part of one table and what it says of itself; no rows where there is no part of the quarantine."""
-    uri = storage.join(out, table, part_name(unit.id))
-    again = f"delete {storage.join(out, 'predictions', part_name(unit.id))} and run again with --resume"
+def _verify_unit(job: Job, unit: WorkUnit) -> tuple[int, int]:
+    """The number of predicted and of quarantined inputs of a unit. Raises AccountingError if its parts are not right."""
+    predicted, result = _read(job, unit, PREDICTIONS)
+    quarantined, _ = _read(job, unit, QUARANTINE)
+    _compare_keys(job.out, unit, pa.concat_tables([predicted.select(_KEY), quarantined.select(_KEY)]))
+    if np.bincount(predicted["label"].to_numpy(), minlength=schema.CLASSES).tolist() != result.digits:
+        uri = storage.join(job.out, PREDICTIONS, part_name(unit.id))
+        raise AccountingError(f"{uri}: its labels are not those that were written; delete it and run again with --resume")
+    return predicted.num_rows, quarantined.num_rows
+
+
+def _read(job: Job, unit: WorkUnit, table: str) -> tuple[pa.Table, UnitResult]:
+    """The unit's part in one table. A unit without quarantined inputs has no part in the quarantine table."""
+    uri = storage.join(job.out, table, part_name(unit.id))
     try:
-        with storage.open_file(uri) as stream:
-            found = pq.read_table(stream)  # every column: a damaged page anywhere must show
-        part_job, part_model, result = read_metadata(found.schema)
+        return read_part(job, unit.id, table)
     except FileNotFoundError:
-        if table == "quarantine":
+        if table == QUARANTINE:
             return schema.quarantine().empty_table(), UnitResult(unit.id)
         raise AccountingError(f"{uri}: is missing: its {unit.num_inputs} inputs have no row; run again with --resume") from None
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise AccountingError(f"{uri}: cannot be read ({error}); {again}") from None
-    if (part_job, part_model, result.unit) != (plan.job, plan.model_digest, unit.id):
-        raise AccountingError(f"{uri}: comes from another job, model or unit; {again}")
-    expected = (
-        schema.predictions(plan.kept, probabilities(plan.request["probabilities"]))
-        if table == "predictions"
-        else schema.quarantine()
-    )
-    if not found.schema.equals(expected):
-        raise AccountingError(
-            f"{uri}: its columns are {found.schema.names}, expected {expected.names} with their types; {again}"
-        )
-    return found, result
+    except DAMAGE as error:
+        done = storage.join(job.out, PREDICTIONS, part_name(unit.id))
+        raise AccountingError(f"{uri}: cannot be read ({error}); delete {done} and run again with --resume") from None
 
 
-def _keys(table: pa.Table) -> Keys:
-    return Counter(zip(table["source"].to_pylist(), table["row"].to_pylist(), strict=True))
+def _expected_keys(unit: WorkUnit) -> pa.Table:
+    """Source and row of each input of a unit; the row is null for an image file."""
+    rows = unit.rows
+    counts = rows["num_rows"].to_numpy()
+    positions = np.repeat(np.arange(len(counts)), counts)
+    offsets = pa.array(np.arange(len(positions)) - np.repeat(np.cumsum(counts) - counts, counts))
+    return pa.table([rows["source"].take(positions), pc.add(rows["first_row"].take(positions), offsets)], names=_KEY)
 
 
-def _check_labels(out: str, unit: WorkUnit, table: pa.Table, result: UnitResult) -> None:
-    """Compare the labels with the counts that were taken when they were predicted."""
-    if np.bincount(table["label"].to_numpy(), minlength=10).tolist() != result.digits:
-        uri = storage.join(out, "predictions", part_name(unit.id))
-        raise AccountingError(f"{uri}: its labels are not those that were written; delete it and run again with --resume")
+def _weighted(keys: pa.Table, n: int) -> pa.Table:
+    return keys.append_column("n", pa.repeat(pa.scalar(n), keys.num_rows)).cast(_BALANCE)
 
 
-def _expected(unit: WorkUnit) -> Keys:
-    keys: Keys = Counter()
-    for row in unit.rows.to_pylist():
-        first = row["first_row"]
-        keys.update((row["source"], None if first is None else first + i) for i in range(row["num_rows"]))
-    return keys
-
-
-def _compare(out: str, unit: WorkUnit, found: Keys) -> None:
-    expected = _expected(unit)
-    if found == expected:
+def _compare_keys(out: str, unit: WorkUnit, found: pa.Table) -> None:
+    """Raise AccountingError unless each expected key is found once, and no other key."""
+    expected = _expected_keys(unit)
+    keys = pa.concat_tables([_weighted(expected, -1), _weighted(found, 1)])
+    off = keys.group_by(_KEY).aggregate([("n", "sum")]).filter(pc.field("n_sum") != 0)
+    if not off.num_rows:
         return
-    missing, extra = expected - found, found - expected
-    source, row = next(iter(missing or extra))
-    where = f"{source}{'' if row is None else f', row {row}'}"
+    surplus = off["n_sum"].to_numpy()
+    first = off.sort_by("n_sum").slice(0, 1).to_pylist()[0]
+    where = f"{first['source']}{'' if first['row'] is None else ', row ' + str(first['row'])}"
     raise AccountingError(
-        f"{out}: unit {unit.id}: {missing.total()} inputs missing and {extra.total()} too many, the first: {where}; "
-        f"delete predictions/{part_name(unit.id)} and run again with --resume"
+        f"{out}: unit {unit.id}: {-surplus[surplus < 0].sum()} inputs missing and {surplus[surplus > 0].sum()} too many, "
+        f"the first: {where}; delete {PREDICTIONS}/{part_name(unit.id)} and run again with --resume"
     )
 
 
-def _agrees_with_commit(out: str, planned: str, proof: Proof, counts: dict[str, list[int]]) -> None:
+def _compare_with_commit(out: str, plan: Plan, proof: Proof, counts: dict[str, list[int]]) -> None:
     try:
         record = storage.read_json(storage.join(out, COMMIT))
-        said = (record["plan"], record["inputs"], record["predicted"], record["quarantined"], record["parts"])
+        recorded = (record["plan"], record["inputs"], record["predicted"], record["quarantined"], record["parts"])
     except FileNotFoundError:
         raise AccountingError(f"{out}: has no commit record: the job has not ended; run again with --resume") from None
     except (ValueError, KeyError, TypeError):
         raise AccountingError(f"{out}/{COMMIT}: is damaged; run again with --resume") from None
-    if said != (planned, proof.inputs, proof.predicted, proof.quarantined, counts):
-        raise AccountingError(f"{out}/{COMMIT}: records {said[1:4]}, the tables hold {proof.predicted} + {proof.quarantined}")
+    if recorded != (plan.fingerprint, proof.inputs, proof.predicted, proof.quarantined, counts):
+        raise AccountingError(
+            f"{out}/{COMMIT}: records {recorded[1:4]}, the tables hold {proof.predicted} + {proof.quarantined}"
+        )

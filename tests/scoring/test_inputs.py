@@ -16,7 +16,7 @@ from tests.conftest import write_pickled_table
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Two digits in folders, one elsewhere, a table, and what is none of these."""
+    """Two images in folders named after digits, one elsewhere, a Parquet file, and a text file."""
     for name in ("3/a.png", "7/b.JPG", "other/c.webp", "notes.txt", "deep/er/t.parquet"):
         path = tmp_path / "tree" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def test_manifests_keep_order_and_repetition(tree: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("empty/x.doc", "", "holds nothing to score: .* 1 other files were passed over"),
+        ("empty/x.doc", "", "holds nothing to score: .* 1 other files were ignored"),
         ("m.csv", "a,b\n1,2\n", r"m.csv: a manifest needs a text column named .*; its columns: a \(int64\), b \(int64\)"),
         ("m.csv", "path,label\nx.png\n", "m.csv: cannot be read as a manifest"),
         ("none.txt", "\n", "none.txt: holds nothing to score"),
@@ -123,7 +123,7 @@ def test_a_folder_is_listed_as_it_is_asked_for(tree: Path) -> None:
 
 
 def test_a_manifest_is_read_without_its_other_columns(digit_folder: Path, small: Splits, tmp_path: Path) -> None:
-    """Objects that are pickled beside the paths stay unread; beside images, they make no manifest of the table."""
+    """Pickled objects beside the paths are not read. A table with pickled objects inside its images is not a manifest."""
     paths = [str(path) for path in sorted(digit_folder.rglob("*.png"))[:100]]
     write_pickled_table(tmp_path / "t.parquet", small.test, tmp_path / "it-ran", path=paths)
     table = pq.read_table(tmp_path / "t.parquet")

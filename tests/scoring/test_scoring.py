@@ -1,4 +1,4 @@
-"""The batch job in one process: plan, units, commit, proof. The model is a stand-in that needs no torch."""
+"""The scoring job, from plan to proof. Jobs run through `score()`, with a thread of this process as their only worker."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,46 +18,73 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mnist_ray import score as scoring_job
+from mnist_ray.artifact import bundle, seal
+from mnist_ray.artifact.predictor import Predictor
 from mnist_ray.config import ScoreConfig
+from mnist_ray.console import Console
 from mnist_ray.data.digits import Splits
 from mnist_ray.data.images import Digits, encode_png
-from mnist_ray.data.predictions import Predictions
+from mnist_ray.data.predictions import Predict
 from mnist_ray.errors import AccountingError, DataError, OutputError, UsageError
-from mnist_ray.scoring.commit import commit
+from mnist_ray.run import processes
 from mnist_ray.scoring.known import CHANGES, Known
-from mnist_ray.scoring.plan import load_unit
+from mnist_ray.scoring.plan import Plan
+from mnist_ray.scoring.planner import Planner
 from mnist_ray.scoring.tables import row_ranges
-from mnist_ray.scoring.todo import Todo
 from mnist_ray.scoring.unit import score_unit
 from mnist_ray.scoring.units import Units
 from mnist_ray.scoring.verify import verify
 
-
-def brightness(digits: Digits) -> Predictions:
-    """A stand-in for the model: the label is the mean brightness modulo ten."""
-    label = (digits.mean(axis=(1, 2)).astype(np.int64) % 10).astype(np.uint8)
-    probabilities = np.full((len(digits), 10), 0.05, np.float32)
-    probabilities[np.arange(len(digits)), label] = 0.55
-    return Predictions(label, probabilities.max(axis=1), probabilities)
+Run = Callable[..., dict[str, Any]]
 
 
-def run(*inputs: object, out: Path, digest: str = "model", stop_after: int | None = None, **options: Any) -> dict[str, Any]:
-    """Score in this process; `stop_after` units, as if killed."""
-    config = ScoreConfig(inputs=tuple(str(item) for item in inputs), model="m", out=str(out), **options)
-    todo = Todo(config, digest)
-    todo.begin()
-    refs = list(todo.refs())[:stop_after]
-    for ref in refs:
-        todo.tally.add(score_unit(load_unit(config.out, ref), todo.job, brightness))
-    scored = sum(ref.num_inputs for ref in refs)
-    return {} if stop_after else commit(todo.plan, todo.job, todo.tally, {"scored_now": scored, **todo.changes})
+@pytest.fixture(scope="module")
+def predict(run_dir: Path) -> Predict:
+    """The model of `run_dir` as a function of digits."""
+    return Predictor.ready(bundle.load(str(run_dir)), torch.device("cpu"))
+
+
+class KilledError(Exception):
+    """Ends a job as if it was killed."""
+
+
+def killed(*_: object) -> None:
+    raise KilledError
+
+
+@pytest.fixture
+def run(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """A function that scores inputs. With `kill_after`, the job dies after so many units."""
+
+    def run(*inputs: object, out: Path, model: Path = run_dir, kill_after: int = -1, **options: Any) -> dict[str, Any]:
+        scored = count()
+
+        def score_or_die(*args: Any) -> Any:
+            if next(scored) == kill_after:
+                raise KilledError
+            return score_unit(*args)
+
+        monkeypatch.setattr(processes, "score_unit", score_or_die)
+        names = tuple(str(item) for item in inputs)
+        return scoring_job.score(ScoreConfig(inputs=names, model=str(model), out=str(out), workers="0", **options), Console())
+
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
+    yield run
+    torch.set_num_threads(threads)
 
 
 def rows(out: Path, table: str = "predictions") -> list[dict[str, Any]]:
     return sorted(pq.read_table(out / table).to_pylist(), key=lambda row: (row["source"], row["row"] or 0))
+
+
+def parts(out: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (out / "predictions").iterdir()}
 
 
 @pytest.fixture
@@ -64,7 +92,7 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def test_every_image_has_a_row(digit_folder: Path, out: Path, mnist5k: Splits) -> None:
+def test_every_image_has_a_row(predict: Predict, run: Run, digit_folder: Path, out: Path, mnist5k: Splits) -> None:
     summary = run(digit_folder, out=out, unit_rows=64)
     table = pq.read_table(out / "predictions")
     assert (summary["inputs"], summary["predicted"], summary["quarantined"], summary["units"]) == (300, 300, 0, 5)
@@ -72,7 +100,7 @@ def test_every_image_has_a_row(digit_folder: Path, out: Path, mnist5k: Splits) -
     for position in (0, 150, 299):
         label = mnist5k.test.labels[position]
         row = by_source[str(digit_folder / str(label) / f"{position:05d}.png")]
-        assert row["label"] == brightness(mnist5k.test.images[position : position + 1]).label[0]
+        assert row["label"] == predict(mnist5k.test.images[position : position + 1]).label[0]
         assert (row["truth"], row["row"]) == (label, None)
         assert row["probabilities"][row["label"]] == row["confidence"]
     assert summary["accuracy"] == np.mean([row["truth"] == row["label"] for row in by_source.values()])
@@ -82,7 +110,7 @@ def test_every_image_has_a_row(digit_folder: Path, out: Path, mnist5k: Splits) -
     assert (proof.inputs, proof.predicted, proof.quarantined, proof.units) == (300, 300, 0, 5)
 
 
-def test_bad_images_are_quarantined_and_cost_nobody_else(digit_folder: Path, tmp_path: Path, out: Path) -> None:
+def test_bad_images_are_quarantined_and_cost_nobody_else(run: Run, digit_folder: Path, tmp_path: Path, out: Path) -> None:
     good = sorted(digit_folder.rglob("*.png"))[:10]
     folder = tmp_path / "in"
     folder.mkdir()
@@ -116,14 +144,14 @@ def write_table(path: Path, images: Digits, labels: Digits, row_group_size: int 
 @pytest.mark.parametrize("row_group_size", [7, 40, 1000])
 @pytest.mark.parametrize("unit_rows", [10, 64, 5000])
 def test_parquet_rows_are_keyed_by_position(
-    row_group_size: int, unit_rows: int, mnist5k: Splits, tmp_path: Path, out: Path
+    predict: Predict, run: Run, row_group_size: int, unit_rows: int, mnist5k: Splits, tmp_path: Path, out: Path
 ) -> None:
     images, labels = mnist5k.test.images[:150], mnist5k.test.labels[:150]
     write_table(tmp_path / "t.parquet", images, labels, row_group_size)
     summary = run(tmp_path / "t.parquet", out=out, unit_rows=unit_rows, keep="id,id")
     found = rows(out)
     assert [row["row"] for row in found] == [row["id"] for row in found] == list(range(150))
-    assert [row["label"] for row in found] == brightness(images).label.tolist()
+    assert [row["label"] for row in found] == predict(images).label.tolist()
     assert [row["truth"] for row in found] == labels.tolist()
     assert summary["accuracy"] is not None
     assert verify(str(out)).inputs == 150
@@ -145,7 +173,7 @@ def test_ranges_cover_every_row_once(sizes: list[int], unit_rows: int) -> None:
     assert position == sum(sizes)
 
 
-def test_damaged_parquet_costs_its_own_rows_alone(mnist5k: Splits, tmp_path: Path, out: Path) -> None:
+def test_damaged_parquet_costs_its_own_rows_alone(run: Run, mnist5k: Splits, tmp_path: Path, out: Path) -> None:
     images, labels = mnist5k.test.images[:90], mnist5k.test.labels[:90]
     for name in ("a", "b", "c"):
         write_table(tmp_path / f"{name}.parquet", images, labels, 30)
@@ -163,7 +191,7 @@ def test_damaged_parquet_costs_its_own_rows_alone(mnist5k: Splits, tmp_path: Pat
     assert verify(str(out)).inputs == 181
 
 
-def test_null_cells_are_quarantined_by_row(mnist5k: Splits, tmp_path: Path, out: Path) -> None:
+def test_null_cells_are_quarantined_by_row(run: Run, mnist5k: Splits, tmp_path: Path, out: Path) -> None:
     cells = [encode_png(mnist5k.test.images[0]), None, b"", b"no"]
     pq.write_table(pa.table({"image": pa.array(cells, pa.binary())}), tmp_path / "t.parquet")
     assert run(tmp_path, out=out)["accuracy"] is None
@@ -184,7 +212,7 @@ def test_null_cells_are_quarantined_by_row(mnist5k: Splits, tmp_path: Path, out:
     ],
 )
 def test_wrong_columns_are_named_before_anything_is_written(
-    options: dict[str, Any], error: type[Exception], message: str, mnist5k: Splits, tmp_path: Path, out: Path
+    run: Run, options: dict[str, Any], error: type[Exception], message: str, mnist5k: Splits, tmp_path: Path, out: Path
 ) -> None:
     write_table(tmp_path / "t.parquet", mnist5k.test.images[:5], mnist5k.test.labels[:5])
     with pytest.raises(error, match=message):
@@ -192,7 +220,7 @@ def test_wrong_columns_are_named_before_anything_is_written(
     assert not out.exists()
 
 
-def test_kept_columns_must_agree(mnist5k: Splits, tmp_path: Path, out: Path) -> None:
+def test_kept_columns_must_agree(run: Run, mnist5k: Splits, tmp_path: Path, out: Path) -> None:
     images, labels = mnist5k.test.images[:5], mnist5k.test.labels[:5]
     write_table(tmp_path / "a.parquet", images, labels, site=["x"] * 5)
     write_table(tmp_path / "b.parquet", images, labels, site=[1] * 5)
@@ -203,21 +231,21 @@ def test_kept_columns_must_agree(mnist5k: Splits, tmp_path: Path, out: Path) -> 
         run(tmp_path / "x.png", out=out, keep="site")
 
 
-def test_a_resumed_job_does_only_what_is_missing(digit_folder: Path, out: Path) -> None:
-    run(digit_folder, out=out, unit_rows=50, stop_after=3)
-    before = {path.name: path.stat().st_mtime_ns for path in (out / "predictions").iterdir()}
-    assert len(before) == 3
+def test_a_resumed_job_does_only_what_is_missing(run: Run, digit_folder: Path, out: Path) -> None:
+    run(digit_folder, out=out, unit_rows=50)
+    for part in sorted((out / "predictions").iterdir())[:3]:
+        part.unlink()
+    before = parts(out)
     with pytest.raises(AccountingError, match="is missing"):
         verify(str(out))
     assert run(digit_folder, out=out, unit_rows=50, resume=True)["scored_now"] == 150
-    after = {path.name: path.stat().st_mtime_ns for path in (out / "predictions").iterdir()}
-    assert len(after) == 6
-    assert all(after[name] == time for name, time in before.items()), "a finished unit was done again"
+    assert len(parts(out)) == 6
+    assert before.items() <= parts(out).items(), "a finished unit was scored again"
     assert verify(str(out)).inputs == 300
     assert run(digit_folder, out=out, unit_rows=50, resume=True)["scored_now"] == 0
 
 
-def test_a_damaged_part_is_done_again(digit_folder: Path, out: Path) -> None:
+def test_a_damaged_part_is_done_again(run: Run, digit_folder: Path, out: Path) -> None:
     run(digit_folder, out=out, unit_rows=50)
     part = next((out / "predictions").iterdir())
     part.write_bytes(part.read_bytes()[:-20])
@@ -227,15 +255,15 @@ def test_a_damaged_part_is_done_again(digit_folder: Path, out: Path) -> None:
     assert verify(str(out)).inputs == 300
 
 
-def test_parts_are_the_same_bytes_each_time(digit_folder: Path, tmp_path: Path) -> None:
+def test_parts_are_the_same_bytes_each_time(run: Run, digit_folder: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         run(digit_folder, out=tmp_path / name, unit_rows=100)
     first, second = ({p.name: p.read_bytes() for p in (tmp_path / n / "predictions").iterdir()} for n in ("a", "b"))
     assert first == second
 
 
-def test_what_an_earlier_attempt_rejected_is_not_counted_twice(digit_folder: Path, tmp_path: Path, out: Path) -> None:
-    """A unit died between its two parts; the file that could not be read then can be now."""
+def test_what_an_earlier_attempt_rejected_is_not_counted_twice(run: Run, digit_folder: Path, tmp_path: Path, out: Path) -> None:
+    """A job dies after it has written the quarantine part of a unit. Then the file that it rejected becomes readable."""
     image = tmp_path / "a.png"
     good = next(digit_folder.rglob("*.png")).read_bytes()
     image.write_bytes(bytes(len(good)))
@@ -247,12 +275,17 @@ def test_what_an_earlier_attempt_rejected_is_not_counted_twice(digit_folder: Pat
     assert verify(str(out)).predicted == 1
 
 
-def test_the_output_of_another_job_is_never_mixed(digit_folder: Path, tmp_path: Path, out: Path) -> None:
+def test_the_output_of_another_job_is_never_mixed(
+    run: Run, run_dir: Path, digit_folder: Path, tmp_path: Path, out: Path
+) -> None:
+    other_model = tmp_path / "model"
+    files, _ = seal.read(str(run_dir / "model"))
+    seal.write(str(other_model), {**files, "card.json": files["card.json"] + b"\n"})
     run(digit_folder / "1", out=out)
     with pytest.raises(OutputError, match=r"is not empty; give --resume .* --overwrite"):
         run(digit_folder / "1", out=out)
     for change, message in (
-        ({"digest": "other"}, "model model -> other"),
+        ({"model": other_model}, "model [0-9a-f]{64} -> "),
         ({"unit_rows": 9}, "unit_rows 0 -> 9"),
         ({"keep": "a"}, "keep  -> a"),
     ):
@@ -263,12 +296,12 @@ def test_the_output_of_another_job_is_never_mixed(digit_folder: Path, tmp_path: 
     (out / "mine.txt").touch()
     assert run(digit_folder / "2", out=out, overwrite=True)["inputs"] == len(list((digit_folder / "2").iterdir()))
     assert (out / "mine.txt").exists(), "a file that is not the job's was deleted"
-    with pytest.raises(OutputError, match="holds something, but no scoring job"):
+    with pytest.raises(OutputError, match="holds other files and no scoring job"):
         run(digit_folder / "1", out=tmp_path, resume=True)
 
 
-def test_inputs_and_output_never_meet(digit_folder: Path, tmp_path: Path) -> None:
-    """An input in the output folder would be deleted by --overwrite; an output in the input folder is no input."""
+def test_inputs_and_output_never_meet(run: Run, digit_folder: Path, tmp_path: Path) -> None:
+    """--overwrite would delete an input in the output folder. Tables in the input folder are not inputs."""
     folder = tmp_path / "in"
     (folder / "predictions").mkdir(parents=True)
     image = folder / "predictions" / "a.png"
@@ -280,19 +313,21 @@ def test_inputs_and_output_never_meet(digit_folder: Path, tmp_path: Path) -> Non
         assert run(folder, out=folder / "out", overwrite=(folder / "out").exists())["inputs"] == 1
 
 
-def test_a_file_that_changed_is_quarantined(mnist5k: Splits, digit_folder: Path, tmp_path: Path, out: Path) -> None:
+def test_a_file_that_changed_is_quarantined(run: Run, mnist5k: Splits, digit_folder: Path, tmp_path: Path, out: Path) -> None:
     image, parquet = tmp_path / "a.png", tmp_path / "t.parquet"
     image.write_bytes(next(digit_folder.rglob("*.png")).read_bytes())
     write_table(parquet, mnist5k.test.images[:20], mnist5k.test.labels[:20], 10)
-    run(image, parquet, out=out, unit_rows=10, stop_after=2)
-    next(p for p in (out / "predictions").iterdir() if pq.read_metadata(p).num_rows == 1).unlink()
+    run(image, parquet, out=out, unit_rows=10)
+    of_image, of_rows = sorted((out / "predictions").iterdir(), key=lambda path: pq.read_metadata(path).num_rows)[:2]
+    of_image.unlink()
+    of_rows.unlink()
     image.write_bytes(image.read_bytes() + b"more")
     write_table(parquet, mnist5k.test.images[:40], mnist5k.test.labels[:40], 10)
     summary = run(image, parquet, out=out, unit_rows=10, resume=True)
     assert (summary["predicted"], summary["reasons"]) == (10, {"changed": 11})
 
 
-def test_a_lost_quarantine_part_is_noticed(tmp_path: Path, out: Path) -> None:
+def test_a_lost_quarantine_part_is_noticed(run: Run, tmp_path: Path, out: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no")
     run(tmp_path / "bad.png", out=out)
     next((out / "quarantine").iterdir()).unlink()
@@ -302,7 +337,7 @@ def test_a_lost_quarantine_part_is_noticed(tmp_path: Path, out: Path) -> None:
     assert verify(str(out)).quarantined == 1
 
 
-def test_kept_views_and_huge_labels(mnist5k: Splits, tmp_path: Path, out: Path) -> None:
+def test_kept_views_and_huge_labels(run: Run, mnist5k: Splits, tmp_path: Path, out: Path) -> None:
     table = pa.table(
         {
             "image": [encode_png(image) for image in mnist5k.test.images[:3]],
@@ -315,13 +350,13 @@ def test_kept_views_and_huge_labels(mnist5k: Splits, tmp_path: Path, out: Path) 
     assert [(row["site"], row["truth"]) for row in rows(out)] == [("a", None), ("b", 0), (None, 3)]
 
 
-def test_an_empty_table_has_nothing_to_score(tmp_path: Path, out: Path) -> None:
+def test_an_empty_table_has_nothing_to_score(run: Run, tmp_path: Path, out: Path) -> None:
     pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "t.parquet")
-    with pytest.raises(DataError, match="hold no rows"):
+    with pytest.raises(DataError, match="have no rows"):
         run(tmp_path / "t.parquet", out=out)
 
 
-def test_a_repeated_manifest_line_is_an_input_of_its_own(digit_folder: Path, tmp_path: Path, out: Path) -> None:
+def test_a_repeated_manifest_line_is_an_input_of_its_own(run: Run, digit_folder: Path, tmp_path: Path, out: Path) -> None:
     path = next(digit_folder.rglob("*.png"))
     (tmp_path / "list.txt").write_text(f"{path}\n" * 10)
     assert run(tmp_path / "list.txt", out=out, unit_rows=5)["inputs"] == 10
@@ -330,7 +365,7 @@ def test_a_repeated_manifest_line_is_an_input_of_its_own(digit_folder: Path, tmp
 
 
 def _forge(out: Path) -> Iterator[str]:
-    """Spoil a table in one way after another; what verify must say of each."""
+    """Spoil a table in several ways, one after another. Yields what verify must say about each."""
     part = sorted((out / "predictions").iterdir())[0]
     table = pq.read_table(part)
     pq.write_table(table.slice(1), part)
@@ -357,7 +392,7 @@ def _forge(out: Path) -> Iterator[str]:
     yield "has no commit record"  # no commit record
 
 
-def test_verify_finds_every_forgery(digit_folder: Path, out: Path) -> None:
+def test_verify_finds_every_forgery(run: Run, digit_folder: Path, out: Path) -> None:
     run(digit_folder, out=out, unit_rows=100)
     forgeries = 0
     for message in _forge(out):
@@ -368,7 +403,7 @@ def test_verify_finds_every_forgery(digit_folder: Path, out: Path) -> None:
 
 
 def planned(config: ScoreConfig) -> set[str]:
-    return {unit.id for unit in Units(config, Known(config.out, ()))}
+    return {unit.id for unit in Units(config, Known(Plan({}, ""), config.out))}
 
 
 def test_a_plan_does_not_depend_on_the_order_of_the_listing(digit_folder: Path) -> None:
@@ -378,16 +413,16 @@ def test_a_plan_does_not_depend_on_the_order_of_the_listing(digit_folder: Path) 
     assert not one & planned(replace(config, image_column="x"))
 
 
-def test_a_job_whose_planning_was_cut_short_is_planned_anew(digit_folder: Path, tmp_path: Path, out: Path) -> None:
-    """What was done of the first plan counts where the inputs are the same, and is removed where they are not."""
+def test_a_job_whose_planning_was_cut_short_is_planned_again(
+    monkeypatch: pytest.MonkeyPatch, run: Run, digit_folder: Path, tmp_path: Path, out: Path
+) -> None:
+    """Parts of the first plan count if their inputs are planned again, and are deleted if not."""
     folder = tmp_path / "in"
     shutil.copytree(digit_folder, folder)
-    config = ScoreConfig(inputs=(str(folder),), model="m", out=str(out), unit_rows=50)
-    todo = Todo(config, "model")
-    todo.begin()
-    refs = todo.refs()
-    for _ in range(6):
-        score_unit(load_unit(config.out, next(refs)), todo.job, brightness)
+    with monkeypatch.context() as patch:
+        patch.setattr(Planner, "complete", killed)
+        with pytest.raises(KilledError):
+            run(folder, out=out, unit_rows=50)
     assert len(list((out / "predictions").iterdir())) == 6
     with pytest.raises(AccountingError, match="not all listed yet"):
         verify(str(out))
@@ -406,7 +441,7 @@ def test_the_room_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_prediction_tables_open_in_pandas(digit_folder: Path, out: Path) -> None:
+def test_prediction_tables_open_in_pandas(run: Run, digit_folder: Path, out: Path) -> None:
     import pandas as pd
 
     run(digit_folder, out=out, unit_rows=100)
@@ -415,19 +450,26 @@ def test_prediction_tables_open_in_pandas(digit_folder: Path, out: Path) -> None
 
 
 @pytest.mark.parametrize(("wanted", "columns"), [("none", []), ("top3", ["top_labels", "top_probabilities"])])
-def test_fewer_probabilities_are_written(wanted: str, columns: list[str], digit_folder: Path, out: Path) -> None:
+def test_fewer_probabilities_are_written(
+    run: Run, wanted: str, columns: list[str], digit_folder: Path, tmp_path: Path, out: Path
+) -> None:
     run(digit_folder, out=out, probabilities=wanted)
     table = pq.read_table(out / "predictions")
     assert table.column_names == ["source", "row", "label", "confidence", *columns, "truth"]
-    for row in table.to_pylist() if columns else []:
-        assert (row["top_labels"][0], row["top_probabilities"][0]) == (row["label"], row["confidence"])
-        assert row["top_labels"][1:] == [digit for digit in range(10) if digit != row["label"]][:2]
+    if columns:
+        run(digit_folder, out=tmp_path / "all")
+        for row, full in zip(rows(out), rows(tmp_path / "all"), strict=True):
+            best = sorted(range(10), key=lambda digit: -full["probabilities"][digit])[:3]
+            assert row["top_labels"] == best
+            assert row["top_probabilities"] == [full["probabilities"][digit] for digit in best]
     assert verify(str(out)).inputs == 300
     with pytest.raises(OutputError, match=f"probabilities {wanted} -> all"):
         run(digit_folder, out=out, resume=True)
 
 
-def test_the_least_confident_rows_are_found_without_reading_the_rest(mnist5k: Splits, tmp_path: Path, out: Path) -> None:
+def test_the_least_confident_rows_are_found_without_reading_the_rest(
+    run: Run, mnist5k: Splits, tmp_path: Path, out: Path
+) -> None:
     """Rows are sorted by confidence within a part, and row groups have statistics."""
     write_table(tmp_path / "t.parquet", mnist5k.train.images, mnist5k.train.labels, 5000)
     run(tmp_path / "t.parquet", out=out)
@@ -440,7 +482,7 @@ def test_the_least_confident_rows_are_found_without_reading_the_rest(mnist5k: Sp
     assert sorted(pq.read_table(part)["row"].to_pylist()) == list(range(4500))
 
 
-def test_raw_pixels_need_no_decoding(mnist5k: Splits, tmp_path: Path, out: Path) -> None:
+def test_raw_pixels_need_no_decoding(predict: Predict, run: Run, mnist5k: Splits, tmp_path: Path, out: Path) -> None:
     images = mnist5k.test.images[:30]
     cells = [image.tobytes() for image in images]
     cells[7] = encode_png(images[7])
@@ -449,14 +491,14 @@ def test_raw_pixels_need_no_decoding(mnist5k: Splits, tmp_path: Path, out: Path)
         pq.write_table(pa.table({"image": column}), tmp_path / f"{kind}.parquet")
     run(tmp_path, out=out)
     found = {(Path(row["source"]).stem, row["row"]): row["label"] for row in rows(out)}
-    expected = brightness(images).label.tolist()
+    expected = predict(images).label.tolist()
     assert [found["any", i] for i in range(30) if i != 9] == expected[:9] + expected[10:]
     assert [found["fixed", i] for i in range(20)] == expected[10:]
 
 
 @pytest.fixture
-def growing(digit_folder: Path, tmp_path: Path) -> Path:
-    """A folder of 200 digits that have been scored, and since: 50 more, one changed, one gone."""
+def growing(run: Run, digit_folder: Path, tmp_path: Path) -> Path:
+    """A folder of 200 scored digits, to which 50 were added, of which one was changed and one was deleted."""
     folder = tmp_path / "in"
     images = sorted(digit_folder.rglob("*.png"))
     folder.mkdir()
@@ -471,11 +513,7 @@ def growing(digit_folder: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def parts(out: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in (out / "predictions").iterdir()}
-
-
-def test_only_what_is_new_is_added(growing: Path, out: Path) -> None:
+def test_only_what_is_new_is_added(run: Run, growing: Path, out: Path) -> None:
     before = parts(out)
     summary = run(growing, out=out, unit_rows=40, extend=True)
     assert (summary["scored_now"], summary["inputs"], summary["changed"], summary["vanished"]) == (50, 250, 1, 1)
@@ -487,7 +525,7 @@ def test_only_what_is_new_is_added(growing: Path, out: Path) -> None:
     assert (again["scored_now"], again["inputs"]) == (0, 250)
 
 
-def test_what_has_changed_is_scored_anew_when_asked(growing: Path, out: Path) -> None:
+def test_what_has_changed_is_scored_anew_when_asked(run: Run, growing: Path, out: Path) -> None:
     before = parts(out)
     summary = run(growing, out=out, unit_rows=40, extend=True, rescore_changed=True)
     assert (summary["inputs"], summary["predicted"]) == (249, 249)
@@ -497,12 +535,23 @@ def test_what_has_changed_is_scored_anew_when_asked(growing: Path, out: Path) ->
     assert run(growing, out=out, unit_rows=40, extend=True)["changed"] == 0
 
 
-def test_an_extension_that_was_cut_short_goes_on(growing: Path, out: Path) -> None:
+def test_a_rescoring_that_was_killed_before_its_sweep_is_resumed(
+    monkeypatch: pytest.MonkeyPatch, run: Run, growing: Path, out: Path
+) -> None:
+    """The plan is complete, and the parts of dropped units are still there."""
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring_job, "sweep", killed)
+        with pytest.raises(KilledError):
+            run(growing, out=out, unit_rows=40, extend=True, rescore_changed=True)
+    summary = run(growing, out=out, unit_rows=40, resume=True)
+    assert (summary["inputs"], summary["scored_now"]) == (249, 0)
+    assert verify(str(out)).units == len(parts(out))
+
+
+def test_an_extension_that_was_cut_short_goes_on(run: Run, growing: Path, out: Path) -> None:
     before = parts(out)
-    config = ScoreConfig(inputs=(str(growing),), model="m", out=str(out), unit_rows=40, extend=True)
-    todo = Todo(config, "model")
-    todo.begin()
-    score_unit(load_unit(config.out, next(todo.refs())), todo.job, brightness)
+    with pytest.raises(KilledError):
+        run(growing, out=out, unit_rows=40, extend=True, kill_after=1)
     with pytest.raises(AccountingError, match="not all listed yet"):
         verify(str(out))
     assert run(growing, out=out, unit_rows=40, resume=True)["inputs"] == 250
@@ -510,7 +559,9 @@ def test_an_extension_that_was_cut_short_goes_on(growing: Path, out: Path) -> No
     assert verify(str(out)).inputs == 250
 
 
-def test_a_manifest_that_repeats_more_lines_is_extended_by_them(digit_folder: Path, tmp_path: Path, out: Path) -> None:
+def test_a_manifest_that_repeats_more_lines_is_extended_by_them(
+    run: Run, digit_folder: Path, tmp_path: Path, out: Path
+) -> None:
     path = next(digit_folder.rglob("*.png"))
     for lines, new in ((5, 5), (15, 10), (15, 0)):
         (tmp_path / "list.txt").write_text(f"{path}\n" * lines)
@@ -520,9 +571,9 @@ def test_a_manifest_that_repeats_more_lines_is_extended_by_them(digit_folder: Pa
 
 
 def test_a_sample_is_random_exact_and_the_same_each_time(
-    digit_folder: Path, mnist5k: Splits, tmp_path: Path, out: Path
+    run: Run, digit_folder: Path, mnist5k: Splits, tmp_path: Path, out: Path
 ) -> None:
-    """300 image files and 700 rows: 100 of them are 30 files and 70 rows."""
+    """Of 300 image files and 700 rows, a sample of 100 holds 30 files and 70 rows."""
     write_table(tmp_path / "t.parquet", mnist5k.train.images[:700], mnist5k.train.labels[:700], 200)
     summary = run(digit_folder, tmp_path / "t.parquet", out=out, sample=100)
     found = rows(out)
@@ -540,18 +591,18 @@ def test_a_sample_is_random_exact_and_the_same_each_time(
 
 
 def test_units_grow_with_the_job(tmp_path: Path) -> None:
-    """A small job is shared out evenly, a large one has few parts."""
+    """A small job has even units, a large one has few parts."""
     lines = "\n".join(f"{number}.png" for number in range(60_000))
     (tmp_path / "list.txt").write_text(lines)
     config = ScoreConfig(inputs=(str(tmp_path / "list.txt"),), model="m", out="o")
-    sizes = [unit.num_inputs for unit in Units(config, Known("o", ()))]
+    sizes = [unit.num_inputs for unit in Units(config, Known(Plan({}, ""), "o"))]
     assert sum(sizes) == 60_000
     assert sizes[:3] == [513, 513, 513]
     assert all(a <= b for a, b in pairwise(sizes[:-1]))
     assert 3000 < max(sizes) < 60_000 / 12
 
 
-def test_new_tables_are_added(mnist5k: Splits, tmp_path: Path, out: Path) -> None:
+def test_new_tables_are_added(run: Run, mnist5k: Splits, tmp_path: Path, out: Path) -> None:
     images, labels = mnist5k.test.images, mnist5k.test.labels
     write_table(tmp_path / "a.parquet", images[:100], labels[:100], 30)
     run(tmp_path, out=out, unit_rows=30, keep="id")

@@ -1,0 +1,56 @@
+"""The start of a job: the checks that the output folder is free or holds this job, and the record of what the job is."""
+
+from __future__ import annotations
+
+from mnist_ray.config import ScoreConfig
+from mnist_ray.data import storage
+from mnist_ray.errors import OutputError
+from mnist_ray.scoring import plan as plans
+from mnist_ray.scoring.commit import COMMIT, SUMMARY
+from mnist_ray.scoring.known import CHANGES
+from mnist_ray.scoring.parts import PREDICTIONS, QUARANTINE
+from mnist_ray.scoring.plan import Plan
+
+_JOB_FILES = (COMMIT, SUMMARY, CHANGES, plans.PLAN, plans.FOLDER, PREDICTIONS, QUARANTINE)
+OWNER = "owner.json"
+"""The owner record of the job that writes to the folder. A job that ends early may leave nothing else."""
+
+
+def admit(config: ScoreConfig, model_digest: str) -> Plan | None:
+    """The plan of the job that the output folder holds, to continue it; None if a new job may start. Writes nothing.
+
+    Raises OutputError if the folder holds something that this job may not continue or replace.
+    """
+    out = config.out
+    held = [name for name in storage.names(out) if not name.startswith(".") and name != OWNER]
+    if not held:
+        return None
+    if plans.PLAN not in held and (config.resume or config.extend or config.overwrite):
+        raise OutputError(f"{out}: holds other files and no scoring job to resume, extend or overwrite; give another --out")
+    if config.overwrite:
+        return None
+    if not (config.resume or config.extend):
+        raise OutputError(
+            f"{out}: is not empty; give --resume to continue its job, --extend to add new inputs, "
+            "--overwrite to replace it, or another --out"
+        )
+    plan = plans.load_plan(out)
+    wanted = {**config.identity(), "model": model_digest}
+    found = {**plan.request, "model": plan.model_digest}
+    if other := [f"{name} {found.get(name)} -> {wanted[name]}" for name in wanted if found.get(name) != wanted[name]]:
+        raise OutputError(f"{out}: holds another job ({'; '.join(other)}); give another --out, or --overwrite")
+    return plan
+
+
+def begin(plan: Plan, out: str, *, replace: bool) -> None:
+    """Write the plan's record before anything else of the job. Raises StorageError.
+
+    With `replace`, first delete the job that the folder may hold. Without it, first delete the commit record, the summary and
+    the files of a plan that was never completed.
+    """
+    for name in _JOB_FILES if replace else (COMMIT, SUMMARY):
+        storage.delete(storage.join(out, name))
+    for name in storage.names(storage.join(out, plans.FOLDER)):
+        if name not in plan.parts:
+            storage.delete(storage.join(out, plans.FOLDER, name))
+    plan.save(out)

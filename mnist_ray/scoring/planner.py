@@ -1,0 +1,121 @@
+"""Planning: the inputs are listed, cut into units and written to the plan, as a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from itertools import chain
+
+from mnist_ray.config import ScoreConfig
+from mnist_ray.errors import DataError
+from mnist_ray.scoring.known import Known
+from mnist_ray.scoring.plan import Plan, UnitRef, WorkUnit, fingerprint, load_plan, write_units
+from mnist_ray.scoring.units import Units
+
+FIRST_PART, LAST_PART = 1 << 13, 1 << 17
+"""Inputs of the first file of the plan. Each file holds twice as many as the one before, up to the last."""
+
+
+class Planner:
+    """Plans the inputs that the plan does not hold yet, and yields the units that are not finished."""
+
+    def __init__(self, config: ScoreConfig, plan: Plan, finished: Collection[str]) -> None:
+        """Open the inputs and list the first ones. Writes nothing. Raises MnistRayError for inputs that cannot be scored."""
+        self.plan, self._out, self._finished = plan, config.out, finished
+        self.planning = config.extend or not plan.complete
+        """Whether there may be inputs that are not planned yet."""
+        self.changes: dict[str, int] = {}
+        """How many planned inputs have changed or are gone, if they were compared with the inputs."""
+        self._ahead: list[WorkUnit] = []
+        self._rest: Iterator[WorkUnit] = iter(())
+        if self.planning:
+            self._open(config)
+        self._left = sum(ref.num_inputs for ref in self.plan.refs(self._out) if ref.id not in finished)
+
+    def _open(self, config: ScoreConfig) -> None:
+        if config.rescore_changed:
+            self.plan = replace(self.plan, dropped=(*self.plan.dropped, *_stale_units(config, self.plan)))
+        self._known = Known(self.plan, self._out)
+        self._units = Units(config, self._known, len(self.plan.parts))
+        self._rest = iter(self._units)
+        if first := next(self._rest, None):
+            self._ahead.append(first)
+        if self.plan.parts and self._units.kept != self.plan.kept:
+            raise DataError(f"{self._out}: its table has other --keep columns than the inputs have now; give another --out")
+        self.plan = replace(self.plan, complete=False, failed="", kept=self._units.kept)
+
+    def at_most(self, inputs: int) -> bool:
+        """Whether at most so many inputs are to be scored. Lists only as many as it takes to know."""
+        left = inputs - self._left - sum(unit.num_inputs for unit in self._ahead if unit.id not in self._finished)
+        while left >= 0 and (unit := next(self._rest, None)):
+            self._ahead.append(unit)
+            left -= unit.num_inputs if unit.id not in self._finished else 0
+        return left >= 0
+
+    @property
+    def skip(self) -> frozenset[str]:
+        """Units of the plan that are not to be scored."""
+        return frozenset([*self._finished, *self.plan.dropped])
+
+    def pending(self) -> Iterator[UnitRef]:
+        """The units that are to be scored. A unit is yielded once the plan in the output folder holds it."""
+        planned = chain(self.plan.refs(self._out), self._write())
+        return (ref for ref in planned if ref.id not in self._finished)
+
+    def _write(self) -> Iterator[UnitRef]:
+        """Write the units that are not planned yet. The first files are small, so that scoring starts early."""
+        units: list[WorkUnit] = []
+        inputs, limit = 0, FIRST_PART
+        for unit in chain(self._take_ahead(), self._rest):
+            units.append(unit)
+            inputs += unit.num_inputs
+            if inputs >= limit:
+                yield from self._write_part(units)
+                units, inputs, limit = [], 0, min(2 * limit, LAST_PART)
+        if units:
+            yield from self._write_part(units)
+
+    def _take_ahead(self) -> list[WorkUnit]:
+        ahead, self._ahead = self._ahead, []
+        return ahead
+
+    def _write_part(self, units: list[WorkUnit]) -> list[UnitRef]:
+        name = f"{len(self.plan.parts):05d}.parquet"
+        refs = write_units(self._out, name, units)
+        self.plan = replace(self.plan, parts=(*self.plan.parts, name))
+        return refs
+
+    def complete(self) -> Plan:
+        """Plan the inputs that `pending` did not reach, record that the plan is complete, and return it.
+
+        If planned inputs were listed again, also write which of them have changed or are gone.
+        """
+        if self.plan.complete:
+            return self.plan
+        for _ in self._write():
+            pass
+        if self._known:
+            self.changes = self._known.write_changes(self._out)
+        refs = list(self.plan.refs(self._out))
+        self.plan = replace(
+            self.plan,
+            complete=True,
+            num_units=len(refs),
+            num_inputs=sum(ref.num_inputs for ref in refs),
+            fingerprint=fingerprint(refs),
+            ignored=self._units.listing.ignored,
+        )
+        self.plan.save(self._out)
+        return self.plan
+
+    def fail(self, reason: str) -> None:
+        """Record that planning has failed, for those who wait for the plan."""
+        replace(load_plan(self._out), failed=reason).save(self._out)
+
+
+def _stale_units(config: ScoreConfig, plan: Plan) -> list[str]:
+    """The units of changed and vanished inputs. Lists all inputs once."""
+    known = Known(plan, config.out)
+    for _ in Units(config, known):
+        pass
+    return known.stale()
