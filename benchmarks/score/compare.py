@@ -1,9 +1,10 @@
-"""Scores the same digits with this project and its rivals, alternating, and prints ratios with their spread.
+"""Scores the same digits with this project and with other programs, alternating, and prints ratios with their spread.
 
     python -m benchmarks.score.compare FOLDER MODEL --runs 5 --only ours-inline,ours-2,tuned
 
-FOLDER has one subfolder of PNG files per class, as `jobs/write_digits.py` writes them; MODEL is a run or bundle. Every run is
-a process of its own, with a new output folder. Memory is the largest summed proportional set size of its processes.
+FOLDER has one subfolder of PNG files per digit, as `jobs/write_digits.py` writes them. MODEL is a run directory or bundle.
+Every run is a process of its own with a new output folder. Memory is the sum of the proportional set sizes of all its
+processes, at its highest.
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ from benchmarks.score.marks import steady_rate
 from benchmarks.train.compare import machine, spread
 
 Run = dict[str, float]
-LOOK_S = 0.25
+MEMORY_EVERY_S = 0.25
+"""Seconds between two measurements of memory."""
 OURS = {"ours-inline": "0", "ours-1": "1", "ours-2": "2"}
-"""Our contestants, by their --workers."""
-OTHERS = ("tuned", "dataloader", "ray_images", "ray_binary", "ray_download", "daft")
+"""Contestants of this project, with their --workers."""
+RIVALS = ("tuned", "dataloader", "ray_images", "ray_binary", "ray_download", "daft")
 
 
 def _memory(token: str) -> float:
-    """Proportional set size in MB of all processes that inherited a token in their environment."""
+    """Sum of the proportional set sizes in MiB of all processes that have `token` in their environment."""
     total = 0
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, IndexError):
@@ -43,70 +45,73 @@ def _memory(token: str) -> float:
 
 
 def run(name: str, folder: str, model: str) -> Run:
-    """One run of a contestant: seconds of the process, steady images per second, megabytes."""
-    token, peak, over = uuid.uuid4().hex, 0.0, threading.Event()
+    """One run of a contestant: seconds of the process, steady images per second, and peak memory in MiB."""
+    token, peak, finished = uuid.uuid4().hex, 0.0, threading.Event()
 
-    def watch() -> None:
+    def watch_memory() -> None:
         nonlocal peak
-        while not over.wait(LOOK_S):
+        while not finished.wait(MEMORY_EVERY_S):
             peak = max(peak, _memory(token))
 
     with tempfile.TemporaryDirectory() as scratch:
         out = f"{scratch}/out"
-        ours = ["mnist_ray", "score", folder, "--model", model, "--out", out, "--workers", OURS.get(name, "")]
-        command = ours if name in OURS else ["benchmarks.score.rivals", name, folder, model, out]
-        watching = threading.Thread(target=watch)
-        watching.start()
-        began = time.perf_counter()
+        if name in OURS:
+            command = ["mnist_ray", "score", folder, "--model", model, "--out", out, "--workers", OURS[name]]
+        else:
+            command = ["benchmarks.score.rivals", name, folder, model, out]
+        watcher = threading.Thread(target=watch_memory)
+        watcher.start()
+        started = time.perf_counter()
         try:
             done = subprocess.run(
                 [sys.executable, "-m", *command], capture_output=True, text=True, env={**os.environ, "BENCHMARK_RUN": token}
             )
         finally:
-            over.set()
-            watching.join()
+            finished.set()
+            watcher.join()
         if done.returncode:
-            raise SystemExit(f"{name}: exit {done.returncode}\n{done.stderr[-2000:]}")
-        seconds = time.perf_counter() - began
+            raise SystemExit(f"{name}: exit status {done.returncode}\n{done.stderr[-2000:]}")
+        seconds = time.perf_counter() - started
         if name not in OURS:
             return {"seconds": seconds, "steady": steady_rate(f"{out}.marks"), "megabytes": peak}
         summary: dict[str, Any] = json.loads(Path(f"{out}/summary.json").read_text())
         return {"seconds": seconds, "steady": summary["steady_images_per_second"], "megabytes": peak, **summary["seconds"]}
 
 
-def report(found: dict[str, list[Run]], images: int) -> None:
-    """A line for each contestant, and how many times as fast our fastest is, run by run."""
-    best = max((name for name in found if name in OURS), key=lambda name: statistics.mean(r["steady"] for r in found[name]))
-    for name, runs in found.items():
-        steady = [r["steady"] for r in runs]
-        ratios = [ours["steady"] / theirs for ours, theirs in zip(found[best], steady, strict=True)]
-        whole = spread([images / r["seconds"] for r in runs], 0)
+def report(measured: dict[str, list[Run]], images: int) -> None:
+    """Print one line per contestant, with the ratio of our fastest contestant to it, run by run."""
+    ours = [name for name in measured if name in OURS]
+    best = max(ours, key=lambda name: statistics.mean(run["steady"] for run in measured[name]))
+    for name, runs in measured.items():
+        steady = [run["steady"] for run in runs]
+        ratios = [fastest["steady"] / rate for fastest, rate in zip(measured[best], steady, strict=True)]
+        whole = spread([images / run["seconds"] for run in runs], 0)
         print(
-            f"{name:14s} {spread([r['seconds'] for r in runs], 1)} s, {whole} images/s in all, {spread(steady, 0)} steady, "
-            f"{spread([r['megabytes'] for r in runs], 0)} MB; {best} is {spread(ratios, 2)} times as fast"
+            f"{name:14s} {spread([run['seconds'] for run in runs], 1)} s, {whole} images/s in all, {spread(steady, 0)} steady, "
+            f"{spread([run['megabytes'] for run in runs], 0)} MB; {best} is {spread(ratios, 2)} times as fast"
         )
 
 
 def main() -> None:
-    """Run the contestants in turn, in reversed order every other time."""
+    """Run the contestants in turn, every other time in reversed order."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
     parser.add_argument("model")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--only", default=",".join([*OURS, *OTHERS]))
+    parser.add_argument("--only", default=",".join([*OURS, *RIVALS]), help="contestants, separated by commas")
     parser.add_argument("--json", help="file for all measurements")
-    given = parser.parse_args()
-    images = sum(1 for _ in Path(given.folder).rglob("*.png"))
-    names = given.only.split(",")
-    found: dict[str, list[Run]] = {name: [] for name in names}
-    for number in range(given.runs):
+    args = parser.parse_args()
+    images = sum(1 for _ in Path(args.folder).rglob("*.png"))
+    names = args.only.split(",")
+    measured: dict[str, list[Run]] = {name: [] for name in names}
+    for number in range(args.runs):
         for name in names[:: -1 if number % 2 else 1]:
-            found[name].append(run(name, given.folder, given.model))
-            print(f"run {number} {name}: {found[name][-1]}", file=sys.stderr, flush=True)
-            if given.json:
-                Path(given.json).write_text(json.dumps({**vars(given), "machine": machine(), "measured": found}, indent=1))
+            measured[name].append(run(name, args.folder, args.model))
+            print(f"run {number} {name}: {measured[name][-1]}", file=sys.stderr, flush=True)
+            if args.json:
+                Path(args.json).write_text(json.dumps({**vars(args), "machine": machine(), "measured": measured}, indent=1))
     print(machine())
-    report(found, images)
+    report(measured, images)
 
 
 if __name__ == "__main__":

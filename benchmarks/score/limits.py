@@ -1,6 +1,8 @@
-"""Physical limits on this machine: the network alone, and reading and decoding alone, on as many threads as there are cores.
+"""The limits of this machine: images per second of the network alone, of reading alone, and of decoding alone.
 
-python -m benchmarks.score.limits FOLDER MODEL
+    python -m benchmarks.score.limits FOLDER MODEL
+
+Each limit is measured with one thread per core. FOLDER holds PNG files; MODEL is a run directory or bundle.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from mnist_ray.artifact.bundle import load
@@ -26,20 +27,20 @@ IMAGES, SECONDS = 4096, 5.0
 
 
 def rate(work: Callable[[], object]) -> float:
-    """Images per second of work on `IMAGES` images, done again and again by a thread per core."""
-    work()
+    """Images per second when one thread per core repeats `work`, which processes `IMAGES` images, for `SECONDS`."""
+    work()  # warm up
     until = time.perf_counter() + SECONDS
 
-    def again() -> float:
-        began, done = time.perf_counter(), 0
+    def repeat() -> float:
+        started, images = time.perf_counter(), 0
         while time.perf_counter() < until:
             work()
-            done += IMAGES
-        return done / (time.perf_counter() - began)
+            images += IMAGES
+        return images / (time.perf_counter() - started)
 
     threads = len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(threads) as pool:
-        return sum(pool.map(lambda _: again(), range(threads)))
+        return sum(pool.map(lambda _: repeat(), range(threads)))
 
 
 def main() -> None:
@@ -48,14 +49,14 @@ def main() -> None:
     torch.set_num_threads(1)
     predict = Predictor.ready(load(model), torch.device("cpu"))
     paths = [str(path) for path in Path(folder).rglob("*.png")][:IMAGES]
-    contents = [path.read_bytes() for path in map(Path, paths)]
+    contents = [Path(path).read_bytes() for path in paths]
     digits, _ = normalise(map(decode, contents))
-    found = {
-        "network": rate(lambda: predict(np.ascontiguousarray(digits))),
+    limits = {
+        "network": rate(lambda: predict(digits)),
         "read": rate(lambda: list(read_many(paths, MAX_BYTES))),
         "decode": rate(lambda: normalise(map(decode, contents))),
     }
-    print(json.dumps({name: round(value) for name, value in found.items()}))
+    print(json.dumps({name: round(value) for name, value in limits.items()}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every contestant notes: after each batch, when it was and how many images it had. Their steady rate follows."""
+"""Marks: one line per finished batch, with the time and the number of images. They give a steady rate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class Marks:
-    """Appends to a file of this process in a folder."""
+    """Appends marks to a file of this process in `folder`."""
 
     def __init__(self, folder: str) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -20,8 +20,8 @@ class Marks:
 
 
 def steady_rate(folder: str) -> float:
-    """Images per second after the first noted batch."""
+    """Images per second after the first marked batch; NaN if there is only one."""
     lines = [line.split() for path in Path(folder).iterdir() for line in path.read_text().splitlines()]
-    noted = sorted((float(when), int(images)) for when, images in lines)
-    (first, begun), (last, _) = noted[0], noted[-1]
-    return (sum(images for _, images in noted) - begun) / (last - first) if last > first else float("nan")
+    marks = sorted((float(when), int(images)) for when, images in lines)
+    (first, first_images), (last, _) = marks[0], marks[-1]
+    return (sum(images for _, images in marks) - first_images) / (last - first) if last > first else float("nan")

@@ -1,6 +1,9 @@
-"""Other ways to score a folder of digits, one subfolder per class, with the same network and the same columns.
+"""Other programs that score a folder of digits with the same network and write a table of predictions.
 
-Each is written anew from the published description of its kind. `INPUTS MODEL OUT` are folders; marks go to `OUT.marks`.
+    python -m benchmarks.score.rivals NAME INPUTS MODEL OUT
+
+INPUTS has one subfolder per digit. Marks go to the folder `OUT.marks`. Each program is written from scratch after the
+published description of its library. `daft` needs the package daft.
 """
 
 from __future__ import annotations
@@ -25,14 +28,14 @@ BATCH = 256
 
 
 class Network:
-    """The network as any other PyTorch network: eager, in batches."""
+    """The network as PyTorch users usually run it: eager, in batches."""
 
     def __init__(self, model: str, out: str) -> None:
         self._model, self._mark = load(model).model, Marks(f"{out}.marks")
 
     @torch.inference_mode()
     def __call__(self, digits: torch.Tensor) -> dict[str, Any]:
-        """Columns for uint8[N, 28, 28]."""
+        """The columns label, confidence and probabilities of digits uint8[N, 28, 28]."""
         probabilities = torch.softmax(self._model(digits), 1)
         confidence, label = probabilities.max(1)
         self._mark(len(digits))
@@ -40,7 +43,7 @@ class Network:
 
 
 def dataloader(inputs: str, model: str, out: str) -> None:
-    """torchvision's ImageFolder, a DataLoader with two workers, pandas to Parquet."""
+    """torchvision's ImageFolder, a DataLoader with two workers, and pandas to write Parquet."""
     import pandas as pd
     from torch.utils.data import DataLoader
     from torchvision import transforms
@@ -59,6 +62,7 @@ def dataloader(inputs: str, model: str, out: str) -> None:
 
 
 def _grey(data: bytes) -> np.ndarray[Any, Any]:
+    """The grey levels of an image file, uint8[H, W]."""
     import io
 
     from PIL import Image
@@ -67,6 +71,8 @@ def _grey(data: bytes) -> np.ndarray[Any, Any]:
 
 
 class _OnRay:
+    """A Ray Data actor; `image` converts one value of the image column to grey levels."""
+
     def __init__(self, model: str, out: str, image: Callable[[Any], Any]) -> None:
         self._network, self._image = Network(model, out), image
 
@@ -90,7 +96,7 @@ def ray_images(inputs: str, model: str, out: str) -> None:
 
 
 def ray_binary(inputs: str, model: str, out: str) -> None:
-    """The same from read_binary_files, decoded in the actor. Needs four CPUs: with fewer it waits for ever."""
+    """The same pattern with read_binary_files; the actor decodes. It needs four CPUs: with fewer, it waits forever."""
     import ray
 
     ray.init(address="local", log_to_driver=False, num_cpus=4)
@@ -98,7 +104,7 @@ def ray_binary(inputs: str, model: str, out: str) -> None:
 
 
 def ray_download(inputs: str, model: str, out: str) -> None:
-    """The same from a table of paths and the download expression."""
+    """The same pattern with a table of paths and the download expression."""
     import ray
     from ray.data.expressions import download
 
@@ -108,19 +114,19 @@ def ray_download(inputs: str, model: str, out: str) -> None:
 
 
 def daft(inputs: str, model: str, out: str) -> None:
-    """Daft: glob, download, decode, a user-defined function over batches."""
+    """Daft: glob, download, decode, and a user-defined function over batches."""
     import daft
     from daft import col
 
     network = Network(model, out)
+    answer_type = daft.DataType.struct({"label": daft.DataType.int64(), "confidence": daft.DataType.float32()})
 
-    kind = daft.DataType.struct({"label": daft.DataType.int64(), "confidence": daft.DataType.float32()})
-
-    @daft.udf(return_dtype=kind)  # type: ignore[untyped-decorator]
+    @daft.udf(return_dtype=answer_type)  # type: ignore[untyped-decorator]
     def predict(images: Any) -> list[dict[str, Any]]:
         digits = torch.from_numpy(np.stack([np.asarray(image).reshape(28, 28) for image in images.to_pylist()]))
-        found = network(digits)
-        return [{"label": int(a), "confidence": float(b)} for a, b in zip(found["label"], found["confidence"], strict=True)]
+        answer = network(digits)
+        pairs = zip(answer["label"], answer["confidence"], strict=True)
+        return [{"label": int(label), "confidence": float(confidence)} for label, confidence in pairs]
 
     frame = daft.from_glob_path(f"{inputs}/**/*.png")
     frame = frame.with_column("image", col("path").url.download().image.decode(mode="L"))
@@ -128,7 +134,7 @@ def daft(inputs: str, model: str, out: str) -> None:
 
 
 def tuned(inputs: str, model: str, out: str) -> None:
-    """The practical limit: threads that read, decode with OpenCV, predict with the traced network and write; unchecked."""
+    """The practical limit: threads read, decode with OpenCV, predict with the traced network and write, without checks."""
     import cv2
 
     from mnist_ray.artifact.predictor import Predictor
