@@ -1,6 +1,6 @@
 """Scores the same digits with this project and with other programs, alternating, and prints ratios with their spread.
 
-    python -m benchmarks.score.compare FOLDER MODEL --runs 5 --only ours-inline,ours-2,tuned
+    python -m benchmarks.score.compare FOLDER MODEL --runs 5 --only ours-0,ours-2,tuned
 
 FOLDER has one subfolder of PNG files per digit, as `jobs/write_digits.py` writes them. MODEL is a run directory or bundle.
 Every run is a process of its own with a new output folder. Memory is the sum of the proportional set sizes of all its
@@ -29,7 +29,7 @@ from benchmarks.train.compare import machine, spread
 Run = dict[str, float]
 MEMORY_EVERY_S = 0.25
 """Seconds between two measurements of memory."""
-OURS = {"ours-inline": "0", "ours-1": "1", "ours-2": "2"}
+OURS = {"ours-0": "0", "ours-1": "1", "ours-2": "2"}
 """Contestants of this project, with their --workers."""
 RIVALS = ("tuned", "dataloader", "ray_images", "ray_binary", "ray_download", "daft")
 
