@@ -6,7 +6,6 @@ import importlib
 import signal
 import threading
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 from mnist_ray.artifact import seal
@@ -20,9 +19,8 @@ from mnist_ray.data.digits import Splits, hold_out
 from mnist_ray.data.order import GROUP_SIZE, num_groups
 from mnist_ray.errors import ModelError, OutputError, StoppedError, StorageError, UsageError
 from mnist_ray.flags import worker_range
-from mnist_ray.run import progress
-from mnist_ray.run.owner import Owner, owning, require
-from mnist_ray.run.worker import Surroundings, work
+from mnist_ray.run.owner import Owner, owning
+from mnist_ray.run.worker import LocalControl, work
 
 
 def train(config: TrainConfig, console: Console) -> dict[str, Any]:
@@ -48,13 +46,7 @@ def _launch_here(run: str, config: TrainConfig, splits: Splits, console: Console
     pick_device(config.device)  # a device that is not there is refused before anything is written
     with owning(run) as owner:
         _enter(run, config, splits)
-        around = Surroundings(
-            stopping=lambda: owner.signal is not None,
-            lost=lambda: bool(owner.replaced_by),
-            show=progress.ProgressPrinter(console).update,
-            require=partial(require, run, owner.token),
-        )
-        ended = work(run, config, config.device, splits, around)
+        ended = work(run, config, config.device, splits, LocalControl(owner, console))
         owner.require()
         _require_unasked(run, owner, ended)
     return ended

@@ -26,7 +26,8 @@ import pytest
 from mnist_ray.config import TrainConfig
 from mnist_ray.data import datasets
 from mnist_ray.data.digits import LabelledDigits, Splits
-from mnist_ray.run.worker import Surroundings, work
+from mnist_ray.learn.control import RunControl
+from mnist_ray.run.worker import work
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -66,8 +67,7 @@ def small_idx(tmp_path_factory: pytest.TempPathFactory, small: Splits) -> Path:
 def run_dir(tmp_path_factory: pytest.TempPathFactory, mnist5k: Splits) -> Path:
     """A finished run, trained in this process on the bundled digits."""
     run = tmp_path_factory.mktemp("run")
-    alone = Surroundings(stopping=lambda: False, lost=lambda: False, show=lambda record: None)
-    assert work(str(run), TrainConfig(data="mnist5k", workers="0", epochs=3), "cpu", mnist5k, alone)
+    assert work(str(run), TrainConfig(data="mnist5k", workers="0", epochs=3), "cpu", mnist5k, RunControl())
     return run
 
 

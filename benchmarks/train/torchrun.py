@@ -11,7 +11,8 @@ import torch
 
 from mnist_ray.config import TrainConfig
 from mnist_ray.data import datasets
-from mnist_ray.run.worker import Surroundings, work
+from mnist_ray.learn.control import RunControl
+from mnist_ray.run.worker import work
 
 
 def main() -> None:
@@ -25,8 +26,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     config = TrainConfig(data="mnist", recipe=given.recipe, epochs=given.epochs, seed=given.seed)
-    nobody = Surroundings(stopping=lambda: False, lost=lambda: False, show=lambda record: None)
-    work(given.out, config, "cpu", datasets.load("mnist"), nobody)
+    work(given.out, config, "cpu", datasets.load("mnist"), RunControl())
     print("done")
 
 

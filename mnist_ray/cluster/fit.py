@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from functools import partial
 from typing import Any
 
 from mnist_ray.cluster import runtime
@@ -16,9 +15,10 @@ from mnist_ray.console import Console
 from mnist_ray.data.digits import Splits
 from mnist_ray.errors import ClusterError, MnistRayError, from_status
 from mnist_ray.flags import worker_range
+from mnist_ray.learn.control import Request, RunControl
 from mnist_ray.run import progress
 from mnist_ray.run.owner import Owner, OwnerMonitor, require
-from mnist_ray.run.worker import Surroundings, work
+from mnist_ray.run.worker import work
 
 MAX_FAILURES = 10
 """Times that lost workers are replaced before the job gives up; it can be continued by hand."""
@@ -26,12 +26,13 @@ POLL_S = 0.25
 STOP_S = 15.0
 """Seconds without progress after which a job that was asked to stop does so: longer than the tries to save take."""
 
-_GAUGES = {
+GAUGES = {
     "loss": "Training loss of the last step, in nats per sample.",
     "samples_seen": "Training samples seen by the run.",
     "samples_per_second": "Training samples per second over the run.",
     "test_accuracy": "Share of the test digits predicted right after the last epoch.",
 }
+"""Ray metrics of rank 0. Prometheus scrapes them as `ray_mnist_ray_train_NAME`."""
 
 
 def fit(
@@ -85,7 +86,7 @@ def _answer(run: str, outcome: Future[Any]) -> bool:
     try:
         answer = outcome.result()
     except Exception as error:
-        raise runtime.own_error(error) or ClusterError(
+        raise ClusterError(
             f"training stopped: {runtime.cause(error)}; lost workers are replaced up to {MAX_FAILURES} times; "
             f"run the same command again to continue from the newest checkpoint in {run}"
         ) from error
@@ -129,34 +130,44 @@ def _worker(launch: dict[str, Any]) -> dict[str, Any]:
     import ray
     import ray.train
 
-    run: str = launch["run"]
-    chief = ray.train.get_context().get_world_rank() == 0
-    watch = OwnerMonitor(run, launch["token"], looking=chief)
-    around = Surroundings(
-        stopping=lambda: watch.stop,
-        lost=lambda: watch.lost,
-        show=_Gauges(partial(progress.publish, run)) if chief else lambda record: None,
-        require=partial(require, run, launch["token"]),
-        leaving=lambda: ray.train.get_preemption_info() is not None,
-    )
     try:
-        return {"ended": work(run, launch["config"], launch["device"], ray.get(launch["splits"]), around)}
+        control = RayControl(launch["run"], launch["token"], rank=ray.train.get_context().get_world_rank())
+        return {"ended": work(launch["run"], launch["config"], launch["device"], ray.get(launch["splits"]), control)}
     except MnistRayError as error:
         return {"error": (error.exit_status, str(error))}
 
 
-class _Gauges:
-    """Publishes records, and their figures as Ray metrics, which Prometheus scrapes as `ray_mnist_ray_train_…`."""
+class RayControl(RunControl):
+    """Control of a run in a Ray Train worker: by the run's owner record, its progress record, Ray metrics and Ray's notices."""
 
-    def __init__(self, publish: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, run: str, token: str, rank: int) -> None:
+        """On rank 0, begin to watch the owner record of the job that has this token."""
         from ray.util.metrics import Gauge
 
-        self._publish = publish
-        self._gauges = {name: Gauge(f"mnist_ray_train_{name}", text) for name, text in _GAUGES.items()}
+        self._run, self._token = run, token
+        self._monitor = OwnerMonitor(run, token, looking=rank == 0)
+        gauges = GAUGES if rank == 0 else {}
+        self._gauges = {name: Gauge(f"mnist_ray_train_{name}", text) for name, text in gauges.items()}
 
-    def __call__(self, record: dict[str, Any]) -> None:
-        """Publish a record."""
-        self._publish(record)
+    def requested(self) -> Request:
+        """What the driver asks for in the owner record, or ABANDON if the record names another job."""
+        if self._monitor.lost:
+            return Request.ABANDON
+        return Request.STOP if self._monitor.stop else Request.NOTHING
+
+    def node_leaving(self) -> bool:
+        """Whether Ray has a notice that the node of a worker is about to be taken away."""
+        import ray.train
+
+        return ray.train.get_preemption_info() is not None
+
+    def require_ownership(self) -> None:
+        """Raise OutputError if the run's owner record names another job."""
+        require(self._run, self._token)
+
+    def show(self, record: dict[str, Any]) -> None:
+        """Publish the record for the driver, and its figures as Ray metrics."""
+        progress.publish(self._run, record)
         for name, value in {**(record["history"] or [{}])[-1], **record}.items():
             if name in self._gauges:
                 self._gauges[name].set(value)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from mnist_ray.config import Device
 from mnist_ray.console import Console
 from mnist_ray.data.storage import absolute, is_local
-from mnist_ray.errors import ClusterError, MnistRayError, first_line
+from mnist_ray.errors import ClusterError, first_line
 
 ANSWER_S = 10.0
 START_S, STARTS = 30, 20
@@ -121,22 +121,6 @@ def max_resources() -> dict[str, float]:
 
     found = state.get_max_resources_from_cluster_config() or ray.cluster_resources()
     return dict(found)
-
-
-def own_error(error: BaseException | None) -> MnistRayError | None:
-    """The error of ours that a failure on a worker goes back to, if there is one."""
-    seen: set[int] = set()
-    todo = [error]
-    while todo:
-        found = todo.pop()
-        if isinstance(found, MnistRayError):
-            return found
-        if found is None or id(found) in seen:
-            continue
-        seen.add(id(found))
-        failures = getattr(found, "worker_failures", {})
-        todo += [found.__cause__, getattr(found, "cause", None), *failures.values()]
-    return None
 
 
 def cause(error: BaseException) -> str:

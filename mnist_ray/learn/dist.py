@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 import torch.distributed as td
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from mnist_ray.errors import MnistRayError, from_status
+
+T = TypeVar("T")
 
 
 def _together() -> bool:
@@ -48,7 +55,7 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return moved.cpu()
 
 
-def from_chief(values: list[int]) -> list[int]:
+def from_rank_0(values: list[int]) -> list[int]:
     """Rank 0's integers on every worker."""
     if world() == 1:
         return values
@@ -61,10 +68,27 @@ def broadcast_bytes(data: bytes | None) -> bytes | None:
     """Rank 0's bytes (or None) on every worker."""
     if world() == 1:
         return data
-    (length,) = from_chief([-1 if data is None else len(data)])
+    (length,) = from_rank_0([-1 if data is None else len(data)])
     if length < 0:
         return None
     mine = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(length, dtype=torch.uint8)
     moved = _on_backend(mine)
     td.broadcast(moved, 0)
     return moved.cpu().numpy().tobytes()
+
+
+def on_rank_0(task: Callable[[], T]) -> T | None:
+    """The result of a task that only rank 0 runs; None on the other workers.
+
+    Collective. If the task raises a MnistRayError, every worker raises an error of its class, so that none waits for rank 0.
+    """
+    result, failure = None, None
+    if rank() == 0:
+        try:
+            result = task()
+        except MnistRayError as error:
+            failure = error
+    (status,) = from_rank_0([failure.exit_status if failure else 0])
+    if status:
+        raise failure or from_status(status, "rank 0 failed")
+    return result

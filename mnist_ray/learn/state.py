@@ -87,7 +87,7 @@ def _folder(run: str) -> str:
     return storage.join(run, "checkpoints")
 
 
-def save(run: str, state: TrainState, identity: str) -> str:
+def save_checkpoint(run: str, state: TrainState, identity: str) -> str:
     """Write a checkpoint of the run that `identity` names, drop the oldest ones, and return its folder.
 
     Raises StorageError, when several tries have failed; the checkpoints before it are as they were.
@@ -125,7 +125,7 @@ def _names(run: str) -> list[str]:
     return [name for name in storage.names(_folder(run)) if name.startswith("samples-")]
 
 
-def newest(run: str, identity: str) -> tuple[bytes | None, list[str]]:
+def newest_checkpoint(run: str, identity: str) -> tuple[bytes | None, list[str]]:
     """The newest whole checkpoint's state, and a warning for each damaged one that was passed over.
 
     Raises OutputError if it belongs to a run with other settings or data.

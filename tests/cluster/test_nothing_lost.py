@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ from mnist_ray.config import TrainConfig
 from mnist_ray.data import storage
 from mnist_ray.data.digits import Splits
 from mnist_ray.errors import OutputError
+from mnist_ray.learn.control import Request, RunControl
 from mnist_ray.run import owner
-from mnist_ray.run.worker import Surroundings, work
+from mnist_ray.run.worker import work
 from tests.conftest import BIN, ROOT, RayCluster, cli, wait_for
 
 
@@ -83,26 +83,42 @@ def test_a_job_whose_run_was_taken_over_stops_and_says_so(small_idx: Path, tmp_p
     assert json.loads((tmp_path / "owner.json").read_text()) == other
 
 
+class OutlivingControl(RunControl):
+    """Control of a worker whose job no longer owns the run."""
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+
+    def require_ownership(self) -> None:
+        owner.require(self.run, "mine")
+
+
 def test_workers_that_outlive_their_job_write_nothing_into_the_next_ones_run(small: Splits, tmp_path: Path) -> None:
     run = str(tmp_path)
     (tmp_path / "owner.json").write_text(json.dumps({"token": "next", "pid": 1, "place": "elsewhere", "began": "now"}))
-    mine = partial(owner.require, run, "mine")
-    around = Surroundings(stopping=lambda: False, lost=lambda: False, show=lambda record: None, require=mine)
     with pytest.raises(OutputError, match="was taken over by process 1 on elsewhere"):
-        work(run, TrainConfig(workers="0", epochs=2), "cpu", small, around)
+        work(run, TrainConfig(workers="0", epochs=2), "cpu", small, OutlivingControl(run))
     assert not checkpoints(tmp_path)
+
+
+class StoppingControl(RunControl):
+    """Asks the run to stop, the third time that it is asked."""
+
+    calls = 0
+
+    def requested(self) -> Request:
+        self.calls += 1
+        return Request.STOP if self.calls > 2 else Request.NOTHING
 
 
 def test_a_run_in_an_object_store_stops_and_continues_bit_equal(small: Splits, tmp_path: Path) -> None:
     config = TrainConfig(workers="0", epochs=4)
-    run, asked = f"memory://{tmp_path.name}/run", iter([False] * 2 + [True])
-    stopping = Surroundings(stopping=lambda: next(asked), lost=lambda: False, show=lambda record: None)
-    alone = Surroundings(stopping=lambda: False, lost=lambda: False, show=lambda record: None)
-    assert not work(run, config, "cpu", small, stopping)
+    run = f"memory://{tmp_path.name}/run"
+    assert not work(run, config, "cpu", small, StoppingControl())
     assert storage.names(f"{run}/checkpoints")
     assert not storage.is_file(f"{run}/metrics.json")
-    assert work(run, config, "cpu", small, alone)
-    assert work(str(tmp_path), config, "cpu", small, alone)
+    assert work(run, config, "cpu", small, RunControl())
+    assert work(str(tmp_path), config, "cpu", small, RunControl())
     assert storage.read(f"{run}/model/weights.safetensors") == weights(tmp_path)
 
 

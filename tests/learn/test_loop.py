@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import json
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,12 @@ import torch
 from mnist_ray.config import TrainConfig
 from mnist_ray.data.digits import LabelledDigits, Splits
 from mnist_ray.data.order import SampleOrder
-from mnist_ray.learn import dist, loop, state
+from mnist_ray.errors import OutputError
+from mnist_ray.learn import dist, state
+from mnist_ray.learn.control import Request, RunControl
+from mnist_ray.learn.loop import Loop, best_epoch
 from mnist_ray.learn.metrics import Tally
+from mnist_ray.learn.model import DigitCNN
 from mnist_ray.learn.optim import make_optimizer
 from mnist_ray.learn.step import DeviceDigits, evaluate, train_step
 from tests.learn.gloo import run_workers
@@ -27,17 +33,17 @@ STEPS = 12
 def _losses(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], batch: int) -> list[float]:
     """The global mean loss of each of a few steps, computed in float64."""
     config = TrainConfig(workers="0", epochs=2, global_batch_size=batch)
-    how = config.settings()
+    recipe = config.settings()
     training = state.make_state(config, len(labels), CPU)
     training.model.double()
-    training.optimizer = make_optimizer(training.model, how)
+    training.optimizer = make_optimizer(training.model, recipe)
     order = SampleOrder(len(labels), batch, config.seed)
     digits = DeviceDigits.put(LabelledDigits(images, labels), CPU)
     model = dist.wrap(training.model.train(), digits.images[:32])
     losses: list[float] = []
     while len(losses) < STEPS and training.samples_seen < training.total:
         training.tally = Tally()
-        train_step(model, training, order, digits, how)
+        train_step(model, training, order, digits, recipe)
         losses.append(training.tally.reduced().loss)
     return losses
 
@@ -59,46 +65,40 @@ def _weights(training: state.TrainState) -> str:
     return hashlib.sha256(flat.numpy().tobytes()).hexdigest()
 
 
-def quiet_hooks(checkpoint: Callable[[state.TrainState], None], asked: Callable[[], loop.Request] | None = None) -> loop.Hooks:
-    """Hooks that only keep checkpoints, and ask for what a test wants."""
-    nothing = lambda *_: None  # noqa: E731
-    return loop.Hooks(nothing, asked or (lambda: loop.Request.NOTHING), nothing, checkpoint, lambda: False)
+class BrokenControl(RunControl):
+    """Ends a run with an OutputError after some checkpoints, before it writes the next one."""
+
+    def __init__(self, checkpoints: int) -> None:
+        self.left = checkpoints
+
+    def require_ownership(self) -> None:
+        if not self.left:
+            raise OutputError("broken")
+        self.left -= 1
 
 
-class _KilledError(Exception):
-    pass
-
-
-def _train(run: str, splits: Splits, stop_at: int | None) -> str:
-    """Train to the end, or to a checkpoint, from the newest checkpoint of the run; returns the digest of the weights."""
+def _train(run: str, splits: Splits, checkpoints: int | None) -> str:
+    """Train from the newest checkpoint to the end, or for some checkpoints more; returns the digest of the weights."""
     config = TrainConfig(workers="0", epochs=3, global_batch_size=128, checkpoint_every="0.5")
-    training = state.make_state(config, len(splits.train), CPU)
-    found, warnings = state.newest(run, "meaning") if dist.rank() == 0 else (None, [])
-    assert not warnings
-    if saved := dist.broadcast_bytes(found):
-        training.load_bytes(saved)
-
-    def checkpoint(reached: state.TrainState) -> None:
-        if dist.rank() == 0:
-            state.save(run, reached, "meaning")
-        if stop_at and reached.samples_seen >= stop_at:
-            raise _KilledError
-
-    try:
-        assert loop.Loop(config, splits, training, CPU, quiet_hooks(checkpoint)).run()
-    except _KilledError:
+    control = RunControl() if checkpoints is None else BrokenControl(checkpoints)
+    trainer = Loop(run, config, splits, CPU, control)
+    assert not trainer.warnings
+    if checkpoints is not None:
+        with pytest.raises(OutputError):
+            trainer.run()
         return ""
-    assert [row["epoch"] for row in training.history] == [1, 2, 3]
-    assert [row["train_samples"] for row in training.history] == [640, 640, 520]
-    assert training.samples_seen == 3 * len(splits.train)
-    return _weights(training)
+    assert trainer.run()
+    assert [row["epoch"] for row in trainer.state.history] == [1, 2, 3]
+    assert [row["train_samples"] for row in trainer.state.history] == [640, 640, 520]
+    assert trainer.state.samples_seen == 3 * len(splits.train)
+    return _weights(trainer.state)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_a_continued_run_is_bit_equal_to_an_unbroken_one(world: int, small: Splits, tmp_path: Path) -> None:
     whole = run_workers(world, _train, str(tmp_path / "whole"), small, None)
-    for stop_at in (300, 900):
-        run_workers(world, _train, str(tmp_path / "broken"), small, stop_at)
+    for checkpoints in (1, 2):
+        run_workers(world, _train, str(tmp_path / "broken"), small, checkpoints)
     broken = run_workers(world, _train, str(tmp_path / "broken"), small, None)
     assert broken == whole
     assert len(set(whole)) == 1, "workers ended with different weights"
@@ -110,13 +110,10 @@ def test_a_continued_epoch_counts_every_workers_samples(small: Splits, tmp_path:
 
 
 def _history(world: int, splits: Splits, run: Path) -> list[float]:
-    run_workers(world, _train, str(run), splits, 300)
+    run_workers(world, _train, str(run), splits, 1)
     run_workers(world, _train, str(run), splits, None)
-    saved, _ = state.newest(str(run), "meaning")
-    assert saved is not None
-    training = state.make_state(TrainConfig(), 600, CPU)
-    training.load_bytes(saved)
-    return [row["train_accuracy"] for row in training.history]
+    rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    return [row["train_accuracy"] for row in rows]
 
 
 def _shared() -> tuple[int, bytes | None, bytes | None, float]:
@@ -138,52 +135,75 @@ def test_evaluation_counts_each_digit_once_however_few(small: Splits) -> None:
         assert evaluate(training.model, digits).count == count
 
 
-def _loop(config: TrainConfig, splits: Splits, hooks: loop.Hooks) -> loop.Loop:
-    training = state.make_state(config, len(loop.split_validation(config, splits)[0]), CPU)
-    return loop.Loop(config, splits, training, CPU, hooks)
+def _saved(run: Path) -> list[str]:
+    return sorted(path.parent.name for path in run.glob("checkpoints/*/commit.json"))
 
 
-@pytest.mark.parametrize(("ask", "saved"), [(loop.Request.STOP, 1), (loop.Request.LEAVE, 0)])
-def test_a_run_stops_when_asked_and_saves_if_it_is_still_its_own(ask: loop.Request, saved: int, small: Splits) -> None:
-    kept: list[int] = []
-    hooks = quiet_hooks(lambda reached: kept.append(reached.samples_seen), lambda: ask)
-    trainer = _loop(TrainConfig(workers="0", epochs=9, checkpoint_every="9"), small, hooks)
+class AskingControl(RunControl):
+    """Always asks for the same."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+
+    def requested(self) -> Request:
+        return self.request
+
+
+@pytest.mark.parametrize(("request_", "saved"), [(Request.STOP, ["samples-000000000128"]), (Request.ABANDON, [])])
+def test_a_run_stops_when_asked_and_saves_if_it_still_owns_its_directory(
+    request_: Request, saved: list[str], small: Splits, tmp_path: Path
+) -> None:
+    config = TrainConfig(workers="0", epochs=9, checkpoint_every="9")
+    trainer = Loop(str(tmp_path), config, small, CPU, AskingControl(request_))
     assert not trainer.run()
     assert trainer.state.samples_seen == 128
-    assert kept == [128] * saved
+    assert _saved(tmp_path) == saved
 
 
-def test_a_time_budget_sets_the_length_and_the_schedule(small: Splits) -> None:
-    trainer = _loop(TrainConfig(workers="0", seconds=3, lr=0.01), small, quiet_hooks(lambda reached: None))
+def test_a_time_budget_sets_the_length_and_the_schedule(small: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(monotonic=count(0, 0.1).__next__)  # each step takes 0.1 s
+    monkeypatch.setattr("mnist_ray.learn.loop.time", clock)
+    trainer = Loop(str(tmp_path), TrainConfig(workers="0", seconds=3, lr=0.01), small, CPU, RunControl())
     assert trainer.run()
     assert trainer.state.samples_seen == trainer.state.total
-    assert 2 < trainer.state.train_seconds < 5
+    assert trainer.state.train_seconds == pytest.approx(3, abs=0.1)
     assert trainer.state.history[-1]["lr"] < 0.001
 
 
-def test_patience_ends_a_run_and_keeps_its_best_epoch(small: Splits) -> None:
-    trainer = _loop(TrainConfig(workers="0", epochs=60, patience=2), small, quiet_hooks(lambda reached: None))
+PATIENT = TrainConfig(workers="0", epochs=60, patience=2)
+
+
+def _validation(trainer: Loop) -> list[float]:
+    return [row["validation_accuracy"] for row in trainer.state.history]
+
+
+@pytest.fixture(scope="module")
+def patient(small: Splits, tmp_path_factory: pytest.TempPathFactory) -> Loop:
+    """A run that its patience has ended."""
+    trainer = Loop(str(tmp_path_factory.mktemp("patient")), PATIENT, small, CPU, RunControl())
     assert trainer.run()
-    scores = [row["validation_accuracy"] for row in trainer.state.history]
+    return trainer
+
+
+def test_patience_ends_a_run_and_keeps_its_best_epoch(patient: Loop) -> None:
+    scores = _validation(patient)
     assert len(scores) < 60
-    assert loop.best_epoch(scores) == len(scores) - 3
-    assert len(trainer.digits) == 540, "a tenth of the training digits is held out"
-    trainer.state.model.load_state_dict(trainer.state.best)
-    assert trainer.validation
-    assert evaluate(trainer.state.model, trainer.validation).accuracy == max(scores)
-    assert trainer.ended(), "it is still over when it is started again"
+    assert best_epoch(scores) == len(scores) - 3
+    assert len(patient.digits) == 540, "a tenth of the training digits is held out"
+    best = DigitCNN(patient.recipe.layers).eval()
+    best.load_state_dict(patient.state.best)
+    assert patient.validation
+    assert evaluate(best, patient.validation).accuracy == max(scores)
+    assert patient.ended(), "a run that has ended does not train when it is started again"
 
 
-def test_a_continued_run_with_patience_remembers_its_best_epoch(small: Splits) -> None:
-    config = TrainConfig(workers="0", epochs=60, patience=2)
-    kept: list[bytes] = []
-    whole = _loop(config, small, quiet_hooks(lambda reached: kept.append(reached.to_bytes())))
-    assert whole.run()
-    broken = _loop(config, small, quiet_hooks(lambda reached: None))
-    broken.state.load_bytes(kept[1])
-    assert broken.run()
-    assert broken.state.history[2:] != []
-    scores = [[row["validation_accuracy"] for row in trainer.state.history] for trainer in (whole, broken)]
-    assert scores[0] == scores[1]
-    assert all(torch.equal(whole.state.best[name], tensor) for name, tensor in broken.state.best.items())
-    assert _weights(whole.state) == _weights(broken.state)
+def test_a_continued_run_with_patience_remembers_its_best_epoch(patient: Loop, small: Splits, tmp_path: Path) -> None:
+    with pytest.raises(OutputError):
+        Loop(str(tmp_path), PATIENT, small, CPU, BrokenControl(2)).run()
+    continued = Loop(str(tmp_path), PATIENT, small, CPU, RunControl())
+    assert len(continued.state.history) == 2
+    assert continued.run()
+    assert len(continued.state.history) > 2
+    assert _validation(continued) == _validation(patient)
+    assert all(torch.equal(patient.state.best[name], tensor) for name, tensor in continued.state.best.items())
+    assert _weights(continued.state) == _weights(patient.state)

@@ -58,9 +58,9 @@ def test_distortion_depends_on_the_sample_and_not_on_its_share(small: Splits) ->
 
 
 def test_the_schedule_rises_and_falls_to_zero() -> None:
-    how = replace(RECIPES["standard"], lr=0.01, weight_decay=0.05)
-    optimizer = make_optimizer(DigitCNN(LAYERS), how)
-    rates = [set_learning_rate(optimizer, how, step / 100) for step in range(101)]
+    recipe = replace(RECIPES["standard"], lr=0.01, weight_decay=0.05)
+    optimizer = make_optimizer(DigitCNN(LAYERS), recipe)
+    rates = [set_learning_rate(optimizer, recipe, step / 100) for step in range(101)]
     assert max(rates) == pytest.approx(0.01)
     assert rates[0] == rates[100] == 0
     assert rates.index(max(rates)) == 20

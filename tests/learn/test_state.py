@@ -18,11 +18,11 @@ def training() -> state.TrainState:
 def _save(run: Path, training: state.TrainState, *positions: int) -> None:
     for position in positions:
         training.samples_seen = position
-        state.save(str(run), training, "meaning")
+        state.save_checkpoint(str(run), training, "meaning")
 
 
 def _position(run: Path) -> tuple[int, list[str]]:
-    found, warnings = state.newest(str(run), "meaning")
+    found, warnings = state.newest_checkpoint(str(run), "meaning")
     assert found is not None
     loaded = state.make_state(TrainConfig(), 600, torch.device("cpu"))
     loaded.load_bytes(found)
@@ -83,8 +83,8 @@ def test_a_run_that_fell_back_keeps_what_it_writes_then(training: state.TrainSta
 def test_another_runs_checkpoint_is_refused(training: state.TrainState, tmp_path: Path) -> None:
     _save(tmp_path, training, 100)
     with pytest.raises(OutputError, match="holds a run with other settings or data"):
-        state.newest(str(tmp_path), "other")
+        state.newest_checkpoint(str(tmp_path), "other")
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:
-    assert state.newest(str(tmp_path), "meaning") == (None, [])
+    assert state.newest_checkpoint(str(tmp_path), "meaning") == (None, [])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_ray.artifact.history import History
+from mnist_ray.learn.history import HistoryWriter
 
 
 def _row(epoch: int, loss: float) -> dict[str, float]:
@@ -18,11 +18,11 @@ def _row(epoch: int, loss: float) -> dict[str, float]:
 def test_tensorboard_shows_each_epoch_once_also_of_a_continued_run(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    first = History(str(tmp_path))
+    first = HistoryWriter(str(tmp_path))
     first.write([_row(1, 0.5)])
     first.write([_row(1, 0.5), _row(2, 0.4)])
     rows = [_row(1, 0.5), _row(2, 0.3), _row(3, 0.2)]  # it fell back to epoch 1 and went another way
-    History(str(tmp_path)).write(rows)
+    HistoryWriter(str(tmp_path)).write(rows)
     assert [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()] == rows
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()

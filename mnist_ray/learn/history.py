@@ -12,7 +12,7 @@ from mnist_ray.errors import StorageError
 NOT_CURVES = ("epoch", "samples_seen", "train_samples")
 
 
-class History:
+class HistoryWriter:
     """Writes the rows of a run's history. Events lie over samples, so runs with other batch sizes compare."""
 
     def __init__(self, run: str) -> None:

@@ -1,0 +1,38 @@
+"""How a training loop speaks with the job that runs it. Does not import torch."""
+
+from __future__ import annotations
+
+from enum import IntFlag
+from typing import Any
+
+
+class Request(IntFlag):
+    """What all workers are asked to do after a step; rank 0 decides."""
+
+    NOTHING = 0
+    SAVE = 1
+    """Save a checkpoint and go on."""
+    STOP = 2
+    """Save a checkpoint and stop."""
+    ABANDON = 4
+    """Stop without saving: the run belongs to another job."""
+    CHECK_NODES = 8
+    """Call `RunControl.node_leaving` on all workers."""
+
+
+class RunControl:
+    """How a training loop speaks with the job that runs it. This base class runs a loop that nobody watches or stops."""
+
+    def requested(self) -> Request:
+        """NOTHING, STOP or ABANDON. The loop calls it often, on rank 0 only."""
+        return Request.NOTHING
+
+    def node_leaving(self) -> bool:
+        """Whether a worker's node is about to be taken away. Collective: all workers call it at the same step."""
+        return False
+
+    def require_ownership(self) -> None:
+        """Raise OutputError if the run directory belongs to another job. Called on rank 0 before each write."""
+
+    def show(self, record: dict[str, Any]) -> None:
+        """Show a progress record (see `Loop`). Called on rank 0, about once per second."""
