@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 import os
 import pickle
 import re
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mnist_ray.cli import main
 from mnist_ray.config import TrainConfig
 from mnist_ray.data import datasets
 from mnist_ray.data.digits import LabelledDigits, Splits
@@ -33,6 +34,7 @@ ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other are many times slower on a busy machine
 os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"  # jobs on the test cluster say `python`
 
 
@@ -119,107 +121,122 @@ def write_pickled_table(file: Path, digits: LabelledDigits, marker: Path, **more
 
 
 def free_port() -> int:
-    """A TCP port of loopback that nobody listens on."""
+    """A TCP port on the loopback interface that no process uses."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def start_node(cpus: int, *flags: str) -> subprocess.Popen[bytes]:
-    """Start a Ray node that lives until it is terminated."""
-    command = [str(BIN / "ray"), "start", "--block", f"--num-cpus={cpus}", "--disable-usage-stats", *flags]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def descendants(pid: int) -> dict[int, str]:
+    """Process ids and command lines of all processes below a process, parents before their children."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()]
+    found: dict[int, str] = {}
+    parents = [pid]
+    for parent in parents:
+        below = {int(row[0]): row[-1] for row in rows if int(row[1]) == parent}
+        found |= below
+        parents += below
+    return found
 
 
 class RayCluster:
-    """A Ray head on this machine, and nodes that tests add to it for a while."""
+    """A Ray head on this machine, and nodes that tests add to it."""
 
     def __init__(self, cpus: int = 2) -> None:
         self.port, self.jobs_port = free_port(), free_port()
         self.address, self.jobs_address = f"127.0.0.1:{self.port}", f"http://127.0.0.1:{self.jobs_port}"
+        self._nodes: list[subprocess.Popen[bytes]] = []
         ports = [f"--port={self.port}", f"--dashboard-port={self.jobs_port}", f"--ray-client-server-port={free_port()}"]
-        self._nodes = [start_node(cpus, "--head", "--node-ip-address=127.0.0.1", *ports)]
-        self._wait_for(1)
+        self._start(cpus, "--head", "--node-ip-address=127.0.0.1", *ports)
 
     @contextmanager
     def another_node(self) -> Iterator[str]:
-        """Two more CPUs on a node of their own; gives its id.
+        """A node with two more CPUs, removed at the end. Yields its id.
 
-        Not while a job is submitted: nodes of one machine unpack its working directory at the same place, over each other.
+        Do not submit a job meanwhile: nodes of one machine unpack the working directory of a job at the same place.
         """
         before = set(self._alive())
         self.add_node(2)
         try:
             yield (set(self._alive()) - before).pop()
         finally:
-            self._stop(self._nodes.pop())
-            self._wait_for(len(self._nodes))
+            node = self._nodes.pop()
+            node.terminate()
+            node.wait(60)
+            self._wait_for_nodes()
 
     def add_node(self, cpus: int) -> None:
-        """Add a node for good."""
-        self._nodes.append(start_node(cpus, f"--address={self.address}"))
-        self._wait_for(len(self._nodes))
+        """Add a node."""
+        self._start(cpus, f"--address={self.address}")
 
     def kill_node(self) -> None:
-        """Kill the newest node's raylet, and with it its workers."""
+        """Kill all processes of the newest node, its raylet before its workers."""
         node = self._nodes.pop()
-        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(node.pid)], capture_output=True, text=True, check=True)
-        for pid in children.stdout.split():
-            os.kill(int(pid), signal.SIGKILL)
+        for pid in [node.pid, *descendants(node.pid)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         node.wait(60)
 
-    def _wait_for(self, nodes: int) -> None:
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
-            assert all(node.poll() is None for node in self._nodes), "a Ray node of the tests ended"
-            if len(self._alive()) == nodes:
-                return
-            time.sleep(0.5)
-        raise TimeoutError(f"there are not {nodes} Ray nodes")
+    def processes(self, name: str) -> list[int]:
+        """Ids of the cluster's worker processes that run a class of this name."""
+        found = [process for node in self._nodes for process in descendants(node.pid).items()]
+        return [pid for pid, command in found if re.match(f"ray::_?{name}", command)]
+
+    def stop(self) -> None:
+        while self._nodes:
+            self.kill_node()
+
+    def _start(self, cpus: int, *flags: str) -> None:
+        command = [str(BIN / "ray"), "start", "--block", f"--num-cpus={cpus}", "--disable-usage-stats", *flags]
+        # The head checks its nodes every second instead of every three, so that a lost node is noticed sooner.
+        env = {**os.environ, "RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
+        self._nodes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env))
+        self._wait_for_nodes()
+
+    def _wait_for_nodes(self) -> None:
+        wait_for(lambda: len(self._alive()) == len(self._nodes), *self._nodes)
 
     def _alive(self) -> list[str]:
         """The ids of the living nodes."""
-        status = [str(BIN / "ray"), "list", "nodes", f"--address={self.jobs_address}", "--format=json"]
-        found = subprocess.run(status, capture_output=True, text=True, check=False).stdout
-        nodes = json.loads(found) if found.startswith("[") else []
-        return [node["node_id"] for node in nodes if node["state"] == "ALIVE"]
+        from ray.util.state import list_nodes
+        from ray.util.state.exception import RayStateApiException
 
-    @staticmethod
-    def _stop(node: subprocess.Popen[bytes]) -> None:
-        node.terminate()
-        node.wait(60)
-
-    def stop(self) -> None:
-        for node in reversed(self._nodes):
-            self._stop(node)
+        with suppress(RayStateApiException, OSError):  # not started yet
+            return [node.node_id for node in list_nodes(self.jobs_address) if node.state == "ALIVE"]
+        return []
 
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[RayCluster]:
+    """A Ray cluster of one node with two CPUs."""
     cluster = RayCluster()
     yield cluster
     cluster.stop()
 
 
-def cli(*args: str, env: dict[str, str] | None = None, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a user does, in a process of its own."""
-    command = [sys.executable, "-m", "mnist_ray", *map(str, args)]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=timeout, cwd=ROOT, env={**os.environ, **(env or {})}
-    )
+def cli(*args: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in this process: it need not import torch and ray again."""
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        status = main(list(args))
+    return subprocess.CompletedProcess(args, status, out.getvalue(), err.getvalue())
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
+def start_cli(*args: str, threads: int = 1) -> subprocess.Popen[str]:
+    """Start the command line in a process of its own, as a user does."""
+    command = [sys.executable, "-m", "mnist_ray", *args]
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def wait_for(condition: Callable[[], Any], *processes: subprocess.Popen[Any]) -> None:
+    """Wait until a condition holds. Fails after two minutes, and as soon as one of the processes ends."""
+    deadline = time.monotonic() + 120
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        ended = [process.args for process in processes if process.poll() is not None]
+        assert not ended or condition(), f"{ended} ended too early"
+        assert time.monotonic() < deadline, "the condition did not hold in time"
         time.sleep(0.05)
-
-
-def worker_pids() -> list[int]:
-    """The Ray Train workers of this machine."""
-    found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    return [int(line.split()[0]) for line in found.splitlines() if re.search("ray::_?RayTrainWorker", line)]
 
 
 def digits_of(images: int, seed: int = 0) -> LabelledDigits:
