@@ -21,9 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mnist_ray.config import ScoreConfig
-from mnist_ray.data.digits import Splits
+from mnist_ray.data.digits import Predictions, Splits
 from mnist_ray.data.images import Digits, encode_png
-from mnist_ray.data.predictions import Predictions
 from mnist_ray.errors import AccountingError, DataError, OutputError, UsageError
 from mnist_ray.scoring.commit import commit
 from mnist_ray.scoring.known import CHANGES, Known
