@@ -3,7 +3,7 @@
 A cell holds one of these:
 
 - the bytes of an image file;
-- a struct with such a field `bytes`, as Ray and Hugging Face write it (`{bytes, path}`);
+- a struct with a field `bytes` that holds them, as Ray and Hugging Face write it (`{bytes, path}`);
 - pixels: 784 bytes that are not an image file, a list of 784 integers, or 28 lists of 28 integers;
 - a tensor of integers, in Ray's tensor types or Arrow's fixed-shape tensor type.
 
@@ -30,7 +30,7 @@ _WRONG_LENGTH = f"expected {SIDE * SIDE} pixel values"
 def decode_cells(cells: pa.Array) -> Sequence[Grey | Rejection] | Grey:
     """The grey levels of each cell, uint8[H, W], or a Rejection.
 
-    If every cell already holds valid pixels of one size, the result is one array, uint8[N, H, W].
+    The result is one array, uint8[N, H, W], if all cells hold valid pixels of one size in a form that is read at once.
     """
     if isinstance(cells, pa.FixedShapeTensorArray) and not cells.null_count:
         tensors = cells.to_numpy_ndarray()

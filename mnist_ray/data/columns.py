@@ -152,8 +152,9 @@ def holds_refused_images(schema: pa.Schema) -> bool:
 
 def _first_readable(schema: pa.Schema, names: tuple[str, ...], fits: Callable[[pa.DataType], bool]) -> str | None:
     """The first of `names` whose column has a fitting type and only known extension types."""
-    fields = (schema.field(name) for name in names if name in schema.names)
-    return next((field.name for field in fields if fits(field.type) and not _unknown_extension(field)), None)
+    fields = {field.name: field for field in schema}
+    found = (fields[name] for name in names if name in fields)
+    return next((field.name for field in found if fits(field.type) and not _unknown_extension(field)), None)
 
 
 def truth_column(schema: pa.Schema, wanted: str, source: str) -> str | None:

@@ -81,7 +81,7 @@ def _load_path(uri: str) -> Splits:
 
 
 def _read_folder(uri: str) -> tuple[LabelledDigits, LabelledDigits | None]:
-    """The training digits and, if there are any, the test digits: all Parquet files, or else all images in folders 0 to 9."""
+    """The training digits, and the test digits if there are any, in Parquet files, or else in images in folders 0 to 9."""
     files = sorted(entry.uri for entry in listing.walk(uri))
     tables = [file for file in files if file.endswith(".parquet")]
     chosen = tables or [file for file in files if digit_of(file) is not None]

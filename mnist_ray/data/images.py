@@ -2,7 +2,7 @@
 
 The preprocessing rule, in order:
 
-1. Decode PNG, JPEG, GIF, BMP, TIFF or WebP. The content decides the format, not the name. Only the first frame counts.
+1. Decode PNG, JPEG, GIF, BMP, TIFF or WebP. The content decides the format, not the name. Take the first frame of an animation.
 2. Convert to grey levels by luminance. Scale 16 bits to 8. Lay a transparent image over a shade that contrasts with its ink.
 3. If most border pixels are brighter than the middle of the image's range, invert the image.
 4. If the image is now 28x28 with bright ink on a black background, as in MNIST, take it without change.
@@ -141,7 +141,7 @@ def _light_on_dark(images: Grey) -> Grey:
 def _like_mnist(images: Grey) -> NDArray[np.bool_]:
     """Which of the images, uint8[N, 28, 28], satisfy the condition of step 4.
 
-    Step 3 inverts none of these: the middle of their range is above 63, and half of their border is darker than that.
+    Step 3 inverts none of these: the middle of their range is above 63, and at least half of their border is darker than that.
     """
     flat = images.reshape(len(images), SIDE * SIDE)
     black = (_border(images) <= NEAR_BLACK).mean(axis=1) >= 0.5

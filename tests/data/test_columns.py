@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mnist_ray.data import columns
@@ -12,6 +14,7 @@ from mnist_ray.data.containers import Reason, Rejection
 from mnist_ray.data.digits import Splits
 from mnist_ray.data.images import Grey, encode_png
 from mnist_ray.errors import DataError
+from mnist_ray.scoring.inputs import Listing
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +97,13 @@ def test_null_bytes_in_a_struct_are_missing(inner: pa.DataType) -> None:
 def test_duplicate_column_names_are_refused() -> None:
     with pytest.raises(DataError, match="two columns of the same name"):
         columns.image_column(pa.schema([("image", pa.binary()), ("image", pa.binary())]), "", "t")
+
+
+def test_a_manifest_with_two_path_columns_is_refused(tmp_path: Path) -> None:
+    paths = pa.array(["a.png"])
+    pq.write_table(pa.Table.from_arrays([paths, paths], names=["path", "path"]), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"t.parquet: has two columns of the same name"):
+        Listing((str(tmp_path / "t.parquet"),), "", str(tmp_path / "out"))
 
 
 def test_a_usual_name_decides_between_several_image_columns() -> None:
