@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mnist_ray.data.predictions import Predict, Predictions
+from mnist_ray.data.digits import Predict, Predictions
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.job import Job, UnitResult
 from mnist_ray.scoring.parts import write_part
