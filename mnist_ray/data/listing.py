@@ -52,18 +52,18 @@ def stat_files(uris: Iterable[str]) -> Iterator[FileEntry]:
     """The entry of each of these files, in order. A file that cannot be looked up has size -1 and an empty version."""
     for batch in batches(uris, 1024):
         if all(map(is_local, batch)):
-            yield from map(_stat_local, batch)
+            yield from (_stat_local(uri, absolute(uri)) for uri in batch)
         else:
             with ThreadPoolExecutor(REMOTE_LISTERS) as pool:
-                yield from pool.map(lambda uri: _stat_local(uri) if is_local(uri) else _stat_remote(uri), batch)
+                yield from pool.map(lambda uri: _stat_local(uri, absolute(uri)) if is_local(uri) else _stat_remote(uri), batch)
 
 
-def _stat_local(uri: str) -> FileEntry:
-    with suppress(OSError, ValueError):
-        info = os.stat(absolute(uri))
-        if stat.S_ISREG(info.st_mode):
-            return FileEntry(uri, info.st_size, str(info.st_mtime_ns))
-    return FileEntry(uri, -1, "")
+def _stat_local(uri: str, path: str) -> FileEntry:
+    try:
+        info = os.stat(path)
+    except (OSError, ValueError):
+        return FileEntry(uri, -1, "")
+    return FileEntry(uri, info.st_size, str(info.st_mtime_ns)) if stat.S_ISREG(info.st_mode) else FileEntry(uri, -1, "")
 
 
 def _stat_remote(uri: str) -> FileEntry:
@@ -80,19 +80,11 @@ def _walk_local(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[File
     if (place.st_dev, place.st_ino) in above:  # a link to a folder that contains this one
         return
     above |= {(place.st_dev, place.st_ino)}
-    for name in sorted(os.listdir(folder)):
-        path = f"{folder}/{name}"
-        try:
-            info = os.stat(path)
-        except OSError:  # a broken link is listed, as pipes and sockets are, so that the table accounts for it
-            yield FileEntry(path, -1, "")
-            continue
-        if stat.S_ISDIR(info.st_mode):
-            yield from _walk_local(path, above)
-        elif stat.S_ISREG(info.st_mode):
-            yield FileEntry(path, info.st_size, str(info.st_mtime_ns))
-        else:
-            yield FileEntry(path, -1, "")
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.is_dir():
+            yield from _walk_local(entry.path, above)
+        else:  # broken links, pipes and sockets are listed too, so that the table accounts for them
+            yield _stat_local(entry.path, entry.path)
 
 
 def _walk_remote(like: str, filesystem: fs.FileSystem, root: str) -> Iterator[FileEntry]:
