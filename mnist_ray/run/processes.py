@@ -1,7 +1,5 @@
 """Scoring without Ray: units are scored by processes of this machine, one for each core (docs/decisions/0016)."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

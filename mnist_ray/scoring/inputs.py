@@ -1,7 +1,5 @@
 """The inputs of a job: the INPUT arguments, resolved to a stream of image files and a list of Parquet files."""
 
-from __future__ import annotations
-
 import glob
 import re
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """A random sample of the inputs. Drawing it again gives the same sample."""
 
-from __future__ import annotations
-
 import heapq
 import random
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """The work on one unit: read, decode, predict, write its part."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The inputs, cut into units of work while they are listed."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import Counter

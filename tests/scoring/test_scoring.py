@@ -1,7 +1,5 @@
 """The scoring job, from plan to proof. Jobs run through `score()`, with a thread of this process as their only worker."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
