@@ -1,4 +1,4 @@
-"""`python jobs/evaluate.py …` is `mnist-ray evaluate …`."""
+"""`python jobs/evaluate.py …` is the same as `mnist-ray evaluate …`."""
 
 import sys
 

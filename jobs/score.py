@@ -1,4 +1,4 @@
-"""`python jobs/score.py …` is `mnist-ray score …`."""
+"""`python jobs/score.py …` is the same as `mnist-ray score …`."""
 
 import sys
 

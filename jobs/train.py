@@ -1,4 +1,4 @@
-"""`python jobs/train.py …` is `mnist-ray train …`."""
+"""`python jobs/train.py …` is the same as `mnist-ray train …`."""
 
 import sys
 

@@ -1,7 +1,6 @@
-"""Write the test or training part of a dataset as a folder of PNG files, one subfolder per digit."""
+"""Writes the test or training digits of a dataset as PNG files."""
 
 import sys
-from dataclasses import dataclass
 from typing import Literal
 
 import tyro
@@ -10,18 +9,20 @@ from mnist_ray.data.datasets import load, write_folder
 from mnist_ray.errors import MnistRayError
 
 
-@dataclass
-class WriteDigits:
-    """Write a part of a dataset as PNG files: OUT/7/00042.png is image 42, a seven."""
+def write_digits(out: str, data: str = "auto", part: Literal["test", "train"] = "test") -> None:
+    """Write the digits of a dataset as PNG files with one subfolder per digit: OUT/7/00042.png is image 42, a seven.
 
-    out: str
-    data: str = "auto"
-    part: Literal["test", "train"] = "test"
+    Args:
+        out: Folder to write to.
+        data: Dataset to read; the same values as for train.
+        part: Part of the dataset to write.
+    """
+    splits = load(data, print)
+    write_folder(getattr(splits, part), out)
 
 
 if __name__ == "__main__":
-    job = tyro.cli(WriteDigits)
     try:
-        write_folder(getattr(load(job.data, print), job.part), job.out)
+        tyro.cli(write_digits)
     except MnistRayError as error:
         sys.exit(f"error: {error}")

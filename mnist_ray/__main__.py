@@ -1,4 +1,4 @@
-"""python -m mnist_ray"""
+"""`python -m mnist_ray` is the same as `mnist-ray`."""
 
 from mnist_ray.cli import main
 

@@ -1,4 +1,4 @@
-"""The command line: one command per job. Only here are results printed and errors turned into exit statuses."""
+"""The command line: one function per command. Only this module prints results and converts errors to exit statuses."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ import tyro
 
 from mnist_ray.config import EvaluateConfig, PredictConfig, ScoreConfig, TrainConfig, VerifyConfig
 from mnist_ray.console import Console
-from mnist_ray.errors import MnistRayError
+from mnist_ray.errors import EXIT_STATUSES, INTERRUPTED, MnistRayError
 
-DESCRIPTION = """Distributed training and batch scoring of handwritten digits on Ray.
+DESCRIPTION = f"""Distributed training and batch scoring of handwritten digits on Ray.
 
-exit statuses: 0 done; 1 a defect of this program; 2 wrong usage; 3 input data missing or damaged; 4 model missing or damaged;
-5 the output folder holds something else, or another job writes to it; 6 inputs and table do not add up; 7 the Ray cluster is
-unreachable or too small; 8 storage failed; 130 interrupted; 143 stopped as asked, what was done is kept. Images that cannot be
-read are listed in the quarantine table and do not fail a job."""
+Exit statuses: {"; ".join(f"{status} {meaning}" for status, meaning in EXIT_STATUSES.items())}. Images that cannot be read are
+listed in the quarantine table and do not fail a job."""
 
 _command = tyro.conf.subcommand
 Command = (
@@ -30,7 +28,7 @@ Command = (
 
 
 def train(config: TrainConfig, console: Console) -> None:
-    """Train and say where the result is."""
+    """Train a model, and print its accuracy and where it is."""
     from mnist_ray.train import train as run_training
 
     metrics = run_training(config, console)
@@ -44,7 +42,7 @@ def train(config: TrainConfig, console: Console) -> None:
 
 
 def score(config: ScoreConfig, console: Console) -> None:
-    """Score and say what came of it."""
+    """Score images, and print the counts and where the table is."""
     from mnist_ray.score import score as run_scoring
 
     summary = run_scoring(config, console)
@@ -61,7 +59,7 @@ def score(config: ScoreConfig, console: Console) -> None:
 
 
 def evaluate(config: EvaluateConfig, console: Console) -> None:
-    """Measure a model and write and print the result."""
+    """Measure a model on the test digits of a dataset, and write and print the result."""
     from mnist_ray.artifact import bundle, seal
     from mnist_ray.artifact.evaluate import evaluate as measure
     from mnist_ray.artifact.predictor import Predictor, pick_device
@@ -78,7 +76,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> None:
 
 
 def predict(config: PredictConfig, console: Console) -> None:
-    """Print label and confidence of a few images, in this process."""
+    """Print the label and the confidence of a few image files."""
     from mnist_ray.artifact import bundle
     from mnist_ray.artifact.predictor import Predictor, pick_device
     from mnist_ray.data.bulk import read_many
@@ -88,21 +86,21 @@ def predict(config: PredictConfig, console: Console) -> None:
     from mnist_ray.scoring.read import to_grey
 
     predictor = Predictor.ready(bundle.load(config.model), pick_device("auto"))
-    rejected = 0
+    num_rejected = 0
     for name, data in zip(config.images, read_many(list(config.images), MAX_BYTES), strict=True):
         grey = to_grey(name, data)
         if isinstance(grey, Rejection):
-            rejected += 1
+            num_rejected += 1
             console.line(f"{name}: {grey.reason}: {grey.detail}")
             continue
         predictions = predictor(to_digits([grey]))
         console.line(f"{name}: {predictions.label[0]} (confidence {predictions.confidence[0]:.1%})")
-    if rejected:
-        raise DataError(f"{rejected} of {len(config.images)} images could not be read; each is named above")
+    if num_rejected:
+        raise DataError(f"{num_rejected} of {len(config.images)} images could not be read; the reasons are printed above")
 
 
 def verify(config: VerifyConfig, console: Console) -> None:
-    """Prove a prediction table, and say what was proven."""
+    """Prove that a prediction table is complete, and print its counts."""
     from mnist_ray.scoring.verify import verify as prove
 
     proof = prove(config.out)
@@ -112,27 +110,24 @@ def verify(config: VerifyConfig, console: Console) -> None:
     )
 
 
-def _dispatch(config: Any, console: Console) -> None:
-    commands: dict[type, Callable[[Any, Console], None]] = {
-        TrainConfig: train,
-        ScoreConfig: score,
-        EvaluateConfig: evaluate,
-        PredictConfig: predict,
-        VerifyConfig: verify,
-    }
-    commands[type(config)](config, console)
+_COMMANDS: dict[type, Callable[[Any, Console], None]] = {
+    TrainConfig: train,
+    ScoreConfig: score,
+    EvaluateConfig: evaluate,
+    PredictConfig: predict,
+    VerifyConfig: verify,
+}
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run a command and return its exit status."""
-    console = Console()
+    """Run the command that `args` (default: those of this process) name, and return its exit status."""
     try:
         config = tyro.cli(Command, args=args, prog="mnist-ray", description=DESCRIPTION, config=(tyro.conf.OmitArgPrefixes,))
-        _dispatch(config, console)
+        _COMMANDS[type(config)](config, Console())
     except MnistRayError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return 0

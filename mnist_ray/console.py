@@ -1,4 +1,4 @@
-"""What a user sees while a job runs: one line that is renewed on a terminal, plain lines now and then elsewhere."""
+"""Progress output of a job: one line that is updated in place on a terminal, occasional plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import sys
 import time
 
 PLAIN_EVERY_S = 10.0
-"""Seconds between two progress lines where there is no terminal."""
+"""Seconds between two progress lines if standard output is not a terminal."""
 
 
 class Console:
-    """Prints lines for good, and a progress line that the next one replaces."""
+    """Prints permanent lines, and a progress line that the next line replaces."""
 
     def __init__(self) -> None:
         self._terminal = sys.stdout.isatty()
-        self._shown = 0
+        self._width = 0
         self._plain_at = time.monotonic()
 
     def _print(self, text: str, end: str = "\n") -> None:
-        """Print; when the reader of our output has left, go on without it."""
+        """Print. If the reader of standard output has gone, discard this and all later output."""
         try:
             print(text.encode("utf-8", "backslashreplace").decode(), end=end, flush=True)
         except OSError:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
     def line(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line."""
         self._clear()
         self._print(text)
 
@@ -37,12 +37,12 @@ class Console:
             self._clear()
             text = text[: shutil.get_terminal_size().columns - 1]
             self._print(text, end="")
-            self._shown = len(text)
+            self._width = len(text)
         elif time.monotonic() - self._plain_at >= PLAIN_EVERY_S:
             self._plain_at = time.monotonic()
             self._print(text)
 
     def _clear(self) -> None:
-        if self._shown:
-            self._print("\r" + " " * self._shown + "\r", end="")
-            self._shown = 0
+        if self._width:
+            self._print("\r" + " " * self._width + "\r", end="")
+            self._width = 0

@@ -1,10 +1,25 @@
-"""The errors a user can cause or meet, one exit status each.
+"""The errors that a user can cause or encounter, and the exit status of each.
 
-A message says what was found, what was expected and what to do. Anything that is not one of these is a defect of
-the program and keeps its traceback (exit status 1).
+A message states what was found, what was expected and what to do. Any other exception is a defect of this program: it keeps
+its traceback, and the exit status is 1.
 """
 
 from __future__ import annotations
+
+EXIT_STATUSES = {
+    0: "done",
+    1: "a defect of this program",
+    2: "wrong usage",
+    3: "input data missing or damaged",
+    4: "model missing or damaged",
+    5: "the output folder holds something else, or another job writes to it",
+    6: "inputs and table do not add up",
+    7: "the Ray cluster is unreachable or too small, or lost its workers",
+    8: "storage failed",
+    130: "interrupted",
+    143: "stopped on request, with finished work kept",
+}
+INTERRUPTED = 130
 
 
 class MnistRayError(Exception):
@@ -14,58 +29,58 @@ class MnistRayError(Exception):
 
 
 class UsageError(MnistRayError):
-    """A flag, or a combination of flags, that cannot be right."""
+    """A flag has a wrong value, or flags do not go together."""
 
     exit_status = 2
 
 
 class DataError(MnistRayError):
-    """Input data that is missing, damaged or not what was announced."""
+    """Input data is missing, damaged or in another format than expected."""
 
     exit_status = 3
 
 
 class ModelError(MnistRayError):
-    """A bundle or checkpoint that is missing, damaged or of another version."""
+    """A model bundle or checkpoint is missing, damaged or of another version."""
 
     exit_status = 4
 
 
 class OutputError(MnistRayError):
-    """An output folder that holds something else than this run would continue."""
+    """The output folder holds something that this job would not continue, or another job writes to it."""
 
     exit_status = 5
 
 
 class AccountingError(MnistRayError):
-    """An output in which some input is missing, doubled or unreadable."""
+    """A prediction table lacks an input, has one twice, or cannot be read."""
 
     exit_status = 6
 
 
 class ClusterError(MnistRayError):
-    """A Ray cluster that cannot be reached, is too small, or lost its workers for good."""
+    """The Ray cluster cannot be reached, is too small, or lost its workers for good."""
 
     exit_status = 7
 
 
 class StorageError(MnistRayError):
-    """Storage that refused to list, read or write."""
+    """Storage failed to list, read or write."""
 
     exit_status = 8
 
 
 class StoppedError(MnistRayError):
-    """A job that was asked to stop, and has saved what it had."""
+    """The job was asked to stop and has saved its work."""
 
     exit_status = 143
 
 
 def from_status(status: int, message: str) -> MnistRayError:
-    """The error of this exit status: a way through a process boundary that keeps only plain values."""
+    """The error with this exit status. Processes send each other errors as status and message, which are plain values."""
     return next(kind for kind in MnistRayError.__subclasses__() if kind.exit_status == status)(message)
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first."""
+    """The first line of an error's message, or the name of its type if it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

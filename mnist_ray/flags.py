@@ -1,4 +1,4 @@
-"""Flags with a grammar of their own."""
+"""Parses the flags that are more than one value: --workers, --checkpoint-every and --probabilities."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from mnist_ray.errors import UsageError
 
 
 def worker_range(workers: str) -> tuple[int, int]:
-    """`--workers` as the fewest and the most: `4` is 4 and 4, `1:4` is 1 and 4. Raises UsageError."""
+    """The smallest and the largest number of workers that `--workers` allows: `4` is (4, 4), `1:4` is (1, 4).
+
+    Raises UsageError for other text.
+    """
     found = re.fullmatch(r"(\d{1,6})(?::(\d{1,6}))?", workers)
     fewest, most = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
     if fewest != most and not 1 <= fewest < most:
-        raise UsageError(f"--workers {workers}: expected a number (0: without Ray), or MIN:MAX with MIN at least 1")
+        raise UsageError(f"--workers {workers}: expected a number (0 works without Ray), or MIN:MAX with 1 <= MIN <= MAX")
     return fewest, most
 
 
 def checkpoint_interval(every: str) -> tuple[float, str]:
-    """`--checkpoint-every` as a number and its unit, which is epochs, steps or seconds. Raises UsageError."""
+    """The number and the unit of `--checkpoint-every`. The unit is `epochs`, `steps` or `seconds`. Raises UsageError."""
     found = re.fullmatch(r"(\d+\.?\d*|\.\d+) ?(epochs?|steps?|s|seconds?|)", every)
     if not found or float(found[1]) <= 0:
         raise UsageError(f"--checkpoint-every {every}: expected epochs (1, 0.5), steps (200steps) or seconds (30s)")
@@ -26,12 +29,15 @@ def checkpoint_interval(every: str) -> tuple[float, str]:
 
 
 def scoring_pool(workers: str) -> tuple[int, int]:
-    """`--workers` of a scoring job as the fewest and the most actors; auto is (-1, -1). Raises UsageError."""
+    """The smallest and the largest number of actors that `--workers` allows; `auto` is (-1, -1). Raises UsageError."""
     return (-1, -1) if workers == "auto" else worker_range(workers)
 
 
 def probabilities(wanted: str) -> int:
-    """`--probabilities` as how many of a digit's ten are written: none is 0, all 10, top3 is 3. Raises UsageError."""
+    """How many of a digit's ten probabilities `--probabilities` asks for: `none` is 0, `top3` is 3, `all` is 10.
+
+    Raises UsageError for other text.
+    """
     found = re.fullmatch(r"none|all|top([1-9])", wanted)
     if not found:
         raise UsageError(f"--probabilities {wanted}: expected none, all, or top1 to top9")

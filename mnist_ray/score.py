@@ -1,7 +1,5 @@
 """The scoring job: from a ScoreConfig to a prediction table."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""The command line: its flags, what it imports, and its exit statuses."""
+"""The command line: its flags, its imports and its exit statuses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FLAGS = {
 
 
 @pytest.mark.parametrize("config", FLAGS, ids=lambda config: config.__name__)
-def test_a_new_flag_is_a_decision(config: type) -> None:
+def test_the_list_of_flags_is_unchanged(config: type) -> None:
     assert [field.name for field in dataclasses.fields(config)] == FLAGS[config].split()
 
 
@@ -53,7 +53,8 @@ def test_every_exit_status_is_documented() -> None:
         if isinstance(error, type) and issubclass(error, errors.MnistRayError)
     }
     assert statuses == {*range(1, 9), 143}
-    for status in statuses | {0, 130}:
+    assert set(errors.EXIT_STATUSES) == statuses | {0, 130}
+    for status in errors.EXIT_STATUSES:
         assert f"{status} " in DESCRIPTION
 
 
@@ -69,13 +70,13 @@ def test_every_exit_status_is_documented() -> None:
         ("train --data nowhere --workers 0", 3, "nowhere: there is no such file or folder"),
         ("score x --model nowhere --out OUT", 4, "nowhere: is neither a model bundle nor a finished run"),
         ("score x --model m --out OUT --resume --overwrite", 2, "--extend adds to it, and --overwrite replaces it"),
-        ("score x --model m --out OUT --sample 5 --extend", 2, "it does not go with --sample"),
+        ("score x --model m --out OUT --sample 5 --extend", 2, "--sample and --extend: give only one"),
         ("score x --model m --out OUT --sample -1", 2, "--sample -1: expected a number of inputs"),
         ("evaluate --model nowhere", 4, "nowhere: is neither"),
         ("verify nowhere", 5, "holds no scoring job"),
     ],
 )
-def test_a_users_mistake_is_one_line(
+def test_user_errors_print_one_line(
     args: str, status: int, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = ["--out", str(tmp_path / "run")] if args.startswith("train") else []
@@ -84,18 +85,20 @@ def test_a_users_mistake_is_one_line(
     assert len(printed) == 1
     assert printed[0].startswith("error: ")
     assert message in printed[0]
-    assert not list(tmp_path.iterdir()), "a refused command left something behind"
+    assert not list(tmp_path.iterdir()), "a refused command must not write anything"
 
 
 @pytest.mark.parametrize("args", [["train", "--bogus", "1"], ["train", "--epochs", "many"], ["nothing"], []])
-def test_a_wrong_flag_is_wrong_usage(args: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+def test_unknown_flags_and_values_exit_with_status_2(args: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(args)
     assert end.value.code == 2
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_predict_names_each_image(run_dir: Path, digit_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_predict_prints_every_image(
+    run_dir: Path, digit_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     seven = str(next((digit_folder / "0").iterdir()))
     (tmp_path / "empty.png").touch()
     assert main(["predict", seven, "--model", str(run_dir)]) == 0
@@ -105,7 +108,7 @@ def test_predict_names_each_image(run_dir: Path, digit_folder: Path, tmp_path: P
     assert "empty.png: empty: 0 bytes" in out
     assert f"{seven}: 0" in out
     assert "no.png: missing" in out
-    assert err == "error: 2 of 3 images could not be read; each is named above\n"
+    assert err == "error: 2 of 3 images could not be read; the reasons are printed above\n"
 
 
 def test_evaluate_writes_what_it_prints(run_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -11,20 +11,20 @@ from mnist_ray.flags import checkpoint_interval, worker_range
 from mnist_ray.recipes import RECIPES
 
 
-def test_the_fingerprint_names_results_and_not_resources() -> None:
+def test_the_fingerprint_ignores_resources() -> None:
     config = TrainConfig()
     assert replace(config, workers="7", out="x", device="cpu", checkpoint_every="0.5").fingerprint() == config.fingerprint()
     for change in ({"seed": 1}, {"epochs": 6}, {"lr": 0.02}, {"data": "mnist5k"}, {"augment": False}):
         assert replace(config, **change).fingerprint() != config.fingerprint()
 
 
-def test_runs_with_other_settings_get_other_folders() -> None:
+def test_different_settings_get_different_run_directories() -> None:
     assert TrainConfig(epochs=1).run_directory() != TrainConfig(epochs=2).run_directory()
     assert TrainConfig(data="s3://bucket/digits").run_directory().startswith("runs/digits-")
     assert TrainConfig(out="here").run_directory() == "here"
 
 
-def test_kept_columns_are_named_once() -> None:
+def test_duplicate_kept_columns_are_dropped() -> None:
     config = ScoreConfig(inputs=("x",), model="m", out="o", keep="a, b,a,")
     assert config.kept_columns() == ("a", "b")
 
@@ -44,15 +44,15 @@ def test_kept_columns_are_named_once() -> None:
         {"out": ""},
     ],
 )
-def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
+def test_wrong_scoring_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         ScoreConfig(**{"inputs": ("x",), "model": "m", "out": "o", **wrong})  # type: ignore[arg-type]
 
 
-def test_a_recipe_is_overridden_by_flags() -> None:
-    how = TrainConfig(recipe="fast", epochs=2, lr=0.5, augment=False).settings()
-    assert (how.epochs, how.lr, how.affine) == (2, 0.5, None)
-    assert how.layers == RECIPES["fast"].layers
+def test_flags_override_the_recipe() -> None:
+    recipe = TrainConfig(recipe="fast", epochs=2, lr=0.5, augment=False).settings()
+    assert (recipe.epochs, recipe.lr, recipe.affine) == (2, 0.5, None)
+    assert recipe.layers == RECIPES["fast"].layers
     same = TrainConfig(recipe="fast", global_batch_size=RECIPES["fast"].global_batch_size)
     assert same.fingerprint() == TrainConfig(recipe="fast").fingerprint()
 
@@ -61,11 +61,11 @@ def test_a_recipe_is_overridden_by_flags() -> None:
     ("text", "expected"),
     [("1", (1, "epochs")), ("0.5epochs", (0.5, "epochs")), ("200 steps", (200, "steps")), ("30s", (30, "seconds"))],
 )
-def test_checkpoint_intervals(text: str, expected: tuple[float, str]) -> None:
+def test_checkpoint_intervals_are_parsed(text: str, expected: tuple[float, str]) -> None:
     assert checkpoint_interval(text) == expected
 
 
-def test_worker_ranges() -> None:
+def test_worker_ranges_are_parsed() -> None:
     assert [worker_range(text) for text in ("0", "3", "1:4")] == [(0, 0), (3, 3), (1, 4)]
 
 

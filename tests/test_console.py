@@ -11,29 +11,29 @@ from mnist_ray import console
 
 PROGRAM = """
 from mnist_ray.console import Console
-shown = Console()
-shown.progress("half " + "way " * 100)
-shown.progress("almost")
-shown.line("done")
+output = Console()
+output.progress("half " + "way " * 100)
+output.progress("almost")
+output.line("done")
 """
 
 
-def test_on_a_terminal_one_line_is_renewed() -> None:
-    ours, theirs = pty.openpty()
-    subprocess.run([sys.executable, "-c", PROGRAM], stdout=theirs, check=True, env={**os.environ, "COLUMNS": "40"})
-    os.close(theirs)
-    printed = os.read(ours, 4096).decode()
-    os.close(ours)
+def test_a_terminal_shows_one_line_that_is_updated() -> None:
+    reader, terminal = pty.openpty()
+    subprocess.run([sys.executable, "-c", PROGRAM], stdout=terminal, check=True, env={**os.environ, "COLUMNS": "40"})
+    os.close(terminal)
+    printed = os.read(reader, 4096).decode()
+    os.close(reader)
     first, second, third = (line.strip() for line in printed.replace("\r\n", "").split("\r")[::2])
     assert first.startswith("half way")
     assert len(first) < 40
     assert (second, third) == ("almost", "done")
 
 
-def test_elsewhere_progress_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    shown = console.Console()
-    shown.progress("too soon")
+def test_other_output_gets_a_line_at_intervals(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    output = console.Console()
+    output.progress("too soon")
     monkeypatch.setattr(console, "PLAIN_EVERY_S", 0.0)
-    shown.progress("half way")
-    shown.line("done")
+    output.progress("half way")
+    output.line("done")
     assert capsys.readouterr().out == "half way\ndone\n"

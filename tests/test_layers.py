@@ -77,7 +77,3 @@ def test_only_dist_calls_torch_distributed() -> None:
 
 def test_only_runtime_calls_ray_init() -> None:
     assert [path.name for path in _modules() if "ray.init(" in path.read_text()] == ["runtime.py"]
-
-
-def test_modules_stay_small() -> None:
-    assert {path.name: lines for path in _modules() if (lines := len(path.read_text().splitlines())) > 200} == {}

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.data.digits import LabelledDigits
-from mnist_ray.data.predictions import Predict
+from mnist_ray.data.digits import LabelledDigits, Predict
 
 Z_95 = 1.959964
 """The normal distribution's 97.5 % quantile."""

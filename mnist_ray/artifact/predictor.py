@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mnist_ray.artifact.bundle import ModelBundle
-from mnist_ray.data.digits import CLASSES
-from mnist_ray.data.predictions import Predictions
+from mnist_ray.data.digits import CLASSES, Predictions
 from mnist_ray.errors import UsageError
 from mnist_ray.learn.model import DigitCNN
 

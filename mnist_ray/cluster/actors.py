@@ -1,7 +1,5 @@
 """Scoring on Ray: the units of the plan stream through a pool of actors, and only their results come back."""
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

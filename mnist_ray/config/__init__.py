@@ -1,4 +1,4 @@
-"""What a job is told: frozen, checked data. Every field of these classes is a command-line flag."""
+"""The settings of each command as frozen, validated dataclasses. A field is a flag, and its docstring is the help text."""
 
 from mnist_ray.config.base import Device
 from mnist_ray.config.others import EvaluateConfig, PredictConfig, VerifyConfig

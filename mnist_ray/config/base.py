@@ -1,4 +1,4 @@
-"""What the jobs' settings have in common."""
+"""What the settings of all commands share: validation and the fingerprint."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ Device = Literal["auto", "cpu", "cuda"]
 
 
 def require(holds: bool, message: str) -> None:
-    """Raise UsageError unless it holds."""
+    """Raise UsageError with this message if a condition does not hold."""
     if not holds:
         raise UsageError(message)
 
 
 class Fingerprinted:
-    """Names what a run means: a digest of every field that can change its results."""
+    """Settings with a digest of all fields that can change the result."""
 
     __slots__ = ()
     _resources: ClassVar[frozenset[str]] = frozenset()
+    """Fields that cannot change the result."""
 
     def identity(self) -> dict[str, Any]:
-        """The fields that can change the result, without resources and places."""
+        """The fields that can change the result, as JSON values: without resources, places and ways to run."""
         fields: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # type: ignore[call-overload]
         return {name: value for name, value in fields.items() if name not in self._resources}
 

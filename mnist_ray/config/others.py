@@ -1,4 +1,4 @@
-"""What the smaller commands are told."""
+"""Settings of the commands evaluate, predict and verify."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from mnist_ray.config.base import Device, require
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig:
-    """Measure a model on the test part of a dataset."""
+    """Measure a model on the test digits of a dataset."""
 
     model: str
     """Run directory or model bundle (path or URI)."""
     data: str = "auto"
-    """Digits to measure on: as for train."""
+    """Dataset to measure on; the same values as for train."""
     out: str = ""
-    """JSON file of the result; by default evaluation.json beside the bundle."""
+    """JSON file for the result (path or URI). By default evaluation.json in the folder that contains the bundle."""
     device: Device = "auto"
-    """Where to compute."""
+    """Device that computes; auto uses a GPU if this machine has one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictConfig:
-    """Print the digit seen in each of a few image files."""
+    """Print the digit in each of a few image files, without Ray."""
 
     images: tyro.conf.Positional[tuple[str, ...]]
     """Image files (paths or URIs)."""
@@ -39,7 +39,7 @@ class PredictConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerifyConfig:
-    """Prove from a prediction table alone that every planned input is there exactly once."""
+    """Prove that a prediction table contains every planned input exactly once. Only the output folder is read."""
 
     out: tyro.conf.Positional[str]
-    """Folder that score wrote."""
+    """Output folder of score (path or URI)."""

@@ -1,1 +1,1 @@
-"""Bytes and arrays: storage, images, datasets and the order of samples."""
+"""Bytes and arrays: storage, image files, datasets and the order of training samples."""

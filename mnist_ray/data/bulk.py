@@ -1,4 +1,4 @@
-"""Many files' bytes, each with its own failure."""
+"""Reads the bytes of many files. A file that cannot be read does not affect the others."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from mnist_ray.data.storage import is_local, resolve
 from mnist_ray.errors import StorageError
 
 REMOTE_READERS = 32
-"""Requests in flight: one round trip to an object store takes 10 to 100 ms."""
-
-
+"""Requests in flight. One round trip to an object store takes 10 to 100 ms."""
 LOCAL_READERS = 16
+"""Threads that read local files from a slow disk or a network mount."""
 SLOW_S = 2e-4
-"""Mean seconds a file above which local files come from a disk or over a network, and several are read at once.
+"""Mean seconds per file above which the storage of local files counts as slow, and several files are read at once.
 
-Those in memory take a tenth of that, and one thread reads them fastest.
+Files in the page cache take a tenth of that; one thread reads those fastest.
 """
-FIRST = 32
-"""Files that are timed to tell."""
+TIMED_FILES = 32
+"""Files that are read first, by one thread, to measure the speed of local storage."""
 
 
 def _read_limited(uri: str, limit: int) -> bytes | OSError:
@@ -37,14 +36,15 @@ def _read_limited(uri: str, limit: int) -> bytes | OSError:
 
 
 def _read_local(uri: str, limit: int) -> bytes:
-    # O_NONBLOCK: opening a FIFO without a writer would wait for ever.
+    # Without O_NONBLOCK, opening a FIFO that has no writer would block forever.
     handle = os.open(uri.removeprefix("file://"), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         info = os.fstat(handle)
         if not stat.S_ISREG(info.st_mode):
             raise OSError("not a regular file")
         data = os.read(handle, min(info.st_size, limit) + 1)
-        if len(data) != info.st_size:  # as large as it was said to be: a read that stops short has met the end
+        # If the size is as expected, the file has been read to its end. This saves one system call per file.
+        if len(data) != info.st_size:
             while len(data) <= limit and (more := os.read(handle, limit + 1 - len(data))):
                 data += more
         return data
@@ -53,14 +53,17 @@ def _read_local(uri: str, limit: int) -> bytes:
 
 
 def read_many(uris: list[str], limit: int) -> Iterator[bytes | OSError]:
-    """Each file's bytes, at most `limit + 1` of them, or why it cannot be read; in the given order."""
+    """Yield the content of each file, or the OSError that prevents reading it, in the order of `uris`.
+
+    At most `limit + 1` bytes of a file are read: a result longer than `limit` means that the file is larger.
+    """
     readers = REMOTE_READERS
     if all(is_local(uri) for uri in uris):
         started = time.perf_counter()
-        first = [_read_limited(uri, limit) for uri in uris[:FIRST]]
+        first = [_read_limited(uri, limit) for uri in uris[:TIMED_FILES]]
         slow = time.perf_counter() - started > SLOW_S * len(first)
         yield from first
-        uris, readers = uris[FIRST:], LOCAL_READERS
+        uris, readers = uris[TIMED_FILES:], LOCAL_READERS
         if not slow:
             yield from (_read_limited(uri, limit) for uri in uris)
             return

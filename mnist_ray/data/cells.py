@@ -1,8 +1,13 @@
-"""Image cells of tables as grey levels.
+"""Converts the cells of image columns to grey levels.
 
-A cell is the bytes of an image file, a struct of such `bytes` (Ray's and Hugging Face's `{bytes, path}`), or pixels: 784 bytes
-that are no image file, 784 integers, rows of 28, or a tensor column (Ray's or Arrow's fixed-shape). Tensors are read through
-their storage, and of a struct only the fields that are needed.
+A cell holds one of these:
+
+- the bytes of an image file;
+- a struct with a field `bytes` that holds them, as Ray and Hugging Face write it (`{bytes, path}`);
+- pixels: 784 bytes that are not an image file, a list of 784 integers, or 28 lists of 28 integers;
+- a tensor of integers, in Ray's tensor types or Arrow's fixed-shape tensor type.
+
+Tensors are read through their storage type. Only the needed fields of a struct are read.
 """
 
 from __future__ import annotations
@@ -23,7 +28,10 @@ _WRONG_LENGTH = f"expected {SIDE * SIDE} pixel values"
 
 
 def decode_cells(cells: pa.Array) -> Sequence[Grey | Rejection] | Grey:
-    """Each image cell as grey levels, uint8[H, W], or why it is none; uint8[N, H, W] where all are such pixels already."""
+    """The grey levels of each cell, uint8[H, W], or a Rejection.
+
+    The result is one array, uint8[N, H, W], if all cells hold valid pixels of one size in a form that is read at once.
+    """
     if isinstance(cells, pa.FixedShapeTensorArray) and not cells.null_count:
         tensors = cells.to_numpy_ndarray()
         whole = tensors.dtype == np.uint8 and tensors.ndim == 3 and tensors.size
@@ -55,7 +63,7 @@ def _decode_bytes(buffer: pa.Buffer | None) -> Grey | Rejection:
 
 
 def _whole_bytes(cells: pa.Array) -> Grey | None:
-    """Every cell at once as uint8[N, 28, 28], where each is 784 bytes that begin with a zero, as no image file does."""
+    """All cells as uint8[N, 28, 28] if each is 784 bytes that start with 0, which no image file does; else None."""
     if cells.null_count or not pc.all(pc.equal(pc.binary_length(cells), SIDE * SIDE)).as_py():
         return None
     pixels = np.frombuffer(b"".join(cells.to_pylist()), np.uint8).reshape(-1, SIDE, SIDE)
@@ -64,14 +72,14 @@ def _whole_bytes(cells: pa.Array) -> Grey | None:
 
 def _decode_struct(cells: pa.StructArray) -> Sequence[Grey | Rejection] | Grey:
     names = [field.name for field in cells.type]
-    if "bytes" in names:  # Ray's and Hugging Face's image struct; a null struct has a null child here
+    if "bytes" in names:  # `struct_field` also returns null for a null struct
         return decode_cells(pc.cast(pc.struct_field(cells, "bytes"), pa.large_binary()))
     data, shapes = (pc.struct_field(cells, name).to_pylist() for name in ("data", "shape"))
     return [_decode_tensor(values, shape) for values, shape in zip(data, shapes, strict=True)]
 
 
 def _decode_tensor(data: list[int] | None, shape: list[int] | None) -> Grey | Rejection:
-    """One cell of Ray's variable-shape tensor column: flat `data` and its `shape`."""
+    """One cell of Ray's variable-shape tensor type: flat `data` and its `shape`."""
     if data is None:
         return Rejection(Reason.MISSING, "the cell is null")
     sides = [size for size in shape or [] if size != 1]
@@ -83,8 +91,9 @@ def _decode_tensor(data: list[int] | None, shape: list[int] | None) -> Grey | Re
 
 
 def _pixels(values: NDArray[np.generic]) -> Grey | Rejection:
+    """Integers from 0 to 255, [H, W] or the flat pixels of a square image, as uint8[H, W]."""
     side = math.isqrt(values.size)
-    if values.ndim == 1 and side * side == values.size:  # a flat list is a square image: 784 values are 28x28
+    if values.ndim == 1 and side * side == values.size:
         values = values.reshape(side, side)
     if values.ndim != 2 or values.size == 0:
         return Rejection(Reason.WRONG_SHAPE, f"{values.size} values; {_WRONG_LENGTH}")
@@ -94,7 +103,7 @@ def _pixels(values: NDArray[np.generic]) -> Grey | Rejection:
 
 
 def _whole_pixels(cells: pa.Array) -> Grey | None:
-    """Every cell at once as uint8[N, 28, 28], where each is a proper list of 784 or of 28 rows of 28 pixels."""
+    """All cells as uint8[N, 28, 28] if each is a list of 784 valid pixels, or 28 lists of 28; else None."""
     rows = len(cells)
     for length in (SIDE, SIDE) if is_list(cells.type.value_type) else (SIDE * SIDE,):
         if cells.null_count or not pc.all(pc.equal(pc.list_value_length(cells), length)).as_py():

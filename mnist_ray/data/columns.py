@@ -1,12 +1,13 @@
-"""Columns of tables: which one holds images, true digits or paths.
+"""Finds the columns of a table that hold images, true digits or paths.
 
-A Parquet file names the extension types of its columns, and a Python program that knows such a type may run code when it
-reads a value: Ray unpickles `ray.data.arrow_pickled_object`. So a column is used only if all its types are plain or known.
+A Parquet file names the extension types of its columns. A program that knows such a type may run code when it reads a value:
+Ray unpickles values of `ray.data.arrow_pickled_object`. For this reason a column is used only if it contains no extension
+types other than `KNOWN_EXTENSIONS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,45 +28,8 @@ KNOWN_EXTENSIONS = (
     "ray.data.arrow_tensor_v2",
     "ray.data.arrow_variable_shaped_tensor",
 )
-"""Extension types whose values are plain data. Tensors are read through their storage."""
+"""Extension types whose values are plain data. Tensors are read through their storage type."""
 _EXTENSION_NAME = b"ARROW:extension:name"
-
-
-def _own_extension(field: pa.Field) -> str:
-    """The name of the field's own extension type; empty if it is of a plain type."""
-    if isinstance(field.type, pa.BaseExtensionType):
-        return str(field.type.extension_name)
-    name: bytes = (field.metadata or {}).get(_EXTENSION_NAME, b"")
-    return name.decode(errors="backslashreplace")
-
-
-def _extensions(field: pa.Field) -> Iterator[str]:
-    """The names of a field's extension types at any depth, whether or not this process has registered them."""
-    if name := _own_extension(field):
-        yield name
-    kind = _storage(field.type)
-    if pa.types.is_dictionary(kind):
-        yield from _extensions(pa.field("", kind.value_type))
-    for position in range(kind.num_fields):
-        yield from _extensions(kind.field(position))
-
-
-def _foreign(field: pa.Field) -> str:
-    """The name of the first extension type of a field that is not known; empty if there is none."""
-    return next((name for name in _extensions(field) if name not in KNOWN_EXTENSIONS), "")
-
-
-def require_known_types(field: pa.Field, source: str) -> None:
-    """Raise DataError if a column has an extension type, at any depth, that is not in `KNOWN_EXTENSIONS`."""
-    if name := _foreign(field):
-        raise DataError(
-            f"{source}: column {field.name!r} holds values of the extension type {name!r}, which are never read, because "
-            "reading them may run code; write this column with plain types, or choose another one"
-        )
-
-
-def _storage(kind: pa.DataType) -> pa.DataType:
-    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -84,82 +48,135 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def _holds_images(kind: pa.DataType) -> bool:
+def _is_integer_list(kind: pa.DataType | None) -> bool:
+    return kind is not None and is_list(kind) and bool(pa.types.is_integer(kind.value_type))
+
+
+def _storage(kind: pa.DataType) -> pa.DataType:
+    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+
+
+def _can_hold_images(kind: pa.DataType) -> bool:
     kind = _storage(kind)
     if pa.types.is_struct(kind):
         fields = {field.name: field.type for field in kind}
         if "bytes" in fields:
             return is_binary(fields["bytes"]) or pa.types.is_null(fields["bytes"])
-        return _is_integers(fields.get("data")) and _is_integers(fields.get("shape"))
+        return _is_integer_list(fields.get("data")) and _is_integer_list(fields.get("shape"))
     if is_list(kind):
-        return _is_integers(kind) or _is_integers(kind.value_type)
+        return _is_integer_list(kind) or _is_integer_list(kind.value_type)
     return is_binary(kind)
 
 
-def _is_integers(kind: pa.DataType | None) -> bool:
-    return kind is not None and is_list(kind) and bool(pa.types.is_integer(kind.value_type))
+def _extension(field: pa.Field) -> str:
+    """The name of the field's own extension type, registered in this process or not. Empty for a plain type."""
+    if isinstance(field.type, pa.BaseExtensionType):
+        return str(field.type.extension_name)
+    name: bytes = (field.metadata or {}).get(_EXTENSION_NAME, b"")
+    return name.decode(errors="backslashreplace")
+
+
+def _extensions(field: pa.Field) -> Iterator[str]:
+    """The names of all extension types of a field, at any depth."""
+    if name := _extension(field):
+        yield name
+    kind = _storage(field.type)
+    if pa.types.is_dictionary(kind):
+        yield from _extensions(pa.field("", kind.value_type))
+    for position in range(kind.num_fields):
+        yield from _extensions(kind.field(position))
+
+
+def _unknown_extension(field: pa.Field) -> str:
+    """The first extension type of a field, at any depth, that is not in `KNOWN_EXTENSIONS`. Empty if all are known."""
+    return next((name for name in _extensions(field) if name not in KNOWN_EXTENSIONS), "")
+
+
+def require_known_types(field: pa.Field, source: str) -> None:
+    """Raise DataError if a column has an extension type, at any depth, that is not in `KNOWN_EXTENSIONS`."""
+    if name := _unknown_extension(field):
+        raise DataError(
+            f"{source}: column {field.name!r} holds values of the extension type {name!r}, which are never read, because "
+            "reading them may run code; write this column with plain types, or choose another one"
+        )
 
 
 def require_unique(schema: pa.Schema, source: str) -> None:
     """Raise DataError if two columns have the same name."""
     if len(set(schema.names)) < len(schema.names):
-        raise DataError(f"{source}: has two columns of the same name; its columns: {describe(schema)}")
+        raise DataError(f"{source}: has two columns of the same name; rename one of them. Its columns: {describe(schema)}")
 
 
 def describe(schema: pa.Schema) -> str:
-    """The columns of a schema in one line, for messages."""
+    """The names and types of all columns in one line, for messages."""
     return ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
 
 
+def _column(schema: pa.Schema, name: str, source: str) -> pa.Field:
+    """The column that a flag names. Raises DataError if it is missing or has an unknown extension type."""
+    if name not in schema.names:
+        raise DataError(f"{source}: has no column {name!r}; its columns: {describe(schema)}")
+    require_known_types(schema.field(name), source)
+    return schema.field(name)
+
+
 def image_column(schema: pa.Schema, wanted: str, source: str) -> str:
-    """The name of the image column: the wanted one, else the only one that can hold images. Raises DataError."""
+    """The name of the image column.
+
+    This is `wanted` if given, else the only column whose type can hold images, else the first of `IMAGE_NAMES` among them.
+    Raises DataError if there is no such column.
+    """
     require_unique(schema, source)
     if wanted:
-        if wanted not in schema.names:
-            raise DataError(f"{source}: has no column {wanted!r}; its columns: {describe(schema)}")
-        require_known_types(schema.field(wanted), source)
-        if not _holds_images(schema.field(wanted).type):
-            kind = schema.field(wanted).type
+        kind = _column(schema, wanted, source).type
+        if not _can_hold_images(kind):
             raise DataError(f"{source}: column {wanted!r} is {kind}; expected image bytes or {SIDE * SIDE} integer pixels")
         return wanted
-    fields = [field for field in schema if _holds_images(field.type)]
-    able = [field.name for field in fields if not _foreign(field)]
-    if fields and not able:
+    fields = [field for field in schema if _can_hold_images(field.type)]
+    usable: list[str] = [field.name for field in fields if not _unknown_extension(field)]
+    if fields and not usable:
         require_known_types(fields[0], source)
-    known = [name for name in IMAGE_NAMES if name in able]
-    if len(able) != 1 and not known:
-        found = "no column that holds images" if not able else f"several columns that may hold images ({', '.join(able)})"
-        raise DataError(f"{source}: has {found}; name one with --image-column. Its columns: {describe(schema)}")
-    return known[0] if known else able[0]
+    if len(usable) == 1:
+        return usable[0]
+    for name in IMAGE_NAMES:
+        if name in usable:
+            return name
+    found = f"several columns that may hold images ({', '.join(usable)})" if usable else "no column that holds images"
+    raise DataError(f"{source}: has {found}; name one with --image-column. Its columns: {describe(schema)}")
 
 
 def holds_refused_images(schema: pa.Schema) -> bool:
-    """Whether a column of images has, within its cells, an extension type that is not read."""
-    return any(_holds_images(field.type) and _foreign(field) not in ("", _own_extension(field)) for field in schema)
+    """Whether an image column has an unknown extension type inside its cells, so that it cannot be read."""
+    return any(_can_hold_images(field.type) and _unknown_extension(field) not in ("", _extension(field)) for field in schema)
+
+
+def _first_readable(schema: pa.Schema, names: tuple[str, ...], fits: Callable[[pa.DataType], bool]) -> str | None:
+    """The first of `names` whose column has a fitting type and only known extension types."""
+    fields = {field.name: field for field in schema}
+    found = (fields[name] for name in names if name in fields)
+    return next((field.name for field in found if fits(field.type) and not _unknown_extension(field)), None)
 
 
 def truth_column(schema: pa.Schema, wanted: str, source: str) -> str | None:
-    """The name of the integer column of true digits: the wanted one, else one of the usual names. Raises DataError."""
-    if wanted and wanted not in schema.names:
-        raise DataError(f"{source}: has no column {wanted!r}; its columns: {describe(schema)}")
+    """The name of the integer column of true digits: `wanted` if given, else the first of `TRUTH_NAMES`, if there is one.
+
+    Raises DataError if `wanted` is missing or does not hold integers.
+    """
     if wanted:
-        require_known_types(schema.field(wanted), source)
-    for name in [wanted] if wanted else TRUTH_NAMES:
-        if name in schema.names and pa.types.is_integer(schema.field(name).type) and not _foreign(schema.field(name)):
-            return name
-    if wanted:
-        raise DataError(f"{source}: column {wanted!r} is {schema.field(wanted).type}; expected integers from 0 to 9")
-    return None
+        kind = _column(schema, wanted, source).type
+        if not pa.types.is_integer(kind):
+            raise DataError(f"{source}: column {wanted!r} is {kind}; expected integers from 0 to 9")
+        return wanted
+    return _first_readable(schema, TRUTH_NAMES, pa.types.is_integer)
 
 
 def path_column(schema: pa.Schema) -> str | None:
-    """The name of the text column that makes a table a manifest of paths, if there is one."""
-    fields = [schema.field(name) for name in PATH_NAMES if name in schema.names]
-    return next((field.name for field in fields if _is_text(field.type) and not _foreign(field)), None)
+    """The name of the text column that makes a table a manifest of paths: the first of `PATH_NAMES`, if there is one."""
+    return _first_readable(schema, PATH_NAMES, _is_text)
 
 
 def truths(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Integers as uint8 true digits; null where there is none from 0 to 9."""
+    """Integers as true digits, uint8[N]. Values outside 0 to 9 become null."""
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     digits = pc.is_in(column, value_set=pa.array(range(10), column.type))
     return pc.cast(pc.if_else(digits, column, None), pa.uint8())

@@ -1,4 +1,4 @@
-"""Image files as containers: what their bytes tell before any pixel is decoded."""
+"""Checks image files before any pixel is decoded: format, completeness and declared size."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 MAX_PIXELS = 1 << 24
-"""Largest image that is decoded, by declared size: 16 megapixels."""
+"""Images that declare more pixels are not decoded: 16 megapixels."""
 MAX_BYTES = 64 << 20
-"""Largest file that is read: 64 MiB."""
+"""Larger files are rejected: 64 MiB."""
 
 
 class Reason(StrEnum):
-    """Why an input has no prediction: the whole list."""
+    """Why an input has no prediction. This list is complete."""
 
     MISSING = "missing"
     UNREADABLE = "unreadable"
@@ -31,7 +31,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why one input cannot be a digit. `detail` depends on the input alone."""
+    """Why one input has no prediction. `detail` depends only on the input, so that a table has the same bytes every time."""
 
     reason: Reason
     detail: str
@@ -42,7 +42,10 @@ _NUMBER = struct.Struct(">I").unpack_from
 
 
 def _check_png(data: bytes) -> Rejection | None:
-    """Walk the chunks: libpng would print to standard error, and cannot tell cut files from damaged ones."""
+    """Check every chunk of a PNG file.
+
+    libpng prints to standard error and does not distinguish truncated files from damaged ones.
+    """
     position = 8
     while position + 12 <= len(data):
         length, kind = _CHUNK(data, position)
@@ -82,26 +85,26 @@ _SIGNATURES: dict[bytes, Callable[[bytes], Rejection | None] | None] = {
 
 
 def has_signature(data: bytes) -> bool:
-    """Whether bytes begin as an image file does."""
+    """Whether the bytes start with the signature of a supported image format."""
     return data.startswith(tuple(_SIGNATURES))
 
 
 def check(data: bytes) -> Rejection | None:
-    """What the container alone tells: no image, cut short, or too large. None where decoding may be tried."""
+    """The reason to reject a file before decoding it, or None if the decoder should try it."""
     if not data:
         return Rejection(Reason.EMPTY, "0 bytes")
     if len(data) > MAX_BYTES:
         return Rejection(Reason.TOO_LARGE, f"more than {MAX_BYTES} bytes")
-    for signature, walk in _SIGNATURES.items():
+    for signature, check_content in _SIGNATURES.items():
         if data.startswith(signature) and (signature != b"RIFF" or data[8:12] == b"WEBP"):
-            return walk(data) if walk else None
+            return check_content(data) if check_content else None
     if any(signature.startswith(data) for signature in _SIGNATURES):
         return Rejection(Reason.TRUNCATED, f"ends inside the signature, after {len(data)} bytes")
     return Rejection(Reason.NOT_AN_IMAGE, f"begins with {data[:12]!r}, no signature of PNG, JPEG, GIF, BMP, TIFF or WebP")
 
 
 def explain(data: bytes) -> Rejection:
-    """Why the decoder may have refused an image that `check` let pass: it has fewer bytes than it declares, or is damaged."""
+    """Why the decoder refused a file that passed `check`: the file is truncated, or else damaged."""
     declared = len(data)
     if data.startswith(b"RIFF"):
         declared = 8 + int.from_bytes(data[4:8], "little")

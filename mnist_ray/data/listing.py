@@ -1,4 +1,4 @@
-"""What files there are: below a folder, or among those named. Everything is a stream: there may be millions."""
+"""Lists files: all below a folder, or those that are named. Results are streamed because there may be millions."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from mnist_ray.data.storage import absolute, is_local, resolve
 from mnist_ray.errors import StorageError
 
 REMOTE_LISTERS = 16
-"""Folders of an object store that are listed at once; a page of 1,000 names takes 50 to 100 ms."""
-
+"""Folders of an object store that are listed at once. A page of 1,000 names takes 50 to 100 ms."""
 
 T = TypeVar("T")
 
 
 class FileEntry(NamedTuple):
-    """One listed file: its path or URI, its size in bytes (-1 unknown) and what tells one version from the next."""
+    """A listed file: its path or URI, its size in bytes (-1 if unknown) and its version (the time of its last change)."""
 
     uri: str
     size: int
@@ -32,7 +31,7 @@ class FileEntry(NamedTuple):
 
 
 class ImageFile(NamedTuple):
-    """One image file to score, and its true digit where a folder or manifest gives it."""
+    """An image file to score, and its true digit if a folder name or a manifest states it."""
 
     entry: FileEntry
     truth: int | None
@@ -43,28 +42,28 @@ def _uri(like: str, path: str) -> str:
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Items in lists of `size`, the last one shorter."""
+    """Items in lists of `size`; the last list may be shorter."""
     rest = iter(items)
     while batch := list(islice(rest, size)):
         yield batch
 
 
 def stat_files(uris: Iterable[str]) -> Iterator[FileEntry]:
-    """Size and version of each of these files, in order; size -1 where there is none."""
+    """The entry of each of these files, in order. A file that cannot be looked up has size -1 and an empty version."""
     for batch in batches(uris, 1024):
         if all(map(is_local, batch)):
-            yield from map(_stat_local, batch)
+            yield from (_stat_local(uri, absolute(uri)) for uri in batch)
         else:
             with ThreadPoolExecutor(REMOTE_LISTERS) as pool:
-                yield from pool.map(lambda uri: _stat_local(uri) if is_local(uri) else _stat_remote(uri), batch)
+                yield from pool.map(lambda uri: _stat_local(uri, absolute(uri)) if is_local(uri) else _stat_remote(uri), batch)
 
 
-def _stat_local(uri: str) -> FileEntry:
-    with suppress(OSError, ValueError):
-        info = os.stat(absolute(uri))
-        if stat.S_ISREG(info.st_mode):
-            return FileEntry(uri, info.st_size, str(info.st_mtime_ns))
-    return FileEntry(uri, -1, "")
+def _stat_local(uri: str, path: str) -> FileEntry:
+    try:
+        info = os.stat(path)
+    except (OSError, ValueError):
+        return FileEntry(uri, -1, "")
+    return FileEntry(uri, info.st_size, str(info.st_mtime_ns)) if stat.S_ISREG(info.st_mode) else FileEntry(uri, -1, "")
 
 
 def _stat_remote(uri: str) -> FileEntry:
@@ -78,26 +77,18 @@ def _stat_remote(uri: str) -> FileEntry:
 
 def _walk_local(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[FileEntry]:
     place = os.stat(folder)
-    if (place.st_dev, place.st_ino) in above:  # a link back to a folder that this one lies in
+    if (place.st_dev, place.st_ino) in above:  # a link to a folder that contains this one
         return
     above |= {(place.st_dev, place.st_ino)}
-    for name in sorted(os.listdir(folder)):
-        path = f"{folder}/{name}"
-        try:
-            info = os.stat(path)
-        except OSError:  # a dangling link: whoever scores the folder must hear of it, as of a pipe or a socket
-            yield FileEntry(path, -1, "")
-            continue
-        if stat.S_ISDIR(info.st_mode):
-            yield from _walk_local(path, above)
-        elif stat.S_ISREG(info.st_mode):
-            yield FileEntry(path, info.st_size, str(info.st_mtime_ns))
-        else:
-            yield FileEntry(path, -1, "")
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.is_dir():
+            yield from _walk_local(entry.path, above)
+        else:  # broken links, pipes and sockets are listed too, so that the table accounts for them
+            yield _stat_local(entry.path, entry.path)
 
 
 def _walk_remote(like: str, filesystem: fs.FileSystem, root: str) -> Iterator[FileEntry]:
-    """The files of each folder by name, and then its folders, of which the next ones are listed meanwhile."""
+    """Yield the files of a folder by name, then those of its folders. Up to `REMOTE_LISTERS` folders are listed ahead."""
     with ThreadPoolExecutor(REMOTE_LISTERS) as pool:
 
         def below(folder: list[fs.FileInfo]) -> Iterator[FileEntry]:
@@ -119,7 +110,10 @@ def _walk_remote(like: str, filesystem: fs.FileSystem, root: str) -> Iterator[Fi
 
 
 def walk(folder: str) -> Iterator[FileEntry]:
-    """Every file below a folder, by name; links are followed, loops are not. Raises StorageError."""
+    """Every file below a folder, sorted by name within each folder.
+
+    Symbolic links are followed, except to a folder that contains the link. Raises StorageError.
+    """
     try:
         if is_local(folder):
             yield from _walk_local(absolute(folder), frozenset())

@@ -1,7 +1,7 @@
-"""Files at a path or URI: list, read, and write whole or not at all.
+"""Lists, reads, writes and deletes files at a path or URI. A write is atomic.
 
-A path without a scheme is local. `s3://`, `gs://` and other schemes go through `pyarrow.fs`, and what pyarrow does not
-know through fsspec; credentials and endpoints come from the environment's standard variables only.
+A path without a scheme is local. `s3://`, `gs://` and other schemes use `pyarrow.fs`, or fsspec if pyarrow does not support
+the scheme. Credentials and endpoints come only from the standard environment variables of each storage.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from mnist_ray.errors import StorageError
 
 
 def is_local(uri: str) -> bool:
-    """Whether a path or URI names a file of this machine."""
+    """Whether a path or URI is on the local filesystem."""
     return "://" not in uri or uri.startswith("file://")
 
 
 def absolute(uri: str) -> str:
-    """A local path without its dependence on the working directory; a URI as it is, less a trailing slash."""
+    """A local path as an absolute path; a URI without its trailing slash."""
     return os.path.abspath(uri.removeprefix("file://")) if is_local(uri) else uri.rstrip("/")
 
 
 def join(uri: str, *names: str) -> str:
-    """The path or URI of something below `uri`."""
+    """The path or URI of `names` below `uri`."""
     return "/".join([uri.rstrip("/"), *names])
 
 
 def to_text(uri: str) -> str:
-    """A path or URI as valid UTF-8 for tables: bytes of a file name that are not UTF-8 become backslash escapes."""
+    """A path or URI as valid UTF-8 for tables. Bytes of a file name that are not UTF-8 become backslash escapes."""
     return uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def from_text(text: str) -> str:
-    """The path that `to_text` was given, as far as such a file exists."""
+    """The path or URI from which `to_text` made `text`. If a file has the name `text` itself, this is `text`."""
     if "\\x" not in text or not is_local(text) or os.path.lexists(text):
         return text
     raw = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), text.encode())
@@ -61,7 +61,7 @@ def _filesystem(root: str) -> tuple[fs.FileSystem, str]:
 
 
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    """The filesystem of a path or URI and the path inside it; keys are taken as they are, never percent-decoded."""
+    """The filesystem of a path or URI and the path within it. Keys are not percent-decoded. Raises StorageError."""
     if is_local(uri):
         return fs.LocalFileSystem(), absolute(uri)
     scheme, _, rest = uri.partition("://")
@@ -77,22 +77,22 @@ def _kind(uri: str) -> fs.FileType:
     filesystem, path = resolve(uri)
     try:
         return filesystem.get_file_info(path).type
-    except (OSError, ValueError) as error:  # ValueError: a key that pyarrow holds to be malformed
-        raise StorageError(f"{uri}: cannot be looked up: {error}") from None
+    except (OSError, ValueError) as error:  # pyarrow raises ValueError for a malformed key
+        raise StorageError(f"{uri}: cannot be read: {error}") from None
 
 
 def is_file(uri: str) -> bool:
-    """Whether a file (not a folder) is there."""
+    """Whether this is an existing file, not a folder. Raises StorageError."""
     return os.path.isfile(absolute(uri)) if is_local(uri) else bool(_kind(uri) == fs.FileType.File)
 
 
 def is_folder(uri: str) -> bool:
-    """Whether a folder is there, or in an object store any key below this one."""
+    """Whether this is an existing folder; in an object store, whether any key starts with it. Raises StorageError."""
     return os.path.isdir(absolute(uri)) if is_local(uri) else bool(_kind(uri) == fs.FileType.Directory)
 
 
 def names(folder: str) -> list[str]:
-    """The names directly in a folder, sorted; none if there is no such folder."""
+    """The sorted names of the files and folders directly in a folder; empty if there is no such folder. Raises StorageError."""
     try:
         if is_local(folder):
             return sorted(os.listdir(absolute(folder)))
@@ -108,7 +108,7 @@ def names(folder: str) -> list[str]:
 
 
 def read(uri: str) -> bytes:
-    """The whole file. Raises FileNotFoundError, or StorageError for any other failure."""
+    """The content of a file. Raises FileNotFoundError, or StorageError for any other failure."""
     try:
         if is_local(uri):
             with open(absolute(uri), "rb") as file:
@@ -123,7 +123,7 @@ def read(uri: str) -> bytes:
 
 
 def open_file(uri: str) -> pa.NativeFile:
-    """A seekable file for Parquet to read from. Raises OSError."""
+    """Open a seekable file for Parquet readers. Raises OSError or StorageError."""
     if is_local(uri):
         return pa.OSFile(os.fsencode(absolute(uri)))
     filesystem, path = resolve(uri)
@@ -131,7 +131,7 @@ def open_file(uri: str) -> pa.NativeFile:
 
 
 def open_stream(uri: str) -> pa.NativeFile:
-    """A file to read from its beginning on. Raises StorageError."""
+    """Open a file to read it once from its start. Raises StorageError."""
     filesystem, path = resolve(uri)
     try:
         return filesystem.open_input_stream(path, compression=None)
@@ -140,26 +140,27 @@ def open_stream(uri: str) -> pa.NativeFile:
 
 
 PATIENT = (1.0, 2.0, 4.0)
-"""Seconds to wait before writing again what must not be lost."""
+"""Seconds to wait before each retry of a write that must not fail for a short outage."""
 
 
 def write(uri: str, data: bytes, waits: tuple[float, ...] = ()) -> None:
-    """Put a whole file in place: readers see the old one or the new one, never a part.
+    """Write a file atomically: readers see the old content or the new content, never a part of it.
 
-    A failed write is tried again after each of `waits` seconds. Raises StorageError.
+    A failed write is retried after each of `waits` seconds. Raises StorageError if the last try fails.
     """
     filesystem, path = resolve(uri)
-    try:
-        if is_local(uri):
-            _write_local(path, data)
-        else:
-            with filesystem.open_output_stream(path) as stream:  # an object appears when its upload completes
-                stream.write(data)
-    except OSError as error:
-        if not waits:
-            raise StorageError(f"{uri}: cannot be written: {error}") from None
-        time.sleep(waits[0])
-        write(uri, data, waits[1:])
+    for wait_s in (*waits, None):
+        try:
+            if is_local(uri):
+                _write_local(path, data)
+            else:
+                with filesystem.open_output_stream(path) as stream:  # the object becomes visible when its upload completes
+                    stream.write(data)
+            return
+        except OSError as error:
+            if wait_s is None:
+                raise StorageError(f"{uri}: cannot be written: {error}") from None
+            time.sleep(wait_s)
 
 
 def _write_local(path: str, data: bytes) -> None:
@@ -177,17 +178,17 @@ def _write_local(path: str, data: bytes) -> None:
 
 
 def write_json(uri: str, value: Any, waits: tuple[float, ...] = ()) -> None:
-    """Write a value as indented JSON, whole or not at all; `waits` as in `write`."""
+    """Write a value as indented JSON. Atomicity, `waits` and errors are those of `write`."""
     write(uri, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(), waits)
 
 
 def read_json(uri: str) -> Any:
-    """The value of a JSON file. Raises FileNotFoundError, StorageError, or ValueError for damaged JSON."""
+    """The value in a JSON file. Raises FileNotFoundError, StorageError, or ValueError for damaged JSON."""
     return json.loads(read(uri))
 
 
 def delete(uri: str) -> None:
-    """Remove a file or a whole folder, if it is there. Raises StorageError."""
+    """Delete a file, or a folder with everything in it. Does nothing if it does not exist. Raises StorageError."""
     filesystem, path = resolve(uri)
     kind = _kind(uri)
     try:

@@ -1,7 +1,5 @@
 """The speed of a scoring job, and what limits it."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Scoring without Ray: units are scored by processes of this machine, one for each core (docs/decisions/0016)."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal
@@ -12,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import cache
 
-from mnist_ray.data.predictions import Predict
+from mnist_ray.data.digits import Predict
 from mnist_ray.errors import ClusterError
 from mnist_ray.scoring.job import Job, UnitResult
 from mnist_ray.scoring.plan import UnitRef, load_unit

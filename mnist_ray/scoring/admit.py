@@ -1,7 +1,5 @@
 """The start of a job: the checks that the output folder is free or holds this job, and the record of what the job is."""
 
-from __future__ import annotations
-
 from mnist_ray.config import ScoreConfig
 from mnist_ray.data import storage
 from mnist_ray.errors import OutputError

@@ -1,7 +1,5 @@
 """The end of a job: the check that every input is accounted for, and the record of it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from mnist_ray.data import storage

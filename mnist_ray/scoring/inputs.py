@@ -1,7 +1,5 @@
 """The inputs of a job: the INPUT arguments, resolved to a stream of image files and a list of Parquet files."""
 
-from __future__ import annotations
-
 import glob
 import re
 from collections.abc import Iterable, Iterator
@@ -60,13 +58,13 @@ class Listing:
 
     def _images_of(self, item: str) -> Iterator[ImageFile]:
         if storage.is_folder(item):
-            yield from self._known_by_suffix(walk(item))
-        elif storage.is_file(item):
-            yield from self._file(item)
-        elif any(mark in item for mark in _WILDCARDS):
-            yield from self._known_by_suffix(_glob(item))
-        else:
-            raise DataError(f"{item}: there is no such file or folder; expected a folder, a glob, an image or a manifest")
+            return self._images_among(walk(item))
+        if storage.is_file(item):  # a manifest, or a Parquet file, or an image with any suffix
+            lines = manifest.lines(item, self._truth_column)
+            return self._images_among(stat_files([item]), suffixes=("",)) if lines is None else lines
+        if any(mark in item for mark in _WILDCARDS):
+            return self._images_among(_glob(item))
+        raise DataError(f"{item}: there is no such file or folder; expected a folder, a glob, an image or a manifest")
 
     def _new(self, entry: FileEntry) -> bool:
         """Whether this file was not listed before."""
@@ -77,12 +75,13 @@ class Listing:
         self._seen.add(entry.uri)
         return len(self._seen) > before
 
-    def _known_by_suffix(self, entries: Iterable[FileEntry]) -> Iterator[ImageFile]:
+    def _images_among(self, entries: Iterable[FileEntry], suffixes: tuple[str, ...] = _SUFFIXES) -> Iterator[ImageFile]:
+        """The images among these files. Adds Parquet files to `tables` and counts ignored files."""
         for entry in entries:
             name = entry.uri.lower()
             if entry.uri.startswith(self._out):
                 continue
-            if not name.endswith(_SUFFIXES):
+            if not name.endswith(suffixes):
                 self.ignored += 1
             elif not self._new(entry):
                 continue
@@ -90,20 +89,6 @@ class Listing:
                 self.tables.append(entry)
             else:
                 yield ImageFile(entry, digit_of(entry.uri))
-
-    def _file(self, item: str) -> Iterator[ImageFile]:
-        """A file that an INPUT names: a manifest, a Parquet file, or an image, even if its name has another suffix."""
-        lines = manifest.lines(item, self._truth_column)
-        if lines is not None:
-            yield from lines
-            return
-        (entry,) = stat_files([item])
-        if not self._new(entry):
-            return
-        if item.lower().endswith(_TABLE):
-            self.tables.append(entry)
-        else:
-            yield ImageFile(entry, digit_of(item))
 
 
 def _glob(pattern: str) -> Iterator[FileEntry]:

@@ -1,11 +1,9 @@
 """What every worker of a scoring job needs to know, and what it returns for each unit."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 
@@ -32,12 +30,12 @@ class Job:
     version: str
     """Version of this package."""
 
-    @staticmethod
-    def of(plan: Plan, out: str) -> Job:
+    @classmethod
+    def of(cls, plan: Plan, out: str) -> Self:
         """The job of the plan in an output folder."""
         options = plan.request
         columns = (options["image_column"], options["truth_column"], probabilities(options["probabilities"]), plan.kept)
-        return Job(out, *columns, plan.job_id, plan.model_digest, mnist_ray.__version__)
+        return cls(out, *columns, plan.job_id, plan.model_digest, mnist_ray.__version__)
 
 
 @dataclass
@@ -68,7 +66,7 @@ class UnitResult:
         for stage, spent in seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
 
-    def add(self, other: UnitResult) -> None:
+    def add(self, other: Self) -> None:
         """Add the counts and seconds of another unit."""
         self.predicted += other.predicted
         self.quarantined += other.quarantined
@@ -83,11 +81,11 @@ class UnitResult:
         """The result as text."""
         return json.dumps(vars(self), sort_keys=True)
 
-    @staticmethod
-    def from_json(text: str | bytes) -> UnitResult:
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
         """The result that `to_json` wrote."""
         values: dict[str, Any] = json.loads(text)
-        return UnitResult(**{**values, "reasons": Counter(values["reasons"])})
+        return cls(**{**values, "reasons": Counter(values["reasons"])})
 
 
 class Tally:

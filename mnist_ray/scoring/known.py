@@ -1,7 +1,5 @@
 """The inputs that a plan holds already, to find those that are new, changed or gone."""
 
-from __future__ import annotations
-
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq

@@ -1,7 +1,5 @@
 """Manifests: files that list the paths of images. They are read as a stream."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterable, Iterator
 

@@ -4,8 +4,6 @@ The quarantine file is written first. The prediction file is written last, even 
 Both carry the id of the job, the digest of the model and the counts of the unit in their Parquet metadata.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor

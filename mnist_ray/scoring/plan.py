@@ -4,8 +4,6 @@
 for each unit.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Planning: the inputs are listed, cut into units and written to the plan, as a stream."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from itertools import chain

@@ -1,7 +1,5 @@
 """The inputs of one unit, read and decoded in chunks."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The columns of the plan, of the prediction table and of the quarantine table."""
 
-from __future__ import annotations
-
 import pyarrow as pa
 
 from mnist_ray.errors import UsageError

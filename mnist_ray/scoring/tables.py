@@ -1,7 +1,5 @@
 """Parquet inputs in the plan: their row ranges and the columns that are passed through."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

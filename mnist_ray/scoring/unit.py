@@ -1,7 +1,5 @@
 """The work on one unit: read, decode, predict, write its part."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 
@@ -10,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mnist_ray.data.predictions import Predict, Predictions
+from mnist_ray.data.digits import Predict, Predictions
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.job import Job, UnitResult
 from mnist_ray.scoring.parts import write_part

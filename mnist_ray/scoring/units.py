@@ -1,7 +1,5 @@
 """The inputs, cut into units of work while they are listed."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import Counter
@@ -17,7 +15,7 @@ from mnist_ray.scoring import schema
 from mnist_ray.scoring.inputs import Listing
 from mnist_ray.scoring.known import Known
 from mnist_ray.scoring.plan import WorkUnit
-from mnist_ray.scoring.sample import Sample
+from mnist_ray.scoring.sample import draw
 from mnist_ray.scoring.tables import TableRange, table_ranges
 
 MIN_BYTES, MAX_BYTES = 2 << 20, 32 << 20
@@ -53,12 +51,8 @@ class Units:
     def __iter__(self) -> Iterator[WorkUnit]:
         """The units of image files, then those of Parquet files. Raises DataError if nothing is listed and nothing is known."""
         new = (image for image in self._images if self._known.is_new(image.entry)) if self._known else self._images
-        if self._config.sample:
-            sample = Sample(self._config.sample)
-            images = sample.images(new)  # lists everything, the Parquet files too
-            yield from self._units(*sample.part(images, list(self._ranges())))
-        else:
-            yield from self._units(new, self._ranges())
+        number = self._config.sample
+        yield from self._units(*(draw(number, new, self._ranges()) if number else (new, self._ranges())))
         if not self._copies and not self._known:
             raise DataError(f"{', '.join(self._config.inputs)}: the Parquet files have no rows; there is nothing to score")
 

@@ -1,7 +1,5 @@
 """The proof, from the output folder alone, that every planned input is in the tables exactly once."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mnist_ray.data import columns
@@ -12,6 +14,7 @@ from mnist_ray.data.containers import Reason, Rejection
 from mnist_ray.data.digits import Splits
 from mnist_ray.data.images import Grey, encode_png
 from mnist_ray.errors import DataError
+from mnist_ray.scoring.inputs import Listing
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +23,7 @@ def images(mnist5k: Splits) -> Grey:
 
 
 def cells(images: Grey, kind: str) -> pa.Array:
-    """The same images in every form that a column of images takes."""
+    """The images as a column of one of the supported forms."""
     flat = pa.array(images.reshape(-1))
     files = [encode_png(image) for image in images]
     forms: dict[str, Any] = {
@@ -39,14 +42,14 @@ def cells(images: Grey, kind: str) -> pa.Array:
 @pytest.mark.parametrize(
     "kind", ["bytes", "large bytes", "struct", "784", "int64 list", "28 x 28", "arrow tensor", "ray variable"]
 )
-def test_every_form_of_a_column_gives_the_same_images(kind: str, images: Grey) -> None:
+def test_all_column_forms_give_the_same_images(kind: str, images: Grey) -> None:
     column = cells(images, kind)
     assert columns.image_column(pa.schema([("id", pa.int64()), ("picture", column.type)]), "", "t") == "picture"
     assert np.array_equal(np.stack(list(decode_cells(column))), images)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["bytes", "struct", "784", "28 x 28", "arrow tensor", "ray variable"])
-def test_slices_and_nulls(kind: str, images: Grey) -> None:
+def test_slices_and_nulls_are_read(kind: str, images: Grey) -> None:
     column = cells(images, kind)
     sliced = decode_cells(column.slice(7, 5))
     assert np.array_equal(np.stack(list(sliced)), images[7:12])  # type: ignore[arg-type]
@@ -68,14 +71,14 @@ def test_slices_and_nulls(kind: str, images: Grey) -> None:
         ([None] + [0] * 783, Reason.BAD_PIXELS),
     ],
 )
-def test_wrong_pixels_cost_their_own_row_alone(cell: list[int | None], reason: Reason) -> None:
+def test_invalid_pixels_reject_only_their_row(cell: list[int | None], reason: Reason) -> None:
     good, bad, last = decode_cells(pa.array([[0] * 784, cell, [1] * 784], pa.list_(pa.int64())))
     assert isinstance(bad, Rejection)
     assert bad.reason == reason
     assert np.asarray(good).shape == np.asarray(last).shape == (28, 28)
 
 
-def test_tensors_of_other_sizes_and_orders(images: Grey) -> None:
+def test_tensors_and_flat_lists_of_other_sizes(images: Grey) -> None:
     large = np.repeat(np.repeat(images[:3], 2, axis=1), 2, axis=2)
     tensor = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(large))
     assert np.array_equal(np.stack(list(decode_cells(tensor))), large)  # type: ignore[arg-type]
@@ -84,19 +87,26 @@ def test_tensors_of_other_sizes_and_orders(images: Grey) -> None:
 
 
 @pytest.mark.parametrize("inner", [pa.null(), pa.binary()])
-def test_a_struct_of_nulls(inner: pa.DataType) -> None:
+def test_null_bytes_in_a_struct_are_missing(inner: pa.DataType) -> None:
     column = pa.array([{"bytes": None}], pa.struct([("bytes", inner)]))
     (found,) = decode_cells(column)
     assert isinstance(found, Rejection)
     assert found.reason == Reason.MISSING
 
 
-def test_two_columns_of_one_name_are_refused() -> None:
+def test_duplicate_column_names_are_refused() -> None:
     with pytest.raises(DataError, match="two columns of the same name"):
         columns.image_column(pa.schema([("image", pa.binary()), ("image", pa.binary())]), "", "t")
 
 
-def test_a_known_name_decides_between_columns() -> None:
+def test_a_manifest_with_two_path_columns_is_refused(tmp_path: Path) -> None:
+    paths = pa.array(["a.png"])
+    pq.write_table(pa.Table.from_arrays([paths, paths], names=["path", "path"]), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"t.parquet: has two columns of the same name"):
+        Listing((str(tmp_path / "t.parquet"),), "", str(tmp_path / "out"))
+
+
+def test_a_usual_name_decides_between_several_image_columns() -> None:
     schema = pa.schema([("thumbnail", pa.binary()), ("image", pa.binary())])
     assert columns.image_column(schema, "", "t") == "image"
     assert columns.image_column(schema, "thumbnail", "t") == "thumbnail"
@@ -111,12 +121,12 @@ def test_a_known_name_decides_between_columns() -> None:
         (pa.schema([("a", pa.list_(pa.float32()))]), "a", "expected image bytes or 784 integer pixels"),
     ],
 )
-def test_a_missing_column_is_named_with_those_there_are(schema: pa.Schema, wanted: str, message: str) -> None:
+def test_errors_list_the_existing_columns(schema: pa.Schema, wanted: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         columns.image_column(schema, wanted, "t")
 
 
-def test_truths_outside_the_digits_are_unknown() -> None:
+def test_truths_outside_0_to_9_become_null() -> None:
     assert columns.truths(pa.array([0, 9, 10, -1, None])).to_pylist() == [0, 9, None, None, None]
     assert columns.truth_column(pa.schema([("label", pa.int64())]), "", "t") == "label"
     assert columns.truth_column(pa.schema([("label", pa.string())]), "", "t") is None
@@ -125,7 +135,7 @@ def test_truths_outside_the_digits_are_unknown() -> None:
 
 
 def unknown(kind: pa.DataType, name: str = "x") -> pa.Field:
-    """A field of an extension type that this process does not know, as it is read from a file."""
+    """A field of an extension type that is not registered in this process, as pyarrow reads it from a file."""
     return pa.field(name, kind, metadata={b"ARROW:extension:name": b"someone.type", b"ARROW:extension:metadata": b""})
 
 
@@ -140,7 +150,7 @@ def unknown(kind: pa.DataType, name: str = "x") -> pa.Field:
     ],
     ids=["itself", "list", "struct", "list in struct", "map in struct"],
 )
-def test_an_unknown_extension_type_is_refused_at_any_depth(field: pa.Field) -> None:
+def test_unknown_extension_types_are_refused_at_any_depth(field: pa.Field) -> None:
     for wanted in ("x", ""):
         with pytest.raises(DataError, match=r"t: column 'x' holds values of the extension type 'someone.type'"):
             columns.image_column(pa.schema([field]), wanted, "t")
@@ -148,7 +158,7 @@ def test_an_unknown_extension_type_is_refused_at_any_depth(field: pa.Field) -> N
     assert columns.image_column(pa.schema([field, plain]), "", "t") == "scan"
 
 
-def test_extension_types_hide_no_truth_and_no_path() -> None:
+def test_unknown_extension_types_are_not_used_for_truths_or_paths() -> None:
     assert columns.truth_column(pa.schema([unknown(pa.int8(), "label")]), "", "t") is None
     assert columns.path_column(pa.schema([unknown(pa.string(), "path")])) is None
     with pytest.raises(DataError, match=r"column 'label' .* 'someone.type'"):

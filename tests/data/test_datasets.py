@@ -23,14 +23,14 @@ def same(found: Splits, expected: Splits) -> bool:
     return (found.train.digest, found.test.digest) == (expected.train.digest, expected.test.digest)
 
 
-def test_the_bundled_digits_are_a_fixed_stratified_split(mnist5k: Splits) -> None:
+def test_mnist5k_is_a_fixed_stratified_split(mnist5k: Splits) -> None:
     assert np.bincount(mnist5k.train.labels).tolist() == [450] * 10
     assert np.bincount(mnist5k.test.labels).tolist() == [50] * 10
     assert same(datasets.load("mnist5k"), mnist5k)
     assert mnist5k.name == "mnist5k"
 
 
-def test_the_full_mnist(mnist: Splits, mnist5k: Splits) -> None:
+def test_full_mnist_contains_mnist5k(mnist: Splits, mnist5k: Splits) -> None:
     assert (mnist.name, len(mnist.train), len(mnist.test)) == ("mnist", 60_000, 10_000)
     assert same(datasets.load(os.environ["MNIST_RAY_DATA"]), mnist)
     published = {image.tobytes() for image in mnist.train.images}
@@ -38,28 +38,28 @@ def test_the_full_mnist(mnist: Splits, mnist5k: Splits) -> None:
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_idx_files(zipped: bool, small_idx: Path, small: Splits, tmp_path: Path) -> None:
+def test_idx_files_are_loaded(zipped: bool, small_idx: Path, small: Splits, tmp_path: Path) -> None:
     for file in small_idx.iterdir():
         data = file.read_bytes()
         (tmp_path / (file.name + ".gz" * zipped)).write_bytes(gzip.compress(data) if zipped else data)
     loaded = datasets.load(str(tmp_path))
     assert same(loaded, small)
-    assert loaded.name == str(tmp_path), "only the published images may be called mnist"
+    assert loaded.name == str(tmp_path), "only the published images may have the name mnist"
 
 
-def test_a_folder_per_digit(small: Splits, tmp_path: Path) -> None:
+def test_folders_per_digit_are_loaded(small: Splits, tmp_path: Path) -> None:
     datasets.write_folder(small.train, str(tmp_path / "train"))
     datasets.write_folder(small.test, str(tmp_path / "test"))
     loaded = datasets.load(str(tmp_path))
     assert sorted(map(bytes, loaded.train.images)) == sorted(map(bytes, small.train.images))
     assert np.bincount(loaded.test.labels).tolist() == np.bincount(small.test.labels).tolist()
-    held = datasets.load(str(tmp_path / "train"))
-    assert (len(held.train), len(held.test)) == (540, 60)
-    assert np.bincount(held.test.labels).tolist() == [6] * 10
-    assert same(datasets.load(str(tmp_path / "train")), held), "the hold-out is seeded"
+    held_out = datasets.load(str(tmp_path / "train"))
+    assert (len(held_out.train), len(held_out.test)) == (540, 60)
+    assert np.bincount(held_out.test.labels).tolist() == [6] * 10
+    assert same(datasets.load(str(tmp_path / "train")), held_out), "the test part must be the same each time"
 
 
-def test_parquet(small: Splits, tmp_path: Path) -> None:
+def test_parquet_files_are_loaded(small: Splits, tmp_path: Path) -> None:
     for part, digits in (("train-0", small.train), ("test-0", small.test)):
         images = [{"bytes": encode_png(image), "path": None} for image in digits.images]
         pq.write_table(pa.table({"image": images, "label": digits.labels.astype(np.int64)}), tmp_path / f"{part}.parquet")
@@ -84,7 +84,7 @@ def _damage(folder: Path, kind: str) -> None:
             labels.write_bytes(marks[:-1] + b"\x0a")
         case "class missing":
             labels.write_bytes(marks[:8] + marks[8:].replace(b"\x03", b"\x04"))
-        case "partner missing":
+        case "labels missing":
             labels.unlink()
         case "broken gzip":
             (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(data)[:-9])
@@ -102,12 +102,12 @@ def _damage(folder: Path, kind: str) -> None:
         ("counts disagree", "train-labels-idx1-ubyte: has 599 labels for the 600 images of"),
         ("label 10", "train-labels-idx1-ubyte: label 10 of image 599; expected 0 to 9"),
         ("class missing", "has no training image of class 3; expected all ten digits"),
-        ("partner missing", "train-labels-idx1-ubyte: is missing"),
-        ("broken gzip", "train-images-idx3-ubyte.gz: is no whole gzip file"),
+        ("labels missing", "train-labels-idx1-ubyte: is missing"),
+        ("broken gzip", "train-images-idx3-ubyte.gz: is not a complete gzip file"),
         ("other size", "holds images of 27 x 27; expected 28 x 28"),
     ],
 )
-def test_a_damaged_file_is_named(kind: str, message: str, small_idx: Path, tmp_path: Path) -> None:
+def test_errors_name_the_damaged_idx_file(kind: str, message: str, small_idx: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(small_idx, tmp_path / "idx")
     _damage(folder, kind)
     with pytest.raises(DataError) as error:
@@ -115,26 +115,26 @@ def test_a_damaged_file_is_named(kind: str, message: str, small_idx: Path, tmp_p
     assert message in str(error.value)
 
 
-def test_a_folder_that_holds_no_digits_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_digits_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(DataError, match="holds no IDX files, no Parquet files and no images in folders named 0 to 9"):
         datasets.load(str(tmp_path))
 
 
-def test_a_damaged_training_image_is_named(small: Splits, tmp_path: Path) -> None:
+def test_errors_name_the_damaged_training_image(small: Splits, tmp_path: Path) -> None:
     datasets.write_folder(small.train, str(tmp_path))
     (tmp_path / "3" / "bad.png").write_bytes(b"no")
-    with pytest.raises(DataError, match=r"3/bad.png: not_an_image.*mend or remove it"):
+    with pytest.raises(DataError, match=r"3/bad.png: not_an_image.*repair or remove this one"):
         datasets.load(str(tmp_path))
 
 
-def test_parquet_without_labels_names_its_columns(small: Splits, tmp_path: Path) -> None:
+def test_parquet_without_labels_is_an_error_that_lists_the_columns(small: Splits, tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [encode_png(small.train.images[0])]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"a.parquet: has no integer column named .*; its columns: image \(binary\)"):
         datasets.load(str(tmp_path))
 
 
-def test_auto_takes_the_mnist_that_is_here(small_idx: Path, small: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_uses_mnist_ray_data(small_idx: Path, small: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MNIST_RAY_DATA", str(small_idx))
     assert same(datasets.load("auto"), small)
     assert datasets.load("auto").name != "mnist"
@@ -143,7 +143,7 @@ def test_auto_takes_the_mnist_that_is_here(small_idx: Path, small: Splits, monke
         datasets.load("auto")
 
 
-def test_workers_import_neither_torchvision_nor_matplotlib() -> None:
+def test_workers_import_no_unneeded_packages() -> None:
     program = (
         "import sys, mnist_ray.train, mnist_ray.score, mnist_ray.learn.loop, mnist_ray.artifact.finish\n"
         "assert not {'torchvision', 'matplotlib', 'mlxtend', 'pandas'} & set(sys.modules)"
@@ -151,8 +151,8 @@ def test_workers_import_neither_torchvision_nor_matplotlib() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_pickled_objects_in_parquet_are_refused_and_nothing_runs(small: Splits, tmp_path: Path) -> None:
-    """With Ray's extension types registered, as in a program that uses Ray Data."""
+def test_pickled_objects_in_parquet_are_refused_and_not_unpickled(small: Splits, tmp_path: Path) -> None:
+    """The program imports Ray Data, which registers the extension type that unpickles its values."""
     write_pickled_table(tmp_path / "t.parquet", small.train, tmp_path / "it-ran")
     program = (
         "import ray.data\nfrom mnist_ray.cli import main\n"

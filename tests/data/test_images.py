@@ -44,20 +44,20 @@ def seven(mnist5k: Splits) -> Grey:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_formats_decode(kind: str, seven: Grey) -> None:
+def test_all_formats_are_decoded(kind: str, seven: Grey) -> None:
     lossless = kind not in ("JPEG", "WEBP")
     difference = np.abs(grey(encode(seven, kind)).astype(int) - seven)
     assert difference.max() <= (0 if lossless else 60)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_every_truncation_is_refused(kind: str, seven: Grey) -> None:
+def test_truncated_files_are_refused_at_every_length(kind: str, seven: Grey) -> None:
     data = encode(seven, kind)
     assert {reason(data[:cut]) for cut in range(1, len(data))} <= {Reason.TRUNCATED, Reason.NOT_AN_IMAGE, Reason.CORRUPT}
     assert reason(data[: len(data) // 2]) in (Reason.TRUNCATED, Reason.CORRUPT)
 
 
-def test_every_bit_flip_of_a_png_is_refused_or_harmless(seven: Grey) -> None:
+def test_a_flipped_bit_in_a_png_is_refused_or_changes_no_pixel(seven: Grey) -> None:
     data = encode_png(seven)
     for position in range(len(data)):
         damaged = bytearray(data)
@@ -66,7 +66,7 @@ def test_every_bit_flip_of_a_png_is_refused_or_harmless(seven: Grey) -> None:
         assert isinstance(found, Rejection) or np.array_equal(found, seven), position
 
 
-def test_reasons(seven: Grey) -> None:
+def test_reasons_of_rejections(seven: Grey) -> None:
     png = encode_png(seven)
     flipped = bytearray(png)
     flipped[60] ^= 16
@@ -80,7 +80,7 @@ def test_reasons(seven: Grey) -> None:
     assert reason(bytes(MAX_BYTES + 1)) == Reason.TOO_LARGE
 
 
-def png_claiming(width: int, height: int) -> bytes:
+def png_declaring(width: int, height: int) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
@@ -88,21 +88,21 @@ def png_claiming(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
 
 
-def test_a_bomb_is_refused_by_its_declared_size(capfd: pytest.CaptureFixture[str]) -> None:
-    assert reason(png_claiming(50_000, 50_000)) == Reason.TOO_LARGE
+def test_huge_images_are_refused_before_they_are_decoded(capfd: pytest.CaptureFixture[str]) -> None:
+    assert reason(png_declaring(50_000, 50_000)) == Reason.TOO_LARGE
     assert reason(encode(Image.new("1", (8192, 4096)), "GIF")) == Reason.TOO_LARGE
     assert MAX_PIXELS < 8192 * 4096
     assert capfd.readouterr().err == ""
 
 
-def test_the_right_image_under_a_wrong_name_is_fine(seven: Grey) -> None:
+def test_the_content_decides_the_format(seven: Grey) -> None:
     assert np.array_equal(grey(encode(seven, "TIFF")), seven)
 
 
 @pytest.mark.parametrize(
     ("mode", "tolerance"), [("L", 0), ("RGB", 1), ("RGBA", 1), ("LA", 1), ("P", 1), ("CMYK", 3), ("I;16", 0), ("F", 0)]
 )
-def test_colour_modes_become_grey(mode: str, tolerance: int, seven: Grey) -> None:
+def test_colour_modes_are_converted_to_grey(mode: str, tolerance: int, seven: Grey) -> None:
     image = Image.fromarray(seven)
     if mode == "I;16":
         image = Image.fromarray(seven.astype(np.uint16) * 257)
@@ -114,18 +114,18 @@ def test_colour_modes_become_grey(mode: str, tolerance: int, seven: Grey) -> Non
     assert np.abs(grey(encode(image, kind)).astype(int) - seven).max() <= tolerance
 
 
-def test_one_bit_images(seven: Grey) -> None:
+def test_one_bit_images_are_decoded(seven: Grey) -> None:
     assert np.array_equal(grey(encode(Image.fromarray(seven > 127), "PNG")), (seven > 127) * 255)
 
 
-def test_ink_on_transparency_is_seen_whatever_its_shade(seven: Grey) -> None:
+def test_black_and_white_ink_on_a_transparent_background(seven: Grey) -> None:
     for ink in (0, 255):
         pixels = np.dstack([np.full((28, 28, 3), ink, np.uint8), seven])
         digit = to_digits([grey(encode(Image.fromarray(pixels, "RGBA"), "PNG"))])[0]
         assert np.abs(digit.astype(int) - seven).max() <= 1
 
 
-def test_a_white_card_with_a_transparent_rim_is_paper(seven: Grey) -> None:
+def test_a_transparent_rim_around_white_paper_counts_as_paper(seven: Grey) -> None:
     card = np.dstack([np.repeat((255 - seven)[..., None], 3, axis=2), np.full((28, 28), 255, np.uint8)])
     rimmed = np.pad(card, ((3, 3), (3, 3), (0, 0)))
     digit = to_digits([grey(encode(Image.fromarray(rimmed, "RGBA"), "PNG"))])[0]
@@ -133,34 +133,34 @@ def test_a_white_card_with_a_transparent_rim_is_paper(seven: Grey) -> None:
     assert np.abs(digit.astype(int) - opaque).mean() < 2
 
 
-def test_faint_ink_is_brought_to_full(seven: Grey) -> None:
+def test_faint_ink_is_stretched_to_the_full_range(seven: Grey) -> None:
     assert to_digits([(seven > 127).astype(np.uint8)])[0].max() > 200
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_bytes_behind_an_image_do_no_harm(kind: str, seven: Grey) -> None:
+def test_extra_bytes_after_an_image_are_ignored(kind: str, seven: Grey) -> None:
     assert grey(encode(seven, kind) + bytes(500)).shape == (28, 28)
 
 
-def test_the_first_frame_of_an_animation_counts(seven: Grey) -> None:
+def test_the_first_frame_of_an_animation_is_used(seven: Grey) -> None:
     frames = [Image.fromarray(seven), Image.fromarray(np.zeros((28, 28), np.uint8))]
     assert np.array_equal(grey(encode(frames[0], "GIF", save_all=True, append_images=frames[1:])), seven)
 
 
-def test_proper_mnist_images_stay_untouched(mnist5k: Splits) -> None:
+def test_mnist_images_are_not_changed(mnist5k: Splits) -> None:
     images = mnist5k.train.images
     assert np.array_equal(to_digits(images), images)
     assert np.array_equal(to_digits(255 - images), images), "dark ink on light paper"
     assert np.array_equal(to_digits([grey(encode_png(image)) for image in images[:200]]), images[:200])
 
 
-def test_all_of_mnist_stays_untouched(mnist: Splits) -> None:
+def test_no_image_of_full_mnist_is_changed(mnist: Splits) -> None:
     for images in (mnist.train.images, mnist.test.images):
         assert np.array_equal(to_digits(images), images)
 
 
-def test_other_sizes_and_papers_are_read_as_well(mnist5k: Splits, run_dir: Path) -> None:
-    """Photos of the digits: larger, dark ink on grey paper, off centre, with grain."""
+def test_photos_are_read_nearly_as_well_as_mnist_images(mnist5k: Splits, run_dir: Path) -> None:
+    """The photos of the digits are larger, with dark ink on grey paper, off centre and with noise."""
     random = np.random.default_rng(0)
     photos = []
     for image in mnist5k.test.images:
@@ -177,7 +177,7 @@ def test_other_sizes_and_papers_are_read_as_well(mnist5k: Splits, run_dir: Path)
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 10_000), (28, 28), (3, 2), (1000, 1)])
 @pytest.mark.parametrize("level", [0, 128, 255])
-def test_blank_images_become_a_digit_array(shape: tuple[int, int], level: int) -> None:
+def test_blank_images_of_any_shape_give_a_digit(shape: tuple[int, int], level: int) -> None:
     digit = to_digits([np.full(shape, level, np.uint8)])
     assert digit.shape == (1, 28, 28)
     assert digit.dtype == np.uint8

@@ -1,4 +1,4 @@
-"""The download, against a real HTTP server on loopback."""
+"""Downloads from real HTTP servers on the loopback interface."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from mnist_ray.data import datasets, mnist
 from mnist_ray.data.digits import Splits
 from mnist_ray.errors import DataError
 
-# torchvision leaves the socket of a request that failed to the garbage collector.
+# torchvision does not close the socket of a failed request; the garbage collector does.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 class Mirror(http.server.ThreadingHTTPServer):
-    """Serves the four files, or fails in the way it is told to."""
+    """Serves the four files, or fails as `behaviour` says."""
 
     def __init__(self, files: dict[str, bytes], behaviour: str = "serve") -> None:
         self.files, self.behaviour, self.requests = files, behaviour, 0
         self.ended = threading.Event()
         super().__init__(("127.0.0.1", 0), _Handler)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()  # `shutdown` waits for one poll
 
     @property
     def url(self) -> str:
@@ -74,14 +74,14 @@ def files(small_idx: Path) -> dict[str, bytes]:
 def mirrors(
     files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[list[Mirror]]:
-    """Mirrors that behave as the test's parameter says, with an empty cache and no MNIST on this machine."""
+    """One mirror for each behaviour in the test's parameter, an empty cache, and no MNIST on this machine."""
     import torchvision.datasets
 
     servers = [Mirror(files, behaviour) for behaviour in request.param]
     hashes = [(name, hashlib.md5(data).hexdigest()) for name, data in files.items()]
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [server.url for server in servers])
     monkeypatch.setattr(torchvision.datasets.MNIST, "resources", hashes)
-    monkeypatch.setattr(mnist, "SILENCE_S", 0.5)
+    monkeypatch.setattr(mnist, "TIMEOUT_S", 0.5)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("MNIST_RAY_DATA", raising=False)
     yield servers
@@ -91,28 +91,28 @@ def mirrors(
 
 
 @pytest.mark.parametrize("mirrors", [["serve"], ["error", "serve"], ["stall", "serve"], ["damage", "serve"]], indirect=True)
-def test_a_mirror_that_fails_is_passed_over(mirrors: list[Mirror], small: Splits) -> None:
+def test_a_failing_mirror_is_skipped(mirrors: list[Mirror], small: Splits) -> None:
     splits = datasets.load("mnist")
     assert splits.train.digest == small.train.digest
     before = [server.requests for server in mirrors]
     assert datasets.load("auto").test.digest == small.test.digest
-    assert [server.requests for server in mirrors] == before, "it was fetched again"
+    assert [server.requests for server in mirrors] == before, "MNIST was downloaded again"
     assert socket.getdefaulttimeout() is None
 
 
 @pytest.mark.parametrize("mirrors", [["serve"]], indirect=True)
-def test_many_at_once_fetch_it_once(mirrors: list[Mirror], files: dict[str, bytes]) -> None:
+def test_concurrent_downloads_fetch_each_file_once(mirrors: list[Mirror], files: dict[str, bytes]) -> None:
     with ThreadPoolExecutor(4) as pool:
         folders = {future.result() for future in [pool.submit(mnist.download) for _ in range(4)]}
     assert len(folders) == 1
-    assert mirrors[0].requests <= 2 * len(files)  # torchvision asks once for redirections and once for the file
+    assert mirrors[0].requests <= 2 * len(files)  # torchvision sends one request to resolve redirects and one for the file
 
 
 @pytest.mark.parametrize("mirrors", [["stall", "error"]], indirect=True)
-def test_no_mirror_serves_it(mirrors: list[Mirror], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"Three ways out: --data PATH .*MNIST_RAY_DATA=PATH.*--data mnist5k"):
+def test_without_a_working_mirror_auto_falls_back_to_mnist5k(mirrors: list[Mirror], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"Give one of these: --data PATH .*MNIST_RAY_DATA=PATH.*--data mnist5k"):
         datasets.load("mnist")
-    assert [path.name for path in (tmp_path / "mnist_ray").iterdir()] == ["download.lock"], "a part of it was left behind"
+    assert [path.name for path in (tmp_path / "mnist_ray").iterdir()] == ["download.lock"], "the cache holds an incomplete copy"
     said: list[str] = []
     assert datasets.load("auto", said.append).name == "mnist5k"
     assert said[0].startswith("data: mnist5k, NOT the full MNIST")

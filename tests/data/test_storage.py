@@ -15,7 +15,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path) if request.param == "local" else f"memory://{uuid.uuid4().hex}"
 
 
-def test_what_is_written_is_read_and_listed(place: str) -> None:
+def test_written_files_can_be_read_and_listed(place: str) -> None:
     for name in ("b.txt", "sub/a b%20#.txt", "sub/deep/é.txt"):
         storage.write(storage.join(place, name), name.encode())
         assert storage.read(storage.join(place, name)) == name.encode()
@@ -27,7 +27,7 @@ def test_what_is_written_is_read_and_listed(place: str) -> None:
     assert not storage.is_folder(storage.join(place, "b.txt"))
 
 
-def test_what_is_not_there(place: str) -> None:
+def test_missing_files_and_folders(place: str) -> None:
     missing = storage.join(place, "no")
     assert storage.names(missing) == []
     assert not storage.is_file(missing)
@@ -38,14 +38,14 @@ def test_what_is_not_there(place: str) -> None:
     assert [type(found) for found in bulk.read_many([missing], 10)] == [FileNotFoundError]
 
 
-def test_deleting_a_folder_leaves_its_neighbours(place: str) -> None:
+def test_delete_removes_only_the_named_folder(place: str) -> None:
     for name in ("a/x", "a/y/z", "ab"):
         storage.write(storage.join(place, name), b"1")
     storage.delete(storage.join(place, "a"))
     assert storage.names(place) == ["ab"]
 
 
-def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
+def test_write_replaces_a_file_and_leaves_no_temporary_file(tmp_path: Path) -> None:
     target = tmp_path / "file"
     storage.write(str(target), b"old")
     (tmp_path / "full").mkdir()
@@ -56,7 +56,7 @@ def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Path) -> No
     assert sorted(os.listdir(tmp_path)) == ["file", "full"]
 
 
-def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
+def test_walk_follows_links_but_not_loops(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "file.png").touch()
     (tmp_path / "a" / "b" / "loop").symlink_to(tmp_path / "a")
@@ -67,23 +67,23 @@ def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
     assert found == {"file.png": 0, "link.png": 0, "pipe.png": -1, "dangling.png": -1}
     (tmp_path / "twin").symlink_to(tmp_path / "a" / "b")
     both = {str(tmp_path / "a" / "b" / "file.png"), str(tmp_path / "twin" / "file.png")}
-    assert both <= {entry.uri for entry in listing.walk(str(tmp_path))}, "a folder reached on two ways is listed on both"
+    assert both <= {entry.uri for entry in listing.walk(str(tmp_path))}, "a folder with two paths must be listed under both"
 
 
-def test_a_pipe_is_never_waited_for(tmp_path: Path) -> None:
+def test_reading_a_pipe_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (found,) = bulk.read_many([str(tmp_path / "pipe")], 10)
     assert str(found) == "not a regular file"
 
 
-def test_reading_stops_behind_the_limit(tmp_path: Path) -> None:
+def test_reading_stops_one_byte_after_the_limit(tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(bytes(100))
     (found,) = bulk.read_many([str(tmp_path / "big")], 10)
     assert isinstance(found, bytes)
     assert len(found) == 11
 
 
-def test_names_that_are_not_utf8_come_back(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_survive_conversion_to_text(tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/\xff\xfe.png"
     with open(path, "wb") as stream:
         stream.write(b"x")
@@ -96,6 +96,6 @@ def test_names_that_are_not_utf8_come_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("uri", ["nosuchscheme://bucket/x", "s4://bucket"])
-def test_an_unknown_scheme_is_an_error_of_ours(uri: str) -> None:
+def test_an_unknown_scheme_is_a_storage_error(uri: str) -> None:
     with pytest.raises(StorageError, match="cannot reach this storage"):
         storage.read(uri)

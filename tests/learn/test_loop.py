@@ -130,9 +130,9 @@ def test_helpers_work_alone_and_together(world: int) -> None:
 def test_evaluation_counts_each_digit_once_however_few(small: Splits) -> None:
     training = state.make_state(TrainConfig(), 600, CPU)
     training.model.eval()
-    for count in (1, 7, 100):
-        digits = DeviceDigits.put(small.test.take(np.arange(count)), CPU)
-        assert evaluate(training.model, digits).count == count
+    for size in (1, 7, 100):
+        digits = DeviceDigits.put(small.test.take(np.arange(size)), CPU)
+        assert evaluate(training.model, digits).count == size
 
 
 def _saved(run: Path) -> list[str]:

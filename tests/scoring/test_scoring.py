@@ -1,7 +1,5 @@
 """The scoring job, from plan to proof. Jobs run through `score()`, with a thread of this process as their only worker."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -27,9 +25,8 @@ from mnist_ray.artifact import bundle, seal
 from mnist_ray.artifact.predictor import Predictor
 from mnist_ray.config import ScoreConfig
 from mnist_ray.console import Console
-from mnist_ray.data.digits import Splits
+from mnist_ray.data.digits import Predict, Splits
 from mnist_ray.data.images import Digits, encode_png
-from mnist_ray.data.predictions import Predict
 from mnist_ray.errors import AccountingError, DataError, OutputError, UsageError
 from mnist_ray.run import processes
 from mnist_ray.scoring.known import CHANGES, Known
