@@ -1,17 +1,12 @@
-"""What training keeps when it is stopped, killed, resized, started twice, or out of space."""
-
-from __future__ import annotations
+"""What training keeps when it is stopped, killed, started twice, or out of space."""
 
 import json
 import os
 import re
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,63 +17,75 @@ from mnist_ray.errors import OutputError
 from mnist_ray.learn.control import Request, RunControl
 from mnist_ray.run import owner
 from mnist_ray.run.worker import work
-from tests.conftest import BIN, ROOT, RayCluster, cli, wait_for
+from tests.cluster.runs import checkpoints, history, metrics, weights
+from tests.conftest import BIN, ROOT, RayCluster, cli, start_cli, wait_for
+
+EPOCHS = 20
+LONG = ["--epochs", "4000", "--checkpoint-every", "4000"]
+"""A run of minutes that saves no checkpoint before its end, unless it is asked to."""
 
 
-def checkpoints(run: Path) -> list[int]:
-    """Samples seen at the run's whole checkpoints."""
-    return sorted(int(path.parent.name.removeprefix("samples-")) for path in run.glob("checkpoints/samples-*/commit.json"))
-
-
-def weights(run: Path) -> bytes:
-    return (run / "model" / "weights.safetensors").read_bytes()
-
-
-def history(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-
-
-def start(*flags: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "mnist_ray", "train", *flags]
-    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+@pytest.fixture(scope="module")
+def unbroken(small_idx: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights of a run in one process that nothing interrupts."""
+    run = tmp_path_factory.mktemp("unbroken")
+    done = cli("train", "--data", str(small_idx), "--workers", "0", "--epochs", str(EPOCHS), "--out", str(run))
+    assert done.returncode == 0, done.stderr
+    return weights(run)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stopped_run_saves_and_continues_bit_equal(number: int, status: int, small_idx: Path, tmp_path: Path) -> None:
-    flags = ["--data", str(small_idx), "--workers", "0", "--epochs", "40", "--checkpoint-every", "10"]
-    assert cli("train", *flags, "--out", str(tmp_path / "whole")).returncode == 0
-    run = tmp_path / "run"
-    job = start(*flags, "--out", str(run))
-    wait_for(lambda: checkpoints(run))
+def test_a_stopped_run_saves_and_continues_bit_equal(
+    number: int, status: int, unbroken: bytes, small_idx: Path, tmp_path: Path
+) -> None:
+    flags = ["train", "--data", str(small_idx), "--workers", "0", "--epochs", str(EPOCHS), "--out", str(tmp_path)]
+    job = start_cli(*flags, "--checkpoint-every", str(EPOCHS))
+    wait_for((tmp_path / "history.jsonl").exists, job)
+    assert not checkpoints(tmp_path)
     job.send_signal(number)
     _, said = job.communicate(timeout=60)
     assert job.returncode == status, said
     assert "Traceback" not in said
-    assert checkpoints(run)[-1] % 6000 != 0, "it saved where it stood"
-    assert not (run / "owner.json").exists()
-    assert cli("train", *flags, "--out", str(run)).returncode == 0
-    assert weights(run) == weights(tmp_path / "whole")
-    assert sum(row["train_samples"] for row in history(run)) == 40 * 600
+    assert [samples < EPOCHS * 600 for samples in checkpoints(tmp_path)] == [True], "it did not save where it stopped"
+    assert not (tmp_path / "owner.json").exists()
+    assert cli(*flags).returncode == 0
+    assert weights(tmp_path) == unbroken
+    assert sum(row["train_samples"] for row in history(tmp_path)) == EPOCHS * 600
 
 
-def test_a_second_job_on_a_run_is_refused_and_names_the_first(small_idx: Path, tmp_path: Path) -> None:
-    flags = ["--data", str(small_idx), "--workers", "0", "--epochs", "4000", "--out", str(tmp_path)]
-    first = start(*flags)
-    wait_for((tmp_path / "owner.json").exists)
-    second = cli("train", *flags)
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_killed_driver_continues_bit_equal(threads: int, unbroken: bytes, small_idx: Path, tmp_path: Path) -> None:
+    """Training in one process: killed and started again, it ends with the weights of a run that was never killed."""
+    flags = ["train", "--data", str(small_idx), "--workers", "0", "--epochs", str(EPOCHS), "--checkpoint-every", "10steps"]
+    run = tmp_path / "run"
+    job = start_cli(*flags, "--out", str(run), threads=threads)
+    wait_for(lambda: checkpoints(run), job)
+    job.kill()
+    job.communicate()
+    assert not (run / "metrics.json").exists()
+    if threads == 1:
+        assert cli(*flags, "--out", str(run)).returncode == 0
+    else:  # the weights depend on the number of threads
+        for out in (run, tmp_path / "unbroken"):
+            again = start_cli(*flags, "--out", str(out), threads=threads)
+            _, said = again.communicate(timeout=240)
+            assert again.returncode == 0, said
+        unbroken = weights(tmp_path / "unbroken")
+    assert weights(run) == unbroken
+    assert metrics(run)["samples_seen"] == EPOCHS * 600
+
+
+def test_a_second_job_is_refused_and_a_job_that_lost_its_run_stops(small_idx: Path, tmp_path: Path) -> None:
+    flags = ["train", "--data", str(small_idx), "--workers", "0", *LONG, "--out", str(tmp_path)]
+    first = start_cli(*flags)
+    wait_for((tmp_path / "owner.json").exists, first)
+    second = cli(*flags)
     assert second.returncode == 5
     assert re.search(rf"{tmp_path}: process {first.pid} on .* is writing here", second.stderr), second.stderr
-    first.kill()
-    first.communicate()
-
-
-def test_a_job_whose_run_was_taken_over_stops_and_says_so(small_idx: Path, tmp_path: Path) -> None:
-    job = start("--data", str(small_idx), "--workers", "0", "--epochs", "4000", "--out", str(tmp_path))
-    wait_for((tmp_path / "owner.json").exists)
     other = {"token": "another", "pid": 1, "place": "elsewhere pid", "began": "now", "beats": 1, "stop": False}
     (tmp_path / "owner.json").write_text(json.dumps(other))
-    _, said = job.communicate(timeout=60)
-    assert job.returncode == 5
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == 5
     assert "was taken over by process 1 on elsewhere" in said
     assert json.loads((tmp_path / "owner.json").read_text()) == other
 
@@ -93,7 +100,7 @@ class OutlivingControl(RunControl):
         owner.require(self.run, "mine")
 
 
-def test_workers_that_outlive_their_job_write_nothing_into_the_next_ones_run(small: Splits, tmp_path: Path) -> None:
+def test_workers_that_outlive_their_job_write_nothing_into_the_run_of_the_next(small: Splits, tmp_path: Path) -> None:
     run = str(tmp_path)
     (tmp_path / "owner.json").write_text(json.dumps({"token": "next", "pid": 1, "place": "elsewhere", "began": "now"}))
     with pytest.raises(OutputError, match="was taken over by process 1 on elsewhere"):
@@ -123,30 +130,27 @@ def test_a_run_in_an_object_store_stops_and_continues_bit_equal(small: Splits, t
 
 
 def test_ray_job_stop_saves_a_checkpoint(ray_cluster: RayCluster, small_idx: Path, tmp_path: Path) -> None:
-    flags = ["--data", str(small_idx), "--epochs", "4000", "--checkpoint-every", "1000", "--out", str(tmp_path / "run")]
-    job = [str(BIN / "ray"), "job"]
-    to = [f"--address={ray_cluster.jobs_address}"]
-    name = f"--submission-id=stop-{os.getpid()}"
-    submit = [*job, "submit", *to, "--no-wait", name, "--working-dir", str(ROOT), "--", "python", "jobs/train.py", *flags]
-    subprocess.run(submit, check=True, capture_output=True)
-    wait_for((tmp_path / "run" / "progress.json").exists)
-    time.sleep(2)
-    assert not checkpoints(tmp_path / "run")
-    subprocess.run([*job, "stop", *to, name.partition("=")[2]], check=True, capture_output=True)
-    wait_for(lambda: checkpoints(tmp_path / "run"), 5)
+    job, to = [str(BIN / "ray"), "job"], f"--address={ray_cluster.jobs_address}"
+    name = f"stop-{os.getpid()}"
+    submit = [*job, "submit", to, "--no-wait", f"--submission-id={name}", "--working-dir", str(ROOT), "--"]
+    train = ["python", "jobs/train.py", "--data", str(small_idx), *LONG, "--out", str(tmp_path)]
+    subprocess.run([*submit, *train], check=True, capture_output=True)
+    wait_for((tmp_path / "progress.json").exists)
+    assert not checkpoints(tmp_path)
+    subprocess.run([*job, "stop", to, name], check=True, capture_output=True)
+    wait_for(lambda: checkpoints(tmp_path))
 
 
 def test_a_notice_that_a_node_goes_away_saves_a_checkpoint(ray_cluster: RayCluster, small_idx: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    flags = ["--data", str(small_idx), "--workers", "3", "--epochs", "4000", "--checkpoint-every", "1000"]
+    flags = ["--data", str(small_idx), "--workers", "3", *LONG, "--address", ray_cluster.address, "--out", str(tmp_path)]
     with ray_cluster.another_node() as node:
-        job = start(*flags, "--address", ray_cluster.address, "--out", str(run))
-        wait_for((run / "progress.json").exists)
-        assert not checkpoints(run)
+        job = start_cli("train", *flags)
+        wait_for((tmp_path / "progress.json").exists, job)
+        assert not checkpoints(tmp_path)
         drain = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "60"]
         to = ["--address", ray_cluster.address, "--node-id", node]
         subprocess.run([str(BIN / "ray"), "drain-node", *to, *drain], check=True, capture_output=True)
-        wait_for(lambda: checkpoints(run), 30)
+        wait_for(lambda: checkpoints(tmp_path), job)
         job.terminate()
         job.communicate(timeout=60)
         assert job.returncode == 143
@@ -164,15 +168,15 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.slow)])
 def test_a_full_disk_stops_the_run_with_its_checkpoint_intact(
     workers: str, ray_cluster: RayCluster, small_idx: Path, full_disk: Path
 ) -> None:
     run, ballast = full_disk / "run", full_disk / "ballast"
-    flags = ["--data", str(small_idx), "--workers", workers, "--epochs", "20", "--checkpoint-every", "2"]
+    flags = ["train", "--data", str(small_idx), "--workers", workers, "--epochs", str(EPOCHS), "--checkpoint-every", "2"]
     flags += ["--address", ray_cluster.address, "--out", str(run)]
-    job = start(*flags)
-    wait_for(lambda: checkpoints(run))
+    job = start_cli(*flags)
+    wait_for(lambda: checkpoints(run), job)
     with pytest.raises(OSError, match="No space"):
         ballast.write_bytes(b"0" * 12_000_000)
     _, said = job.communicate(timeout=120)
@@ -180,9 +184,8 @@ def test_a_full_disk_stops_the_run_with_its_checkpoint_intact(
     assert re.search(r"error: .*samples-\d+/state.pt: cannot be written: .*No space left.* \(4 tries\); ", said), said
     assert "the newest is samples-" in said
     assert "Traceback" not in said
-    kept = checkpoints(run)
+    assert checkpoints(run)
     ballast.unlink()
-    done = cli("train", *flags)
+    done = cli(*flags)
     assert done.returncode == 0, done.stderr
-    assert kept
-    assert sum(row["train_samples"] for row in history(run)) == 20 * 600
+    assert sum(row["train_samples"] for row in history(run)) == EPOCHS * 600
