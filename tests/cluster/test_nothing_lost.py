@@ -173,7 +173,7 @@ def test_a_full_disk_stops_the_run_with_its_checkpoint_intact(
     workers: str, ray_cluster: RayCluster, small_idx: Path, full_disk: Path
 ) -> None:
     run, ballast = full_disk / "run", full_disk / "ballast"
-    flags = ["train", "--data", str(small_idx), "--workers", workers, "--epochs", str(EPOCHS), "--checkpoint-every", "2"]
+    flags = ["train", "--data", str(small_idx), "--workers", workers, "--epochs", str(EPOCHS), "--checkpoint-every", "1step"]
     flags += ["--address", ray_cluster.address, "--out", str(run)]
     job = start_cli(*flags)
     wait_for(lambda: checkpoints(run), job)
