@@ -189,6 +189,7 @@ class RayCluster:
 
     def _start(self, cpus: int, *flags: str) -> None:
         command = [str(BIN / "ray"), "start", "--block", f"--num-cpus={cpus}", "--disable-usage-stats", *flags]
+        command += [f"--dashboard-agent-listen-port={free_port()}"]  # jobs fail on a node whose agent finds its port in use
         # The head checks its nodes every second instead of every three, so that a lost node is noticed sooner.
         env = {**os.environ, "RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
         self._nodes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env))
