@@ -1,6 +1,6 @@
 # make demo   set everything up, train on the bundled digits with 2 Ray workers, score a folder with the result
-# make test   set everything up and pass the tests
-# make test-faults  kill nodes and drivers in the middle of training: minutes more
+# make test   set everything up and run the tests, without the slow ones
+# make test-all  also run the slow tests
 # make check  lint and types;  make clean  remove what these commands made
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SETTINGS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-faults check clean
+.PHONY: demo test test-all check clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -23,10 +23,10 @@ demo: $(VENV)/.run
 	@echo "== look at demo/run/metrics.json, demo/table/summary.json and demo/table/predictions/"
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(or $(TESTS),tests --ignore tests/faults)
+	$(BIN)/python -m pytest -m "not slow" $(TESTS)
 
-test-faults: $(VENV)/.test
-	$(BIN)/python -m pytest tests/faults
+test-all: $(VENV)/.test
+	$(BIN)/python -m pytest $(TESTS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -44,7 +44,7 @@ $(VENV)/.venv:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-# One stamp for each set of extras: installing is skipped while the settings are older.
+# One stamp file per set of extras. If it is newer than the settings, nothing is installed.
 $(VENV)/.run $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: $(VENV)/.venv $(SETTINGS)
 	@echo "== installing mnist-ray into $(VENV) (PyTorch is several GB: minutes, once)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.$(if $(filter-out run,$*),[$*])'

@@ -1,6 +1,4 @@
-"""What tests share: small real datasets, a trained bundle, and one Ray cluster."""
-
-from __future__ import annotations
+"""What tests share: small datasets, a trained bundle, one Ray cluster, and ways to run the command line."""
 
 import io
 import os
@@ -34,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other are many times slower on a busy machine
+os.environ["OMP_NUM_THREADS"] = "1"  # on busy cores, threads of one process wait for each other: many times slower
 os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"  # jobs on the test cluster say `python`
 
 
@@ -51,7 +49,7 @@ def small(mnist5k: Splits) -> Splits:
 
 
 def write_idx(folder: Path, splits: Splits) -> Path:
-    """A dataset as the four IDX files."""
+    """Write a dataset as the four IDX files."""
     folder.mkdir(parents=True, exist_ok=True)
     for part, digits in (("train", splits.train), ("t10k", splits.test)):
         count = len(digits)
@@ -83,9 +81,9 @@ def digit_folder(tmp_path_factory: pytest.TempPathFactory, mnist5k: Splits) -> P
 
 @pytest.fixture(scope="session")
 def mnist() -> Splits:
-    """The full MNIST, where this machine has it."""
+    """The full MNIST. Skips the test if this machine does not have it."""
     if "MNIST_RAY_DATA" not in os.environ:
-        pytest.skip("MNIST_RAY_DATA is not set: the full MNIST is not here")
+        pytest.skip("MNIST_RAY_DATA does not name a folder with the full MNIST")
     return datasets.load("mnist")
 
 
@@ -104,9 +102,10 @@ class Bomb:
 
 
 def write_pickled_table(file: Path, digits: LabelledDigits, marker: Path, **more: Any) -> None:
-    """Digits as Parquet, beside each in the same struct a pickled object of Ray's extension type; another as column `extra`.
+    """Write digits as Parquet, with pickled objects of Ray's extension type in two places.
 
-    An image is stored as `{data, shape}`. Whoever unpickles one of the objects creates the file `marker`.
+    One object is a field of each image, beside its `data` and `shape`; the column `extra` holds another. Code that unpickles
+    one of them creates the file `marker`.
     """
     extension = {b"ARROW:extension:name": b"ray.data.arrow_pickled_object", b"ARROW:extension:metadata": b""}
     pickled = pa.array([pickle.dumps(Bomb(marker))] * len(digits), pa.large_binary())
