@@ -1,4 +1,4 @@
-"""What the jobs' settings have in common."""
+"""What the configurations of all jobs share."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from mnist_ray.errors import UsageError
 Device = Literal["auto", "cpu", "cuda"]
 
 
-def require(holds: bool, message: str) -> None:
-    """Raise UsageError unless it holds."""
-    if not holds:
+def require(condition: bool, message: str) -> None:
+    """Raise UsageError with this message if the condition is false."""
+    if not condition:
         raise UsageError(message)
 
 
 class Fingerprinted:
-    """Names what a run means: a digest of every field that can change its results."""
+    """A configuration whose identity is a digest of every field that can change its results."""
 
     __slots__ = ()
     _resources: ClassVar[frozenset[str]] = frozenset()
 
     def identity(self) -> dict[str, Any]:
-        """The fields that can change the result, without resources and places."""
+        """The fields that can change the result: all but those that name resources and places."""
         fields: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # type: ignore[call-overload]
         return {name: value for name, value in fields.items() if name not in self._resources}
 

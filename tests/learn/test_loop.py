@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -161,7 +161,7 @@ def test_a_run_stops_when_asked_and_saves_if_it_still_owns_its_directory(
 
 
 def test_a_time_budget_sets_the_length_and_the_schedule(small: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = SimpleNamespace(monotonic=count(0, 0.1).__next__)  # each step takes 0.1 s
+    clock = SimpleNamespace(monotonic=itertools.count(0, 0.1).__next__)  # each step takes 0.1 s
     monkeypatch.setattr("mnist_ray.learn.loop.time", clock)
     trainer = Loop(str(tmp_path), TrainConfig(workers="0", seconds=3, lr=0.01), small, CPU, RunControl())
     assert trainer.run()
