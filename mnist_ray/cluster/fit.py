@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any
 
@@ -30,7 +29,7 @@ GAUGES = {
     "loss": "Training loss of the last step, in nats per sample.",
     "samples_seen": "Training samples seen by the run.",
     "samples_per_second": "Training samples per second over the run.",
-    "test_accuracy": "Share of the test digits predicted right after the last epoch.",
+    "test_accuracy": "Share of the test digits predicted correctly after the last epoch.",
 }
 """Ray metrics of rank 0. Prometheus scrapes them as `ray_mnist_ray_train_NAME`."""
 
@@ -58,7 +57,7 @@ def fit(
     def train() -> None:
         try:
             with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-                answer = _trainer({**launch, "splits": ray.put(splits)}, needs, scratch, owns_cluster=owns_cluster)()
+                answer = _run_workers({**launch, "splits": ray.put(splits)}, needs, scratch, owns_cluster=owns_cluster)
             outcome.set_result(answer)
         except BaseException as error:
             outcome.set_exception(error)
@@ -96,8 +95,8 @@ def _answer(run: str, outcome: Future[Any]) -> bool:
     return bool(answer["ended"])
 
 
-def _trainer(launch: dict[str, Any], needs: dict[str, float], scratch: str, *, owns_cluster: bool) -> Callable[[], Any]:
-    """A function that runs the Ray Train job and returns what `_worker` returned on rank 0."""
+def _run_workers(launch: dict[str, Any], needs: dict[str, float], scratch: str, *, owns_cluster: bool) -> Any:
+    """Run the Ray Train job; returns what `_worker` returned on rank 0."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -123,7 +122,7 @@ def _trainer(launch: dict[str, Any], needs: dict[str, float], scratch: str, *, o
             ),  # type: ignore[call-arg]
         ),
     )
-    return lambda: trainer.fit().return_value  # type: ignore[attr-defined]
+    return trainer.fit().return_value  # type: ignore[attr-defined]
 
 
 def _worker(launch: dict[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def read(run: str) -> dict[str, Any]:
 
 
 def _alive(run: str, record: dict[str, Any]) -> bool:
-    """Whether the job of this record lives: its process exists, or its record changes within `SILENT_S`."""
+    """Whether the job of this record lives: its process has not ended, as far as can be seen, and it updates its record."""
     if record["place"] == _place():
         try:
             os.kill(record["pid"], 0)
