@@ -1,4 +1,4 @@
-"""A dataset and a predictor to an evaluation."""
+"""The evaluation of a predictor on labelled digits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Z_95 = 1.959964
 
 
 def wilson_interval(correct: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of a proportion (E. B. Wilson, 1927): sound near 100 %, where the usual one is not."""
+    """The 95 % interval of a proportion (E. B. Wilson, 1927). Unlike the usual interval, it is valid near 100 %."""
     if count == 0:
         return 0.0, 1.0
     share, spread = correct / count, Z_95**2 / count
@@ -27,42 +27,42 @@ def wilson_interval(correct: int, count: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class EvalReport:
-    """How predictions compare with the truth: `confusion` int64[10, 10], truth by prediction; `loss` in nats per image."""
+    """Predictions against the truth: `confusion` int64[10, 10] (rows: truth, columns: prediction), `loss` in nats per image."""
 
     confusion: NDArray[np.int64]
     loss: float
 
     @property
     def count(self) -> int:
-        """Images measured."""
+        """Number of images."""
         return int(self.confusion.sum())
 
     @property
     def correct(self) -> int:
-        """Images predicted right."""
+        """Number of images predicted correctly."""
         return int(self.confusion.trace())
 
     @property
     def accuracy(self) -> float:
-        """Share predicted right, 0 to 1."""
+        """Share of the images predicted correctly, 0 to 1."""
         return self.correct / max(self.count, 1)
 
     def per_class(self) -> list[dict[str, float]]:
-        """Precision and recall of each digit; 0 where nothing was predicted or there."""
+        """Number of images, precision and recall of each digit; a ratio without data is 0."""
         hits = self.confusion.diagonal()
-        predicted, there = self.confusion.sum(axis=0), self.confusion.sum(axis=1)
+        predicted, present = self.confusion.sum(axis=0), self.confusion.sum(axis=1)
         return [
             {
                 "class": digit,
-                "images": int(there[digit]),
+                "images": int(present[digit]),
                 "precision": float(hits[digit] / max(predicted[digit], 1)),
-                "recall": float(hits[digit] / max(there[digit], 1)),
+                "recall": float(hits[digit] / max(present[digit], 1)),
             }
             for digit in range(10)
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain values."""
+        """The report as values that JSON can hold."""
         return {
             "accuracy": self.accuracy,
             "interval_95": list(wilson_interval(self.correct, self.count)),
@@ -73,7 +73,7 @@ class EvalReport:
         }
 
     def to_text(self) -> str:
-        """The report as lines for a terminal."""
+        """The report as text for a terminal."""
         low, high = wilson_interval(self.correct, self.count)
         lines = [
             f"accuracy {self.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}) on {self.count:,} images",
@@ -90,10 +90,10 @@ class EvalReport:
 
 
 def evaluate(digits: LabelledDigits, predict: Predict) -> EvalReport:
-    """Measure a predictor on labelled digits."""
+    """Compare a predictor's answers with the labels."""
     predictions = predict(digits.images)
     labels = digits.labels.astype(np.int64)
     confusion = np.bincount(labels * 10 + predictions.label, minlength=100).reshape(10, 10)
-    of_truth = predictions.probabilities[np.arange(len(labels)), labels]
-    loss = float(-np.log(np.maximum(of_truth, 1e-12)).mean()) if len(labels) else 0.0
+    true_probability = predictions.probabilities[np.arange(len(labels)), labels]
+    loss = float(-np.log(np.maximum(true_probability, 1e-12)).mean()) if len(labels) else 0.0
     return EvalReport(confusion, loss)
