@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_ray.data.digits import LabelledDigits, Predict
+from mnist_ray.learn.metrics import Counted
 
 Z_95 = 1.959964
 """The normal distribution's 97.5 % quantile."""
@@ -26,40 +27,18 @@ def wilson_interval(correct: int, count: int) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class EvalReport:
+class EvalReport(Counted):
     """Predictions against the truth: `confusion` int64[10, 10] (rows: truth, columns: prediction), `loss` in nats per image."""
 
     confusion: NDArray[np.int64]
     loss: float
 
-    @property
-    def count(self) -> int:
-        """Number of images."""
-        return int(self.confusion.sum())
-
-    @property
-    def correct(self) -> int:
-        """Number of images predicted correctly."""
-        return int(self.confusion.trace())
-
-    @property
-    def accuracy(self) -> float:
-        """Share of the images predicted correctly, 0 to 1."""
-        return self.correct / max(self.count, 1)
-
     def per_class(self) -> list[dict[str, float]]:
         """Number of images, precision and recall of each digit; a ratio without data is 0."""
-        hits = self.confusion.diagonal()
-        predicted, present = self.confusion.sum(axis=0), self.confusion.sum(axis=1)
-        return [
-            {
-                "class": digit,
-                "images": int(present[digit]),
-                "precision": float(hits[digit] / max(predicted[digit], 1)),
-                "recall": float(hits[digit] / max(present[digit], 1)),
-            }
-            for digit in range(10)
-        ]
+        hits, images = self.confusion.diagonal(), self.confusion.sum(axis=1)
+        precision = (hits / np.maximum(self.confusion.sum(axis=0), 1)).tolist()
+        recall = (hits / np.maximum(images, 1)).tolist()
+        return [{"class": i, "images": int(images[i]), "precision": precision[i], "recall": recall[i]} for i in range(10)]
 
     def to_json(self) -> dict[str, Any]:
         """The report as values that JSON can hold."""
@@ -82,10 +61,8 @@ class EvalReport:
             "digit  images  precision  recall   predicted as 0     1     2     3     4     5     6     7     8     9",
         ]
         for row, counts in zip(self.per_class(), self.confusion, strict=True):
-            cells = " ".join(f"{count:5d}" for count in counts)
-            lines.append(
-                f"{row['class']:5d} {row['images']:7d} {row['precision']:10.2%} {row['recall']:7.2%}            {cells}"
-            )
+            figures = f"{row['class']:5d} {row['images']:7d} {row['precision']:10.2%} {row['recall']:7.2%}"
+            lines.append(figures + " " * 12 + " ".join(f"{count:5d}" for count in counts))
         return "\n".join(lines)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from mnist_ray.config.base import Device, require
+from mnist_ray.flags import Device, require
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

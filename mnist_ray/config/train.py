@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
-from mnist_ray.config.base import Device, Fingerprinted, require
-from mnist_ray.flags import checkpoint_interval, worker_range
+from mnist_ray.flags import Device, checkpoint_interval, require, worker_range
 from mnist_ray.recipes import RECIPES, Recipe, RecipeName
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig(Fingerprinted):
+class TrainConfig:
     """Train a digit classifier and write a model bundle. The same command again continues a run, or reports that it is done."""
 
     data: str = "auto"
@@ -49,8 +49,6 @@ class TrainConfig(Fingerprinted):
     address: str = ""
     """Ray cluster to join. Default: RAY_ADDRESS, or else a new local cluster."""
 
-    _resources: ClassVar[frozenset[str]] = frozenset({"out", "workers", "device", "checkpoint_every", "address"})
-
     def __post_init__(self) -> None:
         require(bool(self.data), "--data is empty: give auto, mnist, mnist5k, a path or a URI")
         worker_range(self.workers)
@@ -80,6 +78,10 @@ class TrainConfig(Fingerprinted):
         rest = {"data": self.data, "seed": self.seed, "seconds": self.seconds, "patience": self.patience}
         fields: dict[str, Any] = json.loads(json.dumps({**asdict(self.settings()), **rest}))
         return fields
+
+    def fingerprint(self) -> str:
+        """SHA-256 of `identity()`, as 64 hexadecimal characters."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
     def run_directory(self) -> str:
         """The run directory: `--out`, or else a name made of the data and the fingerprint."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,23 +12,11 @@ from torch import Tensor
 from mnist_ray.learn import dist
 
 
-@dataclass
-class Tally:
-    """Counted predictions: `confusion` int64[10, 10] (rows: truth, columns: prediction) and `loss_sum` float64, in nats.
+class Counted:
+    """The figures that a confusion matrix gives."""
 
-    Both stay on the device of the predictions, so counting does not wait for the device; reading a figure does.
-    """
-
-    confusion: Tensor = field(default_factory=lambda: torch.zeros(10, 10, dtype=torch.int64))
-    loss_sum: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-
-    @torch.no_grad()
-    def add(self, logits: Tensor, labels: Tensor, loss_sum: Tensor) -> None:
-        """Add a batch: logits float[B, 10], labels int64[B], and the sum of its losses, a scalar."""
-        self.confusion, self.loss_sum = self.confusion.to(logits.device), self.loss_sum.to(logits.device)
-        cells = labels * 10 + logits.argmax(dim=1)
-        self.confusion.view(-1).index_add_(0, cells, torch.ones_like(cells))
-        self.loss_sum += loss_sum
+    confusion: Any
+    """int64[10, 10], a tensor or an array (rows: truth, columns: prediction)."""
 
     @property
     def count(self) -> int:
@@ -43,6 +32,25 @@ class Tally:
     def accuracy(self) -> float:
         """Share of the samples predicted correctly, 0 to 1."""
         return self.correct / max(self.count, 1)
+
+
+@dataclass
+class Tally(Counted):
+    """Counted predictions: `confusion` int64[10, 10] (rows: truth, columns: prediction) and `loss_sum` float64, in nats.
+
+    Both stay on the device of the predictions, so counting does not wait for the device; reading a figure does.
+    """
+
+    confusion: Tensor = field(default_factory=lambda: torch.zeros(10, 10, dtype=torch.int64))
+    loss_sum: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def add(self, logits: Tensor, labels: Tensor, loss_sum: Tensor) -> None:
+        """Add a batch: logits float[B, 10], labels int64[B], and the sum of its losses, a scalar."""
+        self.confusion, self.loss_sum = self.confusion.to(logits.device), self.loss_sum.to(logits.device)
+        cells = labels * 10 + logits.argmax(dim=1)
+        self.confusion.view(-1).index_add_(0, cells, torch.ones_like(cells))
+        self.loss_sum += loss_sum
 
     @property
     def loss(self) -> float:
