@@ -53,9 +53,8 @@ def _launch_here(run: str, config: TrainConfig, splits: Splits, console: Console
 
 
 def _launch_on_ray(run: str, config: TrainConfig, splits: Splits, console: Console) -> bool:
-    threading.Thread(
-        target=importlib.import_module, args=("ray.train.torch",)
-    ).start()  # takes seconds, so do it while Ray starts
+    # This import takes seconds, so do it while Ray starts.
+    threading.Thread(target=importlib.import_module, args=("ray.train.torch",)).start()
     with runtime.cluster(config.address) as owns_cluster:
         needs = runtime.resources(*worker_range(config.workers), config.device)
         _require_work_for_all(config)  # checked second, because a larger batch does not help where there are too few CPUs
