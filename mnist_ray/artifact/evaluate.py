@@ -18,8 +18,6 @@ Z_95 = 1.959964
 
 def wilson_interval(correct: int, count: int) -> tuple[float, float]:
     """The 95 % interval of a proportion (E. B. Wilson, 1927). Unlike the usual interval, it is valid near 100 %."""
-    if count == 0:
-        return 0.0, 1.0
     share, spread = correct / count, Z_95**2 / count
     middle = (share + spread / 2) / (1 + spread)
     half = Z_95 / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
@@ -72,5 +70,5 @@ def evaluate(digits: LabelledDigits, predict: Predict) -> EvalReport:
     labels = digits.labels.astype(np.int64)
     confusion = np.bincount(labels * 10 + predictions.label, minlength=100).reshape(10, 10)
     true_probability = predictions.probabilities[np.arange(len(labels)), labels]
-    loss = float(-np.log(np.maximum(true_probability, 1e-12)).mean()) if len(labels) else 0.0
+    loss = float(-np.log(np.maximum(true_probability, 1e-12)).mean())
     return EvalReport(confusion, loss)

@@ -29,7 +29,6 @@ KNOWN_EXTENSIONS = (
     "ray.data.arrow_variable_shaped_tensor",
 )
 """Extension types whose values are plain data. Tensors are read through their storage type."""
-_EXTENSION_NAME = b"ARROW:extension:name"
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -72,7 +71,7 @@ def _extension(field: pa.Field) -> str:
     """The name of the field's own extension type, registered in this process or not. Empty for a plain type."""
     if isinstance(field.type, pa.BaseExtensionType):
         return str(field.type.extension_name)
-    name: bytes = (field.metadata or {}).get(_EXTENSION_NAME, b"")
+    name: bytes = (field.metadata or {}).get(b"ARROW:extension:name", b"")
     return name.decode(errors="backslashreplace")
 
 

@@ -27,9 +27,9 @@ TIMEOUT_S = 5.0
 """A mirror that sends no data for this long is abandoned."""
 
 TRAIN_IMAGES = "train-images-idx3-ubyte"
-_TRAIN = (TRAIN_IMAGES, "train-labels-idx1-ubyte")
-_TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-_IMAGES_MAGIC, _LABELS_MAGIC = 0x803, 0x801
+_TRAIN = {TRAIN_IMAGES: 0x803, "train-labels-idx1-ubyte": 0x801}
+_TEST = {"t10k-images-idx3-ubyte": 0x803, "t10k-labels-idx1-ubyte": 0x801}
+"""The files of each part, images first, and their magic numbers."""
 _MAX_BYTES = 1 << 30
 """Largest content of a gzip file, so that a small malicious file cannot fill the memory."""
 
@@ -119,15 +119,14 @@ def load_idx(folder: str) -> tuple[LabelledDigits, LabelledDigits | None]:
     return _load_part(folder, names, _TRAIN), _load_part(folder, names, _TEST) if has_test else None
 
 
-def _load_part(folder: str, names: list[str], part: tuple[str, str]) -> LabelledDigits:
-    files = []
-    for name in part:
+def _load_part(folder: str, names: list[str], part: dict[str, int]) -> LabelledDigits:
+    found = []
+    for name, magic in part.items():
         if not (file := _present(name, names)):
             raise DataError(f"{storage.join(folder, name)}: is missing (plain or .gz); expected it beside the other IDX files")
-        files.append(storage.join(folder, file))
-    images_file, labels_file = files
-    images = parse(_read(images_file), _IMAGES_MAGIC, images_file)
-    labels = parse(_read(labels_file), _LABELS_MAGIC, labels_file)
+        uri = storage.join(folder, file)
+        found.append((uri, _parse(_read(uri), magic, uri)))
+    (images_file, images), (labels_file, labels) = found
     if len(images) != len(labels):
         raise DataError(f"{labels_file}: has {len(labels)} labels for the {len(images)} images of {images_file}")
     return checked(images, labels, labels_file)
@@ -150,7 +149,7 @@ def _read(uri: str) -> bytes:
         raise DataError(f"{uri}: is not a complete gzip file: {error}; download it again") from None
 
 
-def parse(data: bytes, magic: int, source: str) -> NDArray[np.uint8]:
+def _parse(data: bytes, magic: int, source: str) -> NDArray[np.uint8]:
     """The array in an IDX file: uint8[N, 28, 28] for images (magic number 0x803), uint8[N] for labels (0x801).
 
     Raises DataError if the header or the length of `data` is wrong.
