@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
+from tyro.extras import subcommand_cli_from_dict
 
 from mnist_ray.config import EvaluateConfig, PredictConfig, ScoreConfig, TrainConfig, VerifyConfig
 from mnist_ray.console import Console
-from mnist_ray.errors import EXIT_STATUSES, INTERRUPTED, MnistRayError
+from mnist_ray.errors import EXIT_STATUSES, MnistRayError
 
 DESCRIPTION = f"""Distributed training and batch scoring of handwritten digits on Ray.
 
 Exit statuses: {"; ".join(f"{status} {meaning}" for status, meaning in EXIT_STATUSES.items())}. Images that cannot be read are
 listed in the quarantine table and do not fail a job."""
-
-_command = tyro.conf.subcommand
-Command = (
-    Annotated[TrainConfig, _command("train")]
-    | Annotated[ScoreConfig, _command("score")]
-    | Annotated[EvaluateConfig, _command("evaluate")]
-    | Annotated[PredictConfig, _command("predict")]
-    | Annotated[VerifyConfig, _command("verify")]
-)
 
 
 def train(config: TrainConfig, console: Console) -> None:
@@ -122,12 +114,14 @@ _COMMANDS: dict[type, Callable[[Any, Console], None]] = {
 def main(args: list[str] | None = None) -> int:
     """Run the command that `args` (default: those of this process) name, and return its exit status."""
     try:
-        config = tyro.cli(Command, args=args, prog="mnist-ray", description=DESCRIPTION, config=(tyro.conf.OmitArgPrefixes,))
+        kinds: dict[str, Callable[..., Any]] = {command.__name__: kind for kind, command in _COMMANDS.items()}
+        flat = (tyro.conf.OmitArgPrefixes,)
+        config = subcommand_cli_from_dict(kinds, args=args, prog="mnist-ray", description=DESCRIPTION, config=flat)
         _COMMANDS[type(config)](config, Console())
     except MnistRayError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return 130
     return 0

@@ -15,8 +15,8 @@ class Console:
     """Prints permanent lines, and a progress line that the next line replaces."""
 
     def __init__(self) -> None:
-        self._terminal = sys.stdout.isatty()
-        self._width = 0
+        self._erase = "\r\x1b[K" if sys.stdout.isatty() else ""
+        """What removes the progress line of a terminal."""
         self._plain_at = time.monotonic()
 
     def _print(self, text: str, end: str = "\n") -> None:
@@ -28,21 +28,12 @@ class Console:
 
     def line(self, text: str) -> None:
         """Print a permanent line."""
-        self._clear()
-        self._print(text)
+        self._print(self._erase + text)
 
     def progress(self, text: str) -> None:
         """Show a line until the next one."""
-        if self._terminal:
-            self._clear()
-            text = text[: shutil.get_terminal_size().columns - 1]
-            self._print(text, end="")
-            self._width = len(text)
+        if self._erase:
+            self._print(self._erase + text[: shutil.get_terminal_size().columns - 1], end="")
         elif time.monotonic() - self._plain_at >= PLAIN_EVERY_S:
             self._plain_at = time.monotonic()
             self._print(text)
-
-    def _clear(self) -> None:
-        if self._width:
-            self._print("\r" + " " * self._width + "\r", end="")
-            self._width = 0

@@ -19,7 +19,6 @@ EXIT_STATUSES = {
     130: "interrupted",
     143: "stopped on request, with finished work kept",
 }
-INTERRUPTED = 130
 
 
 class MnistRayError(Exception):

@@ -1,10 +1,19 @@
-"""Parses the flags that are more than one value: --workers, --checkpoint-every and --probabilities."""
+"""Checks the values of flags, and parses --workers, --checkpoint-every and --probabilities."""
 
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from mnist_ray.errors import UsageError
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise UsageError with this message if a condition does not hold."""
+    if not holds:
+        raise UsageError(message)
 
 
 def worker_range(workers: str) -> tuple[int, int]:

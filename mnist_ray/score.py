@@ -1,8 +1,8 @@
 """The scoring job: from a ScoreConfig to a prediction table."""
 
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ class Engine(NamedTuple):
     """What scores the units: the number of its workers, and the function that starts them."""
 
     workers: int
-    results: Callable[[], Iterator[UnitResult]]
+    results: Callable[[], Generator[UnitResult]]
 
 
 def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def _engine(config: ScoreConfig, planner: Planner, job: Job, bundle: str) -> Ite
     fewest, most = scoring_pool(config.workers)
     small = config.workers == "auto" and not config.address and planner.at_most(SMALL_JOB)
     if planner.at_most(0):
-        yield Engine(0, lambda: iter(()))
+        yield Engine(0, _nothing)
     elif most == 0 or small:
         with processes.workers(bundle, config.device) as workers:
             yield Engine(processes.cores(), lambda: workers.stream(planner.pending(), job))
@@ -85,16 +85,21 @@ def _engine(config: ScoreConfig, planner: Planner, job: Job, bundle: str) -> Ite
             yield Engine(pool[1], lambda: actors.stream(planner, job, bundle, pool, needs))
 
 
+def _nothing() -> Generator[UnitResult]:
+    yield from ()
+
+
 def _score(
     engine: Engine, planner: Planner, finished: dict[str, UnitResult], clock: Clock, owner: Owner, console: Console
 ) -> Tally:
     """Score the units that are not finished, and count them."""
     tally, before = Tally(), sum(result.inputs for result in finished.values())
-    for result in engine.results():
-        if tally.add(result):
-            clock.scored(result)
-            _show(planner.plan, before + tally.total.inputs, clock, console)
-        _raise_if_stopped(owner)
+    with closing(engine.results()) as results:
+        for result in results:
+            if tally.add(result):
+                clock.scored(result)
+                _show(planner.plan, before + tally.total.inputs, clock, console)
+            _raise_if_stopped(owner)
     return tally
 
 

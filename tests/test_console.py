@@ -24,7 +24,7 @@ def test_a_terminal_shows_one_line_that_is_updated() -> None:
     os.close(terminal)
     printed = os.read(reader, 4096).decode()
     os.close(reader)
-    first, second, third = (line.strip() for line in printed.replace("\r\n", "").split("\r")[::2])
+    first, second, third = printed.removesuffix("\r\n").split("\r\x1b[K")[1:]
     assert first.startswith("half way")
     assert len(first) < 40
     assert (second, third) == ("almost", "done")

@@ -1,8 +1,8 @@
-"""The loss of each of 200 steps on 1, 2 and 3 workers from one seed, computed in float64, float32 and bfloat16.
+"""Compares the losses of 200 steps on 1, 2 and 3 workers with the same seed, in float64, float32 and bfloat16.
 
     python -m benchmarks.train.agreement
 
-One worker is `--workers 0` and `--workers 1`: both are one process. In float64 the curves must agree to 1e-9.
+One worker stands for `--workers 0` and `--workers 1`, which are both one process. In float64 the losses must agree to 1e-9.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ def _losses(rank: int, world: int, folder: str, precision: str) -> None:
         torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     splits, device = datasets.load("mnist5k"), torch.device("cpu")
     config = TrainConfig(data="mnist5k", workers="0", epochs=10)
-    how = config.settings()
+    recipe = config.settings()
     training = state.make_state(config, len(splits.train), device)
     training.precision = precision
     if precision == "float64":
         training.model.double()
-        training.optimizer = make_optimizer(training.model, how)
-    order = SampleOrder(len(splits.train), how.global_batch_size, config.seed)
+        training.optimizer = make_optimizer(training.model, recipe)
+    order = SampleOrder(len(splits.train), recipe.global_batch_size, config.seed)
     digits = DeviceDigits.put(splits.train, device)
     model = dist.wrap(training.model.train(), digits.images[:32])
     losses = []
     for _ in range(STEPS):
         training.tally = Tally()
-        train_step(model, training, order, digits, how)
+        train_step(model, training, order, digits, recipe)
         losses.append(training.tally.reduced().loss)
     torch.save(losses, f"{folder}/{rank}")
 
@@ -55,7 +55,7 @@ def curve(world: int, precision: str) -> torch.Tensor:
 
 
 def main() -> None:
-    """Print the largest differences."""
+    """Print the largest differences to one worker."""
     for precision in ("float64", "float32", "bfloat16"):
         alone = curve(1, precision)
         for world in (2, 3):

@@ -1,11 +1,11 @@
-"""Trains this project and its rivals side by side, alternating, and prints ratios with their spread, as a table and JSON.
+"""Trains this project and its rivals in turns, and prints their measurements and ratios, each as mean ± standard deviation.
 
     python -m benchmarks.train.compare accuracy --seeds 5     seconds to an accuracy, against PyTorch's example and a notebook
     python -m benchmarks.train.compare recipes --seeds 10     accuracy and seconds of a recipe, without Ray and on two workers
-    python -m benchmarks.train.compare ray --seeds 10 --epochs 2   Ray against torchrun: the same job, two processes
-    python -m benchmarks.train.compare scaling --seeds 5      one worker, two workers, and Ray's documented pattern
+    python -m benchmarks.train.compare ray --seeds 10 --epochs 2   Ray against torchrun: the same job in two processes
+    python -m benchmarks.train.compare scaling --seeds 5      one worker, two workers, and the pattern of Ray's documentation
 
-MNIST_RAY_DATA names the folder with MNIST's four files. Every run is a process of its own; nothing else should run meanwhile.
+MNIST_RAY_DATA is the folder with MNIST's four files. Every run is a separate process. Run nothing else at the same time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 Run = dict[str, Any]
 Runs = dict[str, list[Run]]
 Contestants = Mapping[str, Callable[[str], Run]]
-"""What is run for each seed, by name."""
+"""For each name, the function that runs a seed."""
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
 OURS = {
     0.9841: ["fast", "--epochs=0.25"],
@@ -36,12 +36,13 @@ OURS = {
     0.994: ["standard", "--epochs=1"],
     0.995: ["standard", "--epochs=2.5"],
 }
-"""What of ours is run whole for a mean accuracy: a recipe, shortened where its own length is meant for a higher one."""
+"""Our runs for a target mean accuracy: a recipe, shortened if its own length is for a higher accuracy."""
 RIVALS = {"example": 0.99, "notebook": 0.9841}
+"""Target accuracy of each rival."""
 
 
 def _call(arguments: list[str]) -> tuple[str, float]:
-    """The last line that a process prints, and its seconds from start to end."""
+    """The last line that a process prints, and its duration in seconds."""
     began = time.perf_counter()
     threads = {"OMP_NUM_THREADS": "1"} if arguments[0] == TORCHRUN[0] else {}
     command, environment = [sys.executable, "-m", *arguments], {**os.environ, **threads}
@@ -52,13 +53,13 @@ def _call(arguments: list[str]) -> tuple[str, float]:
 
 
 def alone(*arguments: str) -> Run:
-    """A run of a programme that prints its points: seconds, quiet seconds, samples and accuracy."""
+    """A run of a program that prints its points: seconds, quiet seconds, samples and accuracy."""
     line, whole = _call([*arguments])
     return {"points": json.loads(line), "whole_seconds": whole}
 
 
 def job(*arguments: str) -> Run:
-    """A run that leaves its metrics in `--out`, and the seconds of the whole job."""
+    """A run that writes its metrics to `--out`."""
     with tempfile.TemporaryDirectory() as folder:
         _, whole = _call([*arguments, "--out", folder])
         metrics = json.loads((Path(folder) / "metrics.json").read_text())
@@ -67,22 +68,22 @@ def job(*arguments: str) -> Run:
 
 
 def train(recipe: list[str], workers: str, seed: str) -> Run:
-    """A run of our command line."""
+    """A run of this project's command line."""
     return job("mnist_ray", "train", "--data=mnist", "--recipe", *recipe, "--workers", workers, "--seed", seed)
 
 
 def spread(values: list[float], digits: int = 2) -> str:
-    """Mean and standard deviation of what is finite, and how many that are."""
-    there = [value for value in values if math.isfinite(value)]
-    if not there:
+    """Mean and standard deviation of the finite values, and their number if some are infinite."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
         return f"never (of {len(values)})"
-    deviation = statistics.stdev(there) if len(there) > 1 else 0.0
-    all_of_them = "" if len(there) == len(values) else f" ({len(there)} of {len(values)} runs)"
-    return f"{statistics.mean(there):.{digits}f} ± {deviation:.{digits}f}{all_of_them}"
+    deviation = statistics.stdev(finite) if len(finite) > 1 else 0.0
+    counted = "" if len(finite) == len(values) else f" ({len(finite)} of {len(values)} runs)"
+    return f"{statistics.mean(finite):.{digits}f} ± {deviation:.{digits}f}{counted}"
 
 
 def each(runs: list[Run], name: str) -> list[float]:
-    """A figure of each run's last point."""
+    """A value of each run's last point."""
     return [run["points"][-1][name] for run in runs]
 
 
@@ -92,17 +93,17 @@ def rates(runs: list[Run]) -> list[float]:
 
 
 def over(ours: list[float], theirs: list[float], digits: int) -> str:
-    """The ratios of two lists, run by run."""
+    """The spread of the ratios of two lists, run by run."""
     return spread([a / b for a, b in zip(ours, theirs, strict=True)], digits)
 
 
 def to_reach(run: Run, accuracy: float, clock: str) -> float:
-    """Seconds at a rival's first look that found an accuracy; infinite if none did."""
+    """Seconds until a rival first measured this accuracy; infinite if it never did."""
     return float(next((point[clock] for point in run["points"] if point["accuracy"] >= accuracy), math.inf))
 
 
 def accuracy(_recipe: list[str]) -> Contestants:
-    """Ours: the seconds of a whole run whose mean reaches an accuracy. A rival's: its first look that does."""
+    """Our complete runs for each target accuracy, and each rival until it first measures its target."""
     contestant = partial(alone, "benchmarks.train.contestant")
     ours = {
         f"ours {target}": lambda seed, flags=flags: contestant("ours", "--seed", seed, "--recipe", *flags)
@@ -116,11 +117,11 @@ def accuracy(_recipe: list[str]) -> Contestants:
 
 
 def report_accuracy(found: Runs) -> None:
-    """Our accuracies and seconds, and the ratios to the rivals."""
+    """Print our accuracies and seconds, and the ratios to the rivals."""
     for target in OURS:
         runs = found[f"ours {target}"]
         reached, clocks = each(runs, "accuracy"), (spread(each(runs, name)) for name in ("seconds", "quiet_seconds"))
-        missed = "" if statistics.mean(reached) >= target else "  THE MEAN IS BELOW"
+        missed = "" if statistics.mean(reached) >= target else "  MEAN BELOW TARGET"
         print(f"ours to {target:.2%}: {spread([100 * a for a in reached], 3)} %, {' s, quiet '.join(clocks)} s{missed}")
     for rival, target in RIVALS.items():
         for clock in ("seconds", "quiet_seconds"):
@@ -130,12 +131,12 @@ def report_accuracy(found: Runs) -> None:
 
 
 def recipes(recipe: list[str]) -> Contestants:
-    """A recipe in one process and on two workers."""
+    """A recipe in one process and on two Ray workers."""
     return {workers: partial(train, recipe, workers) for workers in ("0", "2")}
 
 
 def report_recipes(found: Runs) -> None:
-    """Accuracy, seconds of training, seconds of the whole job."""
+    """Print accuracy, seconds of training, and seconds of the whole job."""
     for workers, runs in found.items():
         reached, took = spread([100 * a for a in each(runs, "accuracy")], 3), spread(each(runs, "seconds"))
         whole = spread([run["whole_seconds"] for run in runs], 1)
@@ -143,7 +144,7 @@ def report_recipes(found: Runs) -> None:
 
 
 def ray(recipe: list[str]) -> Contestants:
-    """The same job, from checkpoints to the bundle, under Ray and under torchrun."""
+    """The same job, with checkpoints and bundle, under Ray and under torchrun."""
     return {
         "ray": partial(train, recipe, "2"),
         "torchrun": lambda seed: job(*TORCHRUN, "benchmarks.train.torchrun", "--recipe", *recipe, "--seed", seed),
@@ -151,18 +152,18 @@ def ray(recipe: list[str]) -> Contestants:
 
 
 def report_ray(found: Runs) -> None:
-    """Samples per second and whole-job seconds of both."""
+    """Print samples per second and seconds of the whole job for both."""
     rate = {name: rates(runs) for name, runs in found.items()}
     whole = {name: [run["whole_seconds"] for run in runs] for name, runs in found.items()}
-    more = [a - b for a, b in zip(whole["ray"], whole["torchrun"], strict=True)]
+    extra = [a - b for a, b in zip(whole["ray"], whole["torchrun"], strict=True)]
     print(f"samples/s: {', '.join(f'{name} {spread(values, 0)}' for name, values in rate.items())}", end="")
     print(f"; ratio {over(rate['ray'], rate['torchrun'], 3)}")
     print(f"whole job: {', '.join(f'{name} {spread(values, 1)} s' for name, values in whole.items())}", end="")
-    print(f"; Ray over torchrun {spread(more, 1)} s")
+    print(f"; Ray over torchrun {spread(extra, 1)} s")
 
 
 def scaling(recipe: list[str]) -> Contestants:
-    """One worker, two workers, and the same network and optimizer in Ray's documented pattern with two."""
+    """One worker, two workers, and the same network and optimizer on two workers in the pattern of Ray's documentation."""
     return {
         "1 worker": partial(train, recipe, "1"),
         "2 workers": partial(train, recipe, "2"),
@@ -171,7 +172,7 @@ def scaling(recipe: list[str]) -> Contestants:
 
 
 def report_scaling(found: Runs) -> None:
-    """Samples per second of each, and their ratios."""
+    """Print samples per second of each, and their ratios."""
     one, two, pattern = (rates(runs) for runs in found.values())
     for name, values in zip(found, (one, two, pattern), strict=True):
         print(f"{name}: {spread(values, 0)} samples/s")
@@ -187,29 +188,29 @@ COMPARISONS: dict[str, tuple[Callable[[list[str]], Contestants], Callable[[Runs]
 
 
 def machine() -> Run:
-    """What the figures hold for."""
+    """The machine and the versions that the measurements belong to."""
     from importlib.metadata import version
 
-    names = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    processor = next((line.partition(": ")[2] for line in names if line.startswith("model name")), platform.processor())
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
     return {"processor": processor, "cpus": os.cpu_count(), **{name: version(name) for name in ("torch", "ray")}}
 
 
 def main() -> None:
-    """Run a comparison; what is measured is written after each run."""
+    """Run a comparison, and write all measurements after each run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comparison", choices=COMPARISONS)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--recipe", default="fast")
-    parser.add_argument("--epochs", help="other than the recipe's: a steady rate needs more than the shortest has")
-    parser.add_argument("--json", help="file for all measurements")
+    parser.add_argument("--epochs", help="instead of the recipe's: a steady rate needs more than the shortest recipe has")
+    parser.add_argument("--json", help="file to write all measurements to")
     given = parser.parse_args()
     contestants, report = COMPARISONS[given.comparison]
-    entered = contestants([given.recipe, *(["--epochs", given.epochs] if given.epochs else [])])
-    found: Runs = {name: [] for name in entered}
+    entrants = contestants([given.recipe, *(["--epochs", given.epochs] if given.epochs else [])])
+    found: Runs = {name: [] for name in entrants}
     for seed in range(given.seeds):
-        for name in list(entered)[:: -1 if seed % 2 else 1]:
-            found[name].append(entered[name](str(seed)))
+        for name in list(entrants)[:: -1 if seed % 2 else 1]:
+            found[name].append(entrants[name](str(seed)))
             print(f"seed {seed} {name}: {found[name][-1]['points'][-1]}", file=sys.stderr, flush=True)
             if given.json:
                 Path(given.json).write_text(json.dumps({**vars(given), "machine": machine(), "measured": found}, indent=1))

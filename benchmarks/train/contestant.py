@@ -1,4 +1,4 @@
-"""One run of one contestant in a process of its own; prints its points as JSON.
+"""Runs one contestant once, and prints its points as JSON.
 
 python -m benchmarks.train.contestant ours --recipe fast --epochs 0.6 --seed 0
 python -m benchmarks.train.contestant example --until 0.99

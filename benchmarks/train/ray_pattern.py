@@ -1,8 +1,8 @@
-"""Rival (d): MNIST as Ray Train's documentation does it: `prepare_data_loader`, DataLoader, torchvision's transforms.
+"""Rival (d): MNIST in the pattern of Ray Train's documentation: DataLoader, `prepare_data_loader`, torchvision's transforms.
 
 python -m benchmarks.train.ray_pattern --recipe fast --samples 12000
 
-It trains the network of our recipe with the recipe's optimizer and batch, so that only the way of training differs.
+Network, optimizer and batch size are those of our recipe, so that only the training loop differs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mnist_ray.recipes import RECIPES
 
 
 def train_loop(config: dict[str, Any]) -> dict[str, float]:
-    """One worker."""
+    """Train on one worker; returns its seconds and the samples of all workers."""
     import ray
     import ray.train.torch
     import torch.nn.functional as F
@@ -29,10 +29,10 @@ def train_loop(config: dict[str, Any]) -> dict[str, float]:
     from mnist_ray.learn.model import DigitCNN
     from mnist_ray.learn.optim import make_optimizer
 
-    how = RECIPES[config["recipe"]]
-    model = ray.train.torch.prepare_model(DigitCNN(how.layers))
-    optimizer = make_optimizer(model, how)
-    digits, size = PilDigits(ray.get(config["digits"])), how.global_batch_size // config["workers"]
+    recipe = RECIPES[config["recipe"]]
+    model = ray.train.torch.prepare_model(DigitCNN(recipe.layers))
+    optimizer = make_optimizer(model, recipe)
+    digits, size = PilDigits(ray.get(config["digits"])), recipe.global_batch_size // config["workers"]
     loader = ray.train.torch.prepare_data_loader(DataLoader(digits, batch_size=size, shuffle=True))
     started, samples = time.perf_counter(), 0
     for images, labels in chain.from_iterable(repeat(loader)):
@@ -46,7 +46,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Run it on a local cluster and print its measurements as JSON."""
+    """Run the rival on a local cluster, and print its measurements as JSON."""
     import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer

@@ -1,7 +1,7 @@
-"""The rivals, written anew from their published descriptions: (a) PyTorch's MNIST example, (b) a notebook's plain CNN.
+"""The rivals, reimplemented from their published descriptions: (a) PyTorch's MNIST example, (b) a plain CNN from a notebook.
 
-Both read through a DataLoader of PIL images with torchvision's transforms, as their originals do. The clock stops while the
-test images are measured.
+Like the originals, both read PIL images through a DataLoader with torchvision's transforms. Their time does not include the
+evaluation on the test images.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torchvision import transforms
 from mnist_ray.data.digits import LabelledDigits
 
 TRANSFORM = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
-LOOKS_PER_EPOCH = 4
+EVALUATIONS_PER_EPOCH = 4
 NAMES = ("example", "notebook")
 Point = dict[str, float]
 
 
 class PilDigits(Dataset[tuple[Tensor, int]]):
-    """What torchvision's MNIST class serves: a PIL image, transformed, and its label."""
+    """The items of torchvision's MNIST class: a transformed PIL image and its label."""
 
     def __init__(self, digits: LabelledDigits) -> None:
         self._digits = digits
@@ -39,7 +39,7 @@ class PilDigits(Dataset[tuple[Tensor, int]]):
 
 
 class ExampleNet(nn.Module):
-    """Two 3x3 convolutions of 32 and 64 channels, max-pool, dropout, fully connected 128."""
+    """The network of PyTorch's example: two 3x3 convolutions, max-pooling, dropout, and a hidden layer of 128."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class ExampleNet(nn.Module):
 
 
 def plain_net() -> nn.Module:
-    """A notebook's CNN: two convolutions with pooling, one hidden layer."""
+    """The network of the notebook: two convolutions with pooling, and one hidden layer."""
     return nn.Sequential(
         *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
@@ -64,7 +64,7 @@ def plain_net() -> nn.Module:
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, digits: LabelledDigits) -> float:
-    """Share of the digits that a rival predicts right."""
+    """Share of the digits that a rival predicts correctly."""
     model.eval()
     images = (torch.from_numpy(digits.images.copy()).float().unsqueeze(1) / 255 - 0.1307) / 0.3081
     labels = torch.from_numpy(digits.labels.astype(np.int64))
@@ -74,14 +74,14 @@ def accuracy(model: nn.Module, digits: LabelledDigits) -> float:
 
 
 def curve(name: str, train: LabelledDigits, test: LabelledDigits, seed: int, epochs: int) -> Iterator[Point]:
-    """Train the rival `example` or `notebook`, and yield seconds, quiet seconds, samples and accuracy as it goes."""
+    """Train the rival `example` or `notebook`; yields a point at each evaluation."""
     torch.manual_seed(seed)
     model = ExampleNet() if name == "example" else plain_net()
     optimizer = optim.Adadelta(model.parameters(), lr=1.0) if name == "example" else optim.Adam(model.parameters())
     schedule = optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.7 if name == "example" else 1.0)
     loader = DataLoader(PilDigits(train), batch_size=64, shuffle=True)
     steps: list[float] = []
-    samples, looks = 0, len(loader) // LOOKS_PER_EPOCH
+    samples, interval = 0, len(loader) // EVALUATIONS_PER_EPOCH
     for _ in range(epochs):
         started = time.perf_counter()
         for step, (images, labels) in enumerate(loader, 1):
@@ -90,16 +90,17 @@ def curve(name: str, train: LabelledDigits, test: LabelledDigits, seed: int, epo
             optimizer.step()
             samples += len(labels)
             steps.append(time.perf_counter() - started)
-            if step % looks == 0:
+            if step % interval == 0:
                 yield point(steps, samples, accuracy(model, test))
             started = time.perf_counter()
         schedule.step()
 
 
 def point(steps: list[float], samples: int, reached: float, after: float = 0.0) -> Point:
-    """A measurement: what the steps took, and what an unshared machine would take (the first-quartile step for each).
+    """A measurement: the seconds of all steps, and "quiet" seconds, an estimate for an idle machine.
 
-    `after`: seconds of training's work that were not steps; they count in both.
+    The estimate takes the first quartile of the steps for every step. `after` are seconds of training outside the steps; they
+    count in both.
     """
     quiet = sorted(steps)[len(steps) // 4] * len(steps)
     return {"seconds": sum(steps) + after, "quiet_seconds": quiet + after, "samples": samples, "accuracy": reached}

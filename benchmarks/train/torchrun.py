@@ -1,4 +1,4 @@
-"""Rival (c): our whole job, from checkpoints to the bundle, as torchrun's workers do it, without Ray.
+"""Rival (c): our whole job, with checkpoints and bundle, under torchrun instead of Ray.
 
 torchrun --standalone --nproc-per-node=2 -m benchmarks.train.torchrun --out /tmp/run
 """
@@ -16,7 +16,7 @@ from mnist_ray.run.worker import work
 
 
 def main() -> None:
-    """Carry out the job."""
+    """Run one worker of the job."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--recipe", default="fast", choices=["fast", "standard", "best"])
     parser.add_argument("--epochs", type=float)

@@ -1,1 +1,1 @@
-"""What training leaves behind: the bundle, the predictor and evaluation; never Ray."""
+"""The results of training: the bundle, the predictor and the evaluation. Does not use Ray."""

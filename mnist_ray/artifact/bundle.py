@@ -1,7 +1,8 @@
-"""The model bundle: a folder that says what it is, proves that it is whole, and holds nothing that could be executed.
+"""The model bundle: a folder that describes itself, has checksums, and contains no executable code.
 
-`weights.safetensors` (the state dict), `card.json` (architecture, input contract, classes, data, accuracy, versions),
-`selftest.safetensors` (a few digits and the logits expected for them) and, written last, `digest.json`: the SHA-256 of each.
+Its files are `weights.safetensors` (the state dict), `card.json` (architecture, input contract, classes, data, accuracy,
+versions), `selftest.safetensors` (a few digits and their expected logits) and `digest.json` (the SHA-256 of each file),
+which is written last.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ INPUT_CONTRACT = {
     "other images": "first through mnist_ray.data.images: decode, then to_digits",
 }
 SELF_TEST_TOLERANCE = 1e-3
-"""Largest difference of a logit: other processors add in another order (about 1e-5); a wrong weight shows far above this."""
+"""Largest allowed difference of a logit. Other processors differ by about 1e-5, wrong weights by much more than this."""
 
 
 @dataclass(frozen=True)
 class ModelBundle:
-    """A trained network with its card and self-test."""
+    """A trained network with its card (a description) and its self-test (digits and expected logits)."""
 
     model: DigitCNN
     card: dict[str, Any]
@@ -45,20 +46,20 @@ class ModelBundle:
     """SHA-256 of `digest.json`'s list of files; empty until saved."""
 
     def check(self, device: torch.device) -> None:
-        """Run the self-test on the device that `model` lives on. Raises ModelError."""
+        """Run the self-test on `device`, which holds the model. Raises ModelError."""
         with torch.inference_mode():
             self.check_logits(self.model(self.selftest["images"].to(device)).cpu())
 
     def check_logits(self, logits: Tensor) -> None:
-        """Raise ModelError if these are not the logits expected of the self-test's images, float32[N, 10]."""
+        """Raise ModelError if logits float32[N, 10] differ from those expected for the self-test's digits."""
         difference = float((logits - self.selftest["logits"]).abs().max())
         if not difference <= SELF_TEST_TOLERANCE:
             raise ModelError(
-                f"model {self.digest[:12]}: its self-test differs by {difference:.2g}; expected {SELF_TEST_TOLERANCE}"
+                f"model {self.digest[:12]}: its self-test differs by {difference:.2g}; expected at most {SELF_TEST_TOLERANCE}"
             )
 
     def save(self, uri: str) -> str:
-        """Write the bundle to a folder, its digest last, and return the digest."""
+        """Write the bundle to a folder and return its digest."""
         card = (json.dumps(self.card, indent=2, ensure_ascii=False) + "\n").encode()
         parts = (save_tensors(_plain(self.model)), card, save_tensors(self.selftest))
         return seal.write(uri, dict(zip(seal.FILES, parts, strict=True)))
@@ -69,14 +70,13 @@ def _plain(model: nn.Module) -> dict[str, Tensor]:
 
 
 def make_bundle(model: DigitCNN, card: dict[str, Any], examples: Tensor) -> ModelBundle:
-    """A bundle of a trained network in eval mode; `examples` uint8[N, 28, 28] become its self-test."""
+    """A bundle of a trained network in eval mode, with digits uint8[N, 28, 28] for its self-test."""
     with torch.inference_mode():
         logits = model(examples.to(next(model.parameters()).device)).cpu()
-    layers = [asdict(layer) for layer in model.layers]
     fixed = {
         "format": FORMAT,
         "architecture": ARCHITECTURE,
-        "layers": layers,
+        "layers": [asdict(layer) for layer in model.layers],
         "input": INPUT_CONTRACT,
         "classes": list(CLASSES),
     }
@@ -84,7 +84,7 @@ def make_bundle(model: DigitCNN, card: dict[str, Any], examples: Tensor) -> Mode
 
 
 def load(uri: str) -> ModelBundle:
-    """Load the bundle at a run directory or bundle folder, its digest verified. Raises ModelError naming what is wrong."""
+    """Load the bundle of a run directory or bundle folder, and check its digest. Raises ModelError."""
     place = seal.find(uri)
     files, digest = seal.read(place)
     card = json.loads(files["card.json"])
@@ -98,5 +98,5 @@ def load(uri: str) -> ModelBundle:
         model.load_state_dict(load_tensors(files["weights.safetensors"]))
         selftest = load_tensors(files["selftest.safetensors"])
     except (SafetensorError, RuntimeError, TypeError, KeyError) as error:
-        raise ModelError(f"{place}: its tensors do not fit {ARCHITECTURE!r}: {error}") from None
+        raise ModelError(f"{place}: its tensors do not match the architecture {ARCHITECTURE!r}: {error}") from None
     return ModelBundle(model.eval(), card, selftest, digest)

@@ -1,4 +1,4 @@
-"""A dataset and a predictor to an evaluation."""
+"""The evaluation of a predictor on labelled digits."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_ray.data.digits import LabelledDigits, Predict
+from mnist_ray.learn.metrics import Counted
 
 Z_95 = 1.959964
 """The normal distribution's 97.5 % quantile."""
 
 
 def wilson_interval(correct: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of a proportion (E. B. Wilson, 1927): sound near 100 %, where the usual one is not."""
-    if count == 0:
-        return 0.0, 1.0
+    """The 95 % interval of a proportion (E. B. Wilson, 1927). Unlike the usual interval, it is valid near 100 %."""
     share, spread = correct / count, Z_95**2 / count
     middle = (share + spread / 2) / (1 + spread)
     half = Z_95 / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
@@ -26,43 +25,21 @@ def wilson_interval(correct: int, count: int) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class EvalReport:
-    """How predictions compare with the truth: `confusion` int64[10, 10], truth by prediction; `loss` in nats per image."""
+class EvalReport(Counted):
+    """Predictions against the truth: `confusion` int64[10, 10] (rows: truth, columns: prediction), `loss` in nats per image."""
 
     confusion: NDArray[np.int64]
     loss: float
 
-    @property
-    def count(self) -> int:
-        """Images measured."""
-        return int(self.confusion.sum())
-
-    @property
-    def correct(self) -> int:
-        """Images predicted right."""
-        return int(self.confusion.trace())
-
-    @property
-    def accuracy(self) -> float:
-        """Share predicted right, 0 to 1."""
-        return self.correct / max(self.count, 1)
-
     def per_class(self) -> list[dict[str, float]]:
-        """Precision and recall of each digit; 0 where nothing was predicted or there."""
-        hits = self.confusion.diagonal()
-        predicted, there = self.confusion.sum(axis=0), self.confusion.sum(axis=1)
-        return [
-            {
-                "class": digit,
-                "images": int(there[digit]),
-                "precision": float(hits[digit] / max(predicted[digit], 1)),
-                "recall": float(hits[digit] / max(there[digit], 1)),
-            }
-            for digit in range(10)
-        ]
+        """Number of images, precision and recall of each digit; a ratio without data is 0."""
+        hits, images = self.confusion.diagonal(), self.confusion.sum(axis=1)
+        precision = (hits / np.maximum(self.confusion.sum(axis=0), 1)).tolist()
+        recall = (hits / np.maximum(images, 1)).tolist()
+        return [{"class": i, "images": int(images[i]), "precision": precision[i], "recall": recall[i]} for i in range(10)]
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain values."""
+        """The report as values that JSON can hold."""
         return {
             "accuracy": self.accuracy,
             "interval_95": list(wilson_interval(self.correct, self.count)),
@@ -73,7 +50,7 @@ class EvalReport:
         }
 
     def to_text(self) -> str:
-        """The report as lines for a terminal."""
+        """The report as text for a terminal."""
         low, high = wilson_interval(self.correct, self.count)
         lines = [
             f"accuracy {self.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}) on {self.count:,} images",
@@ -82,18 +59,16 @@ class EvalReport:
             "digit  images  precision  recall   predicted as 0     1     2     3     4     5     6     7     8     9",
         ]
         for row, counts in zip(self.per_class(), self.confusion, strict=True):
-            cells = " ".join(f"{count:5d}" for count in counts)
-            lines.append(
-                f"{row['class']:5d} {row['images']:7d} {row['precision']:10.2%} {row['recall']:7.2%}            {cells}"
-            )
+            figures = f"{row['class']:5d} {row['images']:7d} {row['precision']:10.2%} {row['recall']:7.2%}"
+            lines.append(figures + " " * 12 + " ".join(f"{count:5d}" for count in counts))
         return "\n".join(lines)
 
 
 def evaluate(digits: LabelledDigits, predict: Predict) -> EvalReport:
-    """Measure a predictor on labelled digits."""
+    """Compare a predictor's answers with the labels."""
     predictions = predict(digits.images)
     labels = digits.labels.astype(np.int64)
     confusion = np.bincount(labels * 10 + predictions.label, minlength=100).reshape(10, 10)
-    of_truth = predictions.probabilities[np.arange(len(labels)), labels]
-    loss = float(-np.log(np.maximum(of_truth, 1e-12)).mean()) if len(labels) else 0.0
+    true_probability = predictions.probabilities[np.arange(len(labels)), labels]
+    loss = float(-np.log(np.maximum(true_probability, 1e-12)).mean())
     return EvalReport(confusion, loss)

@@ -1,4 +1,4 @@
-"""What a finished run leaves in its directory: the bundle and the metrics."""
+"""The results that a finished run writes: the bundle and the metrics."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ from mnist_ray.learn import dist
 from mnist_ray.learn.model import DigitCNN
 from mnist_ray.learn.state import TrainState
 
-SELF_TEST_SAMPLES = 20
-
-
-def _versions() -> dict[str, str]:
-    return {"mnist_ray": mnist_ray.__version__, "torch": torch.__version__, "python": platform.python_version()}
+SELF_TEST_PER_DIGIT = 2
+"""Test digits of each class in a bundle's self-test."""
 
 
 def finish(run: str, config: TrainConfig, splits: Splits, state: TrainState, device: torch.device) -> None:
-    """Measure the trained network on the test part, write `model/` and then `metrics.json`.
+    """Evaluate the trained network on the test digits, write `model/` and then `metrics.json`. Raises StorageError.
 
-    With `--patience`, `model/` is the epoch that did best on the validation part, and `model-last/` the last one.
+    With `--patience`, `model/` holds the epoch with the highest validation accuracy, and `model-last/` the last epoch.
     """
-    how = {"training": config.identity(), "samples_seen": state.samples_seen, "precision": state.precision}
-    card = {"data": splits.card, **how, "versions": _versions()}
+    card = {
+        "data": splits.card,
+        "training": config.identity(),
+        "samples_seen": state.samples_seen,
+        "precision": state.precision,
+        "versions": {"mnist_ray": mnist_ray.__version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
     model = state.model
     if state.best:
         _write_bundle(storage.join(run, "model-last"), model, card, splits, device)
@@ -57,8 +59,8 @@ def finish(run: str, config: TrainConfig, splits: Splits, state: TrainState, dev
 def _write_bundle(
     place: str, model: DigitCNN, card: dict[str, Any], splits: Splits, device: torch.device
 ) -> tuple[EvalReport, str]:
-    """Measure a network and write its bundle; returns the report and the bundle's digest."""
-    per_digit = [np.flatnonzero(splits.test.labels == digit)[: SELF_TEST_SAMPLES // 10] for digit in range(10)]
+    """Evaluate a network and write its bundle; returns the report and the bundle's digest."""
+    per_digit = [np.flatnonzero(splits.test.labels == digit)[:SELF_TEST_PER_DIGIT] for digit in range(10)]
     examples = torch.from_numpy(splits.test.images[np.concatenate(per_digit)])
     report = evaluate(splits.test, Predictor.ready(make_bundle(model, card, examples), device))
     accuracy = {

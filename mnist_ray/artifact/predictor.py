@@ -1,8 +1,8 @@
-"""A bundle as a function from digits to predictions, in the fastest form that is honest (docs/decisions/0014).
+"""A bundle as a fast function from digits to predictions (docs/decisions/0014).
 
-The rule: batch norm is folded into the convolutions, ReLU runs before pooling (the two commute, and it then joins the
-convolution), the network is traced and frozen, and computes in float32, in batches of 64 on a CPU, whose activations stay in
-its cache. Labels equal the plain network's; probabilities differ by less than 1e-5.
+Batch norm is folded into the convolutions. ReLU runs before pooling, which gives the same result and lets ReLU join the
+convolution. The network is traced, frozen, and computes in float32; on a CPU in batches of 64, whose activations fit into the
+cache. The labels equal those of the network in the bundle; the probabilities differ by less than 1e-5.
 """
 
 from __future__ import annotations
@@ -28,16 +28,19 @@ BATCH_SIZE = {"cpu": 64, "cuda": 4096}
 
 
 def pick_device(wanted: str) -> torch.device:
-    """The device that `--device` names; auto is the GPU where there is one. Raises UsageError."""
+    """The device for a value of `--device`; auto is the GPU if PyTorch sees one. Raises UsageError."""
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: PyTorch sees no GPU on this machine; use --device cpu or auto")
-    # TF32 moves a convolution by more than a processor's rounding does: a bundle would fail its self-test elsewhere.
+    # TF32 changes a convolution by more than the self-test allows, so a bundle would fail it on other devices.
     torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def folded(model: DigitCNN) -> DigitCNN:
-    """The same function without batch norm, but for one that turns signs behind a pooling: the two do not commute."""
+    """The same function with batch norm folded into convolutions, except where it follows a pooling and has a weight <= 0.
+
+    There the two cannot change places: a maximum does not commute with a negative factor.
+    """
     plain = DigitCNN(model.layers)
     plain.load_state_dict(model.state_dict())
     modules: Iterator[Any] = iter(plain.eval().features)
@@ -45,8 +48,8 @@ def folded(model: DigitCNN) -> DigitCNN:
     for layer in model.layers:
         conv, pool = next(modules), [next(modules)] if layer.pool > 1 else []
         norm, relu = next(modules), next(modules)
-        turns = bool(pool) and bool((norm.weight <= 0).any())
-        stack += [conv, *pool, norm, relu] if turns else [fuse_conv_bn_eval(conv, norm), relu, *pool]
+        keep_norm = bool(pool) and bool((norm.weight <= 0).any())
+        stack += [conv, *pool, norm, relu] if keep_norm else [fuse_conv_bn_eval(conv, norm), relu, *pool]
     plain.features = nn.Sequential(*stack)
     return plain.to(memory_format=torch.channels_last)
 
@@ -54,14 +57,14 @@ def folded(model: DigitCNN) -> DigitCNN:
 def _traced(model: DigitCNN, device: torch.device, example: Tensor) -> torch.jit.ScriptModule:
     fast = folded(model).to(device).eval()
     with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated; what replaces it compiles for seconds (docs/decisions/0014)
+        warnings.simplefilter("ignore")  # torch.jit is deprecated; its successor compiles for seconds (docs/decisions/0014)
         frozen = torch.jit.freeze(torch.jit.trace(fast, example, check_trace=False))
         return torch.jit.optimize_for_inference(frozen) if device.type == "cpu" else frozen
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """Predicts with one bundle on one device, where it has passed its self-test. Threads may share one."""
+    """Predicts with one bundle on one device, where it has passed its self-test. Thread-safe."""
 
     bundle: ModelBundle
     device: torch.device
@@ -69,7 +72,7 @@ class Predictor:
 
     @staticmethod
     def ready(bundle: ModelBundle, device: torch.device) -> Predictor:
-        """Put the network into its fast form and run its self-test in that form. Raises ModelError."""
+        """Build the fast form of the network and run the self-test on both forms. Raises ModelError."""
         bundle.model.to(device).eval()
         bundle.check(device)
         example = torch.zeros((BATCH_SIZE[device.type], 28, 28), dtype=torch.uint8, device=device)
@@ -79,17 +82,17 @@ class Predictor:
 
     @torch.inference_mode()
     def logits(self, digits: Tensor) -> Tensor:
-        """Logits float32[N, 10] of uint8[N, 28, 28]."""
+        """Logits float32[N, 10] of digits uint8[N, 28, 28], both on the CPU."""
         size = BATCH_SIZE[self.device.type]
-        if lacking := -len(digits) % size:
-            digits = torch.cat([digits, digits.new_zeros((lacking, *digits.shape[1:]))])
+        if padding := -len(digits) % size:
+            digits = torch.cat([digits, digits.new_zeros((padding, *digits.shape[1:]))])
         parts = [self.network(batch.to(self.device)) for batch in digits.split(size)] if len(digits) else []
-        return torch.cat([part.cpu() for part in parts] or [torch.zeros(0, len(CLASSES))])[: len(digits) - lacking]
+        return torch.cat([part.cpu() for part in parts] or [torch.zeros(0, len(CLASSES))])[: len(digits) - padding]
 
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8]) -> Predictions:
-        """Predict uint8[N, 28, 28]."""
-        logits = self.logits(torch.from_numpy(np.require(images, requirements="W")))  # torch warns of read-only arrays
+        """Predictions for digits uint8[N, 28, 28]."""
+        logits = self.logits(torch.from_numpy(np.require(images, requirements="W")))  # torch warns about read-only arrays
         probabilities = torch.softmax(logits, 1)
         confidence, label = probabilities.max(dim=1)
         return Predictions(label.numpy().astype(np.uint8), confidence.numpy(), probabilities.numpy())

@@ -1,4 +1,4 @@
-"""The seal of a bundle: `digest.json`, written last, with the SHA-256 of each of its files. Needs no torch."""
+"""The seal of a bundle: `digest.json`, written last, with the SHA-256 of each file. Does not import torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _digest(hashes: dict[str, str]) -> str:
 
 
 def write(place: str, files: dict[str, bytes]) -> str:
-    """Write the files of a bundle and then its seal; returns the bundle's digest."""
+    """Write the files of a bundle, and its seal last; returns the bundle's digest. Raises StorageError."""
     storage.delete(storage.join(place, _SEAL))
     for name, data in files.items():
         storage.write(storage.join(place, name), data, storage.PATIENT)
@@ -27,15 +27,15 @@ def write(place: str, files: dict[str, bytes]) -> str:
 
 
 def find(uri: str) -> str:
-    """The bundle that a run directory or bundle folder names. Raises ModelError."""
+    """The bundle folder in `uri`, which is a run directory or a bundle folder. Raises ModelError."""
     for place in (uri, storage.join(uri, "model")):
         if storage.is_file(storage.join(place, _SEAL)):
             return storage.absolute(place)
-    raise ModelError(f"{uri}: is neither a model bundle nor a finished run: there is no {_SEAL} in it or in its model/")
+    raise ModelError(f"{uri}: is neither a model bundle nor a finished run: expected {_SEAL} in it or in its model/")
 
 
 def read(place: str) -> tuple[dict[str, bytes], str]:
-    """The files of a bundle, each compared with the seal, and the bundle's digest. Raises ModelError naming what differs."""
+    """The files of a bundle, checked against the seal, and the bundle's digest. Raises ModelError."""
     manifest = storage.join(place, _SEAL)
     try:
         listed = storage.read_json(manifest)
@@ -44,7 +44,7 @@ def read(place: str) -> tuple[dict[str, bytes], str]:
     except (ValueError, KeyError, TypeError):
         raise ModelError(f"{manifest}: is damaged; expected the SHA-256 of {', '.join(FILES)}") from None
     if digest != _digest(expected):
-        raise ModelError(f"{manifest}: its bundle digest does not match its list of files: it was changed")
+        raise ModelError(f"{manifest}: its bundle digest does not match its list of files; the file was changed")
     return {name: _read_one(storage.join(place, name), expected[name]) for name in FILES}, digest
 
 
@@ -54,5 +54,5 @@ def _read_one(uri: str, expected: str) -> bytes:
     except FileNotFoundError:
         raise ModelError(f"{uri}: is missing from the bundle") from None
     if (found := hashlib.sha256(data).hexdigest()) != expected:
-        raise ModelError(f"{uri}: its SHA-256 is {found[:12]}…, the seal says {expected[:12]}…: it was changed or damaged")
+        raise ModelError(f"{uri}: its SHA-256 is {found[:12]}…, expected {expected[:12]}…; the file was changed or damaged")
     return data

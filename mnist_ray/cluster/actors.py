@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
@@ -128,7 +128,7 @@ class Actor:
             return {"result": str(error), "status": error.exit_status}
 
 
-def stream(planner: Planner, job: Job, bundle: str, pool: tuple[int, int], needs: dict[str, float]) -> Iterator[UnitResult]:
+def stream(planner: Planner, job: Job, bundle: str, pool: tuple[int, int], needs: dict[str, float]) -> Generator[UnitResult]:
     """Plan the inputs and score the units in a pool of actors. Ray replaces a lost actor and scores its unit again.
 
     `pool` is the smallest and the largest number of actors, `needs` the resources of each. Raises MnistRayError.

@@ -1,11 +1,10 @@
-"""A training run as a Ray Train job: one process per worker, lost ones replaced, at whatever size is there."""
+"""A training run as a Ray Train job: one process per worker; lost workers are replaced, or the group shrinks."""
 
 from __future__ import annotations
 
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any
 
@@ -17,20 +16,20 @@ from mnist_ray.errors import ClusterError, MnistRayError, from_status
 from mnist_ray.flags import worker_range
 from mnist_ray.learn.control import Request, RunControl
 from mnist_ray.run import progress
-from mnist_ray.run.owner import Owner, OwnerMonitor, require
+from mnist_ray.run.owner import Owner, OwnerMonitor, require_ownership
 from mnist_ray.run.worker import work
 
 MAX_FAILURES = 10
-"""Times that lost workers are replaced before the job gives up; it can be continued by hand."""
+"""Number of times that lost workers are replaced. Then the job ends; the same command continues it."""
 POLL_S = 0.25
+"""Seconds between two reads of the progress record by the driver."""
 STOP_S = 15.0
-"""Seconds without progress after which a job that was asked to stop does so: longer than the tries to save take."""
-
+"""Seconds without progress after which a job that was asked to stop ends: longer than all attempts to save take."""
 GAUGES = {
     "loss": "Training loss of the last step, in nats per sample.",
     "samples_seen": "Training samples seen by the run.",
     "samples_per_second": "Training samples per second over the run.",
-    "test_accuracy": "Share of the test digits predicted right after the last epoch.",
+    "test_accuracy": "Share of the test digits predicted correctly after the last epoch.",
 }
 """Ray metrics of rank 0. Prometheus scrapes them as `ray_mnist_ray_train_NAME`."""
 
@@ -45,9 +44,9 @@ def fit(
     *,
     owns_cluster: bool,
 ) -> bool:
-    """Train on Ray workers that are given what they need; whether the run ended, rather than being asked to stop.
+    """Train on Ray workers, and print their progress; returns whether the run ended, False if it was asked to stop.
 
-    Shows the progress meanwhile and passes on a request to stop. `ours`: the cluster ends with this job. Raises MnistRayError.
+    `needs` are the resources of each worker; `owns_cluster` says that the cluster ends with this job. Raises MnistRayError.
     """
     import ray
 
@@ -55,34 +54,35 @@ def fit(
     launch = {"run": run, "config": config, "token": owner.token, "device": runtime.granted_device(needs)}
     outcome: Future[Any] = Future()
 
-    def follow_through() -> None:
+    def train() -> None:
         try:
             with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-                answer = _trainer({**launch, "splits": ray.put(splits)}, needs, scratch, owns_cluster=owns_cluster)()
+                answer = _run_workers({**launch, "splits": ray.put(splits)}, needs, scratch, owns_cluster=owns_cluster)
             outcome.set_result(answer)
         except BaseException as error:
             outcome.set_exception(error)
 
-    threading.Thread(target=follow_through, daemon=True).start()  # Ray takes signals for itself in the main thread
-    shown, record, moved = progress.ProgressPrinter(console), None, time.monotonic()
+    threading.Thread(target=train, daemon=True).start()  # in the main thread, Ray would install its own signal handlers
+    printer, record, moved = progress.ProgressPrinter(console), None, time.monotonic()
     while not wait([outcome], POLL_S).done:
-        if (now := progress.look(run, shown)) != record:
+        if (now := progress.show(run, printer)) != record:
             record, moved = now, time.monotonic()
         owner.require()
         still = time.monotonic() - moved
-        if owner.signal is not None and still > STOP_S:  # there is nobody to save: workers are lost, or not there yet
+        if owner.signal is not None and still > STOP_S:  # no worker can save: all are lost, or have not started yet
             return False
         if still > runtime.START_S * runtime.STARTS:
             raise ClusterError(
-                f"--workers {config.workers}: no worker has made progress for {still:.0f} s; look at the cluster's nodes, "
+                f"--workers {config.workers}: no worker has made progress for {still:.0f} s; check the cluster's nodes, "
                 "then run the same command again"
             )
-    progress.look(run, shown)
+    progress.show(run, printer)
     owner.require()
     return _answer(run, outcome)
 
 
 def _answer(run: str, outcome: Future[Any]) -> bool:
+    """Whether the run ended, as rank 0 returned it. Raises the error that rank 0 returned, or ClusterError if Ray failed."""
     try:
         answer = outcome.result()
     except Exception as error:
@@ -95,14 +95,14 @@ def _answer(run: str, outcome: Future[Any]) -> bool:
     return bool(answer["ended"])
 
 
-def _trainer(launch: dict[str, Any], needs: dict[str, float], scratch: str, *, owns_cluster: bool) -> Callable[[], Any]:
-    """A function that carries out the Ray Train job and returns what rank 0 returned."""
+def _run_workers(launch: dict[str, Any], needs: dict[str, float], scratch: str, *, owns_cluster: bool) -> Any:
+    """Run the Ray Train job; returns what `_worker` returned on rank 0."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     class Trainer(TorchTrainer):
         def _create_default_callbacks(self) -> list[Any]:
-            """On a cluster that ends with the job nothing is left to be cleaned up, and waiting for the cleaner takes 12 s."""
+            """Ray's callbacks; on the job's own cluster without the cleaner, which would take 12 s to end."""
             callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
             return [one for one in callbacks if not (owns_cluster and type(one).__name__ == "PlacementGroupCleanerCallback")]
 
@@ -116,58 +116,59 @@ def _trainer(launch: dict[str, Any], needs: dict[str, float], scratch: str, *, o
             resources_per_worker=needs,
         ),
         run_config=RunConfig(
-            storage_path=scratch,  # checkpoints are ours alone: Ray's record of them fails where a disk is full
+            storage_path=scratch,  # Ray keeps no checkpoints of ours: its record of them fails on a full disk
             failure_config=FailureConfig(
                 max_failures=MAX_FAILURES, max_preemption_failures=MAX_FAILURES, controller_failure_limit=runtime.STARTS
             ),  # type: ignore[call-arg]
         ),
     )
-    return lambda: trainer.fit().return_value  # type: ignore[attr-defined]
+    return trainer.fit().return_value  # type: ignore[attr-defined]
 
 
 def _worker(launch: dict[str, Any]) -> dict[str, Any]:
-    """What Ray Train runs in each worker process. Our own errors are returned, not raised, so that Ray does not retry them."""
+    """The function of each worker process. It returns our own errors as values, because Ray would retry if it raised them."""
     import ray
     import ray.train
 
     try:
-        control = RayControl(launch["run"], launch["token"], rank=ray.train.get_context().get_world_rank())
+        control = RayControl(launch["run"], launch["token"], ray.train.get_context().get_world_rank())
         return {"ended": work(launch["run"], launch["config"], launch["device"], ray.get(launch["splits"]), control)}
     except MnistRayError as error:
         return {"error": (error.exit_status, str(error))}
 
 
 class RayControl(RunControl):
-    """Control of a run in a Ray Train worker: by the run's owner record, its progress record, Ray metrics and Ray's notices."""
+    """Control of a run in a Ray Train worker, through the owner record, the progress record, and Ray's metrics and notices."""
 
     def __init__(self, run: str, token: str, rank: int) -> None:
-        """On rank 0, begin to watch the owner record of the job that has this token."""
-        from ray.util.metrics import Gauge
-
+        """On rank 0, also begin to read the owner record, and create the metrics. `token` is the job's."""
         self._run, self._token = run, token
-        self._monitor = OwnerMonitor(run, token, looking=rank == 0)
-        gauges = GAUGES if rank == 0 else {}
-        self._gauges = {name: Gauge(f"mnist_ray_train_{name}", text) for name, text in gauges.items()}
+        self._monitor = OwnerMonitor(run, token)
+        if rank == 0:
+            from ray.util.metrics import Gauge
+
+            self._monitor.start()
+            self._gauges = {name: Gauge(f"mnist_ray_train_{name}", text) for name, text in GAUGES.items()}
 
     def requested(self) -> Request:
-        """What the driver asks for in the owner record, or ABANDON if the record names another job."""
+        """STOP if the driver asks for it in the owner record, ABANDON if the record names another job."""
         if self._monitor.lost:
             return Request.ABANDON
         return Request.STOP if self._monitor.stop else Request.NOTHING
 
     def node_leaving(self) -> bool:
-        """Whether Ray has a notice that the node of a worker is about to be taken away."""
+        """Whether Ray has a preemption notice for the node of a worker."""
         import ray.train
 
         return ray.train.get_preemption_info() is not None
 
     def require_ownership(self) -> None:
-        """Raise OutputError if the run's owner record names another job."""
-        require(self._run, self._token)
+        """Raise OutputError if the owner record names another job."""
+        require_ownership(self._run, self._token)
 
     def show(self, record: dict[str, Any]) -> None:
-        """Publish the record for the driver, and its figures as Ray metrics."""
+        """Write the record for the driver, and its values to the Ray metrics."""
         progress.publish(self._run, record)
         for name, value in {**(record["history"] or [{}])[-1], **record}.items():
-            if name in self._gauges:
-                self._gauges[name].set(value)
+            if gauge := self._gauges.get(name):
+                gauge.set(value)

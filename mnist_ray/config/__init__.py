@@ -1,8 +1,49 @@
 """The settings of each command as frozen, validated dataclasses. A field is a flag, and its docstring is the help text."""
 
-from mnist_ray.config.base import Device
-from mnist_ray.config.others import EvaluateConfig, PredictConfig, VerifyConfig
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
 from mnist_ray.config.score import ScoreConfig
 from mnist_ray.config.train import TrainConfig
+from mnist_ray.flags import Device, require
 
 __all__ = ["Device", "EvaluateConfig", "PredictConfig", "ScoreConfig", "TrainConfig", "VerifyConfig"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig:
+    """Measure a model on the test digits of a dataset."""
+
+    model: str
+    """Run directory or model bundle (path or URI)."""
+    data: str = "auto"
+    """Dataset to measure on; the same values as for train."""
+    out: str = ""
+    """JSON file for the result (path or URI). By default evaluation.json in the folder that contains the bundle."""
+    device: Device = "auto"
+    """Device that computes; auto uses a GPU if this machine has one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictConfig:
+    """Print the digit in each of a few image files, without Ray."""
+
+    images: tyro.conf.Positional[tuple[str, ...]]
+    """Image files (paths or URIs)."""
+    model: Annotated[str, tyro.conf.arg(metavar="RUN_OR_BUNDLE")]
+    """Run directory or model bundle (path or URI)."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.images), "IMAGE is missing: give at least one image file")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerifyConfig:
+    """Prove that a prediction table contains every planned input exactly once. Only the output folder is read."""
+
+    out: tyro.conf.Positional[str]
+    """Output folder of score (path or URI)."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import tyro
 
-from mnist_ray.config.base import Device, Fingerprinted, require
-from mnist_ray.flags import probabilities, scoring_pool
+from mnist_ray.flags import Device, probabilities, require, scoring_pool
+
+_RESOURCES = {"model", "out", "workers", "device", "resume", "extend", "rescore_changed", "overwrite", "address"}
+"""Flags that cannot change the rows of the table."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ScoreConfig(Fingerprinted):
+class ScoreConfig:
     """Predict the digit in each image of folders, files, Parquet tables or manifests, and write a prediction table."""
 
     inputs: tyro.conf.Positional[tuple[str, ...]]
@@ -49,28 +51,25 @@ class ScoreConfig(Fingerprinted):
     address: str = ""
     """Ray cluster to connect to. By default RAY_ADDRESS, else a local cluster is started."""
 
-    _resources: ClassVar[frozenset[str]] = frozenset(
-        {"model", "out", "workers", "device", "resume", "extend", "rescore_changed", "overwrite", "address"}
-    )
-
     def __post_init__(self) -> None:
-        require(
-            bool(self.inputs) and all(self.inputs),
-            "INPUT is missing or empty: give a folder, a file, a glob or a manifest",
-        )
+        given = bool(self.inputs) and all(self.inputs)
+        require(given, "INPUT is missing or empty: give a folder, a file, a glob or a manifest")
         require(bool(self.model), "--model is empty: give a run directory or a model bundle")
         require(bool(self.out), "--out is empty: give a folder for the prediction table")
         scoring_pool(self.workers)
         probabilities(self.probabilities)
-        require(
-            self.unit_rows >= 0,
-            f"--unit-rows {self.unit_rows}: expected at least 1, or 0 to choose the size by the number of bytes",
-        )
+        rows = self.unit_rows
+        require(rows >= 0, f"--unit-rows {rows}: expected at least 1, or 0 to choose the size by the number of bytes")
         require(self.sample >= 0, f"--sample {self.sample}: expected a number of inputs, or 0 for all")
         require(not (self.sample and self.extend), "--sample and --extend: give only one; --extend adds all new inputs")
         num_modes = self.resume + self.extend + self.overwrite
         require(num_modes <= 1, "--resume continues a job, --extend adds to it, and --overwrite replaces it: give one of them")
         require(self.extend or not self.rescore_changed, "--rescore-changed: give --extend, too")
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that can change the rows of the table, as values that JSON can hold."""
+        fields = {name: value for name, value in asdict(self).items() if name not in _RESOURCES}
+        return {**fields, "inputs": list(self.inputs)}
 
     def kept_columns(self) -> tuple[str, ...]:
         """The columns that `--keep` names, in order and without duplicates."""

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mnist_ray.data.columns import is_binary, is_list
-from mnist_ray.data.containers import MAX_BYTES, Reason, Rejection, has_signature
+from mnist_ray.data.containers import Reason, Rejection, has_signature
 from mnist_ray.data.images import SIDE, Grey, decode
 
 _WRONG_LENGTH = f"expected {SIDE * SIDE} pixel values"
@@ -43,20 +43,16 @@ def decode_cells(cells: pa.Array) -> Sequence[Grey | Rejection] | Grey:
         return _decode_struct(cells)
     if pa.types.is_binary_view(kind):
         cells = cells.cast(pa.large_binary())
-    whole = _whole_bytes(cells) if is_binary(kind) else _whole_pixels(cells)
-    if whole is not None:
-        return whole
     if is_binary(kind):
-        return [_decode_bytes(cell.as_buffer()) for cell in cells]
-    return [_decode_list(cell) for cell in cells.to_pylist()]
+        whole = _whole_bytes(cells)
+        return [_decode_bytes(cell.as_py()) for cell in cells] if whole is None else whole
+    whole = _whole_pixels(cells)
+    return [_decode_list(cell) for cell in cells.to_pylist()] if whole is None else whole
 
 
-def _decode_bytes(buffer: pa.Buffer | None) -> Grey | Rejection:
-    if buffer is None:
+def _decode_bytes(data: bytes | None) -> Grey | Rejection:
+    if data is None:
         return Rejection(Reason.MISSING, "the cell is null")
-    if buffer.size > MAX_BYTES:
-        return Rejection(Reason.TOO_LARGE, f"more than {MAX_BYTES} bytes")
-    data = buffer.to_pybytes()
     if len(data) == SIDE * SIDE and not has_signature(data):
         return np.frombuffer(data, np.uint8).reshape(SIDE, SIDE)
     return decode(data)

@@ -7,7 +7,7 @@ types other than `KNOWN_EXTENSIONS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,7 +29,6 @@ KNOWN_EXTENSIONS = (
     "ray.data.arrow_variable_shaped_tensor",
 )
 """Extension types whose values are plain data. Tensors are read through their storage type."""
-_EXTENSION_NAME = b"ARROW:extension:name"
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -72,24 +71,17 @@ def _extension(field: pa.Field) -> str:
     """The name of the field's own extension type, registered in this process or not. Empty for a plain type."""
     if isinstance(field.type, pa.BaseExtensionType):
         return str(field.type.extension_name)
-    name: bytes = (field.metadata or {}).get(_EXTENSION_NAME, b"")
+    name: bytes = (field.metadata or {}).get(b"ARROW:extension:name", b"")
     return name.decode(errors="backslashreplace")
-
-
-def _extensions(field: pa.Field) -> Iterator[str]:
-    """The names of all extension types of a field, at any depth."""
-    if name := _extension(field):
-        yield name
-    kind = _storage(field.type)
-    if pa.types.is_dictionary(kind):
-        yield from _extensions(pa.field("", kind.value_type))
-    for position in range(kind.num_fields):
-        yield from _extensions(kind.field(position))
 
 
 def _unknown_extension(field: pa.Field) -> str:
     """The first extension type of a field, at any depth, that is not in `KNOWN_EXTENSIONS`. Empty if all are known."""
-    return next((name for name in _extensions(field) if name not in KNOWN_EXTENSIONS), "")
+    if (name := _extension(field)) not in ("", *KNOWN_EXTENSIONS):
+        return name
+    kind = _storage(field.type)
+    inner = [pa.field("", kind.value_type)] if pa.types.is_dictionary(kind) else [kind.field(i) for i in range(kind.num_fields)]
+    return next(filter(None, map(_unknown_extension, inner)), "")
 
 
 def require_known_types(field: pa.Field, source: str) -> None:
@@ -112,12 +104,13 @@ def describe(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
 
 
-def _column(schema: pa.Schema, name: str, source: str) -> pa.Field:
-    """The column that a flag names. Raises DataError if it is missing or has an unknown extension type."""
+def _require_column(schema: pa.Schema, name: str, source: str, fits: Callable[[pa.DataType], bool], expected: str) -> None:
+    """Raise DataError if the column that a flag names is missing, has an unknown extension type, or another wrong type."""
     if name not in schema.names:
         raise DataError(f"{source}: has no column {name!r}; its columns: {describe(schema)}")
     require_known_types(schema.field(name), source)
-    return schema.field(name)
+    if not fits(kind := schema.field(name).type):
+        raise DataError(f"{source}: column {name!r} is {kind}; expected {expected}")
 
 
 def image_column(schema: pa.Schema, wanted: str, source: str) -> str:
@@ -128,19 +121,15 @@ def image_column(schema: pa.Schema, wanted: str, source: str) -> str:
     """
     require_unique(schema, source)
     if wanted:
-        kind = _column(schema, wanted, source).type
-        if not _can_hold_images(kind):
-            raise DataError(f"{source}: column {wanted!r} is {kind}; expected image bytes or {SIDE * SIDE} integer pixels")
+        _require_column(schema, wanted, source, _can_hold_images, f"image bytes or {SIDE * SIDE} integer pixels")
         return wanted
     fields = [field for field in schema if _can_hold_images(field.type)]
     usable: list[str] = [field.name for field in fields if not _unknown_extension(field)]
     if fields and not usable:
         require_known_types(fields[0], source)
-    if len(usable) == 1:
-        return usable[0]
-    for name in IMAGE_NAMES:
-        if name in usable:
-            return name
+    preferred = usable if len(usable) == 1 else [name for name in IMAGE_NAMES if name in usable]
+    if preferred:
+        return preferred[0]
     found = f"several columns that may hold images ({', '.join(usable)})" if usable else "no column that holds images"
     raise DataError(f"{source}: has {found}; name one with --image-column. Its columns: {describe(schema)}")
 
@@ -163,9 +152,7 @@ def truth_column(schema: pa.Schema, wanted: str, source: str) -> str | None:
     Raises DataError if `wanted` is missing or does not hold integers.
     """
     if wanted:
-        kind = _column(schema, wanted, source).type
-        if not pa.types.is_integer(kind):
-            raise DataError(f"{source}: column {wanted!r} is {kind}; expected integers from 0 to 9")
+        _require_column(schema, wanted, source, pa.types.is_integer, "integers from 0 to 9")
         return wanted
     return _first_readable(schema, TRUTH_NAMES, pa.types.is_integer)
 
@@ -175,8 +162,7 @@ def path_column(schema: pa.Schema) -> str | None:
     return _first_readable(schema, PATH_NAMES, _is_text)
 
 
-def truths(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+def truths(column: pa.Array) -> pa.Array:
     """Integers as true digits, uint8[N]. Values outside 0 to 9 become null."""
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     digits = pc.is_in(column, value_set=pa.array(range(10), column.type))
     return pc.cast(pc.if_else(digits, column, None), pa.uint8())

@@ -73,14 +73,7 @@ def _check_jpeg(data: bytes) -> Rejection | None:
 _SIGNATURES: dict[bytes, Callable[[bytes], Rejection | None] | None] = {
     b"\x89PNG\r\n\x1a\n": _check_png,
     b"\xff\xd8\xff": _check_jpeg,
-    b"GIF87a": None,
-    b"GIF89a": None,
-    b"BM": None,
-    b"RIFF": None,
-    b"II*\0": None,
-    b"MM\0*": None,
-    b"II+\0": None,
-    b"MM\0+": None,
+    **dict.fromkeys((b"GIF87a", b"GIF89a", b"BM", b"RIFF", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
 }
 
 

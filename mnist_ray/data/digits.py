@@ -83,19 +83,13 @@ def checked(images: NDArray[np.uint8], labels: NDArray[np.integer], source: str)
     return LabelledDigits(images, labels.astype(np.uint8))
 
 
-def require_every_class(digits: LabelledDigits, source: str) -> None:
-    """Raise DataError if a class has no training image."""
-    if missing := sorted(set(range(10)) - set(digits.labels.tolist())):
-        raise DataError(f"{source}: has no training image of class {', '.join(map(str, missing))}; expected all ten digits")
-
-
-def hold_out(digits: LabelledDigits, source: str, seed: int = 0) -> tuple[LabelledDigits, LabelledDigits]:
+def hold_out(digits: LabelledDigits, source: str) -> tuple[LabelledDigits, LabelledDigits]:
     """Split digits into a training and a test part.
 
-    A tenth of each class, but at least one image, is drawn at random for the test part. The same seed draws the same images.
+    A tenth of each class, but at least one image, is drawn at random for the test part. Each call draws the same images.
     Raises DataError if a class has only one image.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     is_test = np.zeros(len(digits), bool)
     for digit in range(10):
         rows = random.permutation(np.flatnonzero(digits.labels == digit))

@@ -37,10 +37,6 @@ class ImageFile(NamedTuple):
     truth: int | None
 
 
-def _uri(like: str, path: str) -> str:
-    return path if is_local(like) else f"{like.partition('://')[0]}://{path.lstrip('/')}"
-
-
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Items in lists of `size`; the last list may be shorter."""
     rest = iter(items)
@@ -87,7 +83,7 @@ def _walk_local(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[File
             yield _stat_local(entry.path, entry.path)
 
 
-def _walk_remote(like: str, filesystem: fs.FileSystem, root: str) -> Iterator[FileEntry]:
+def _walk_remote(scheme: str, filesystem: fs.FileSystem, root: str) -> Iterator[FileEntry]:
     """Yield the files of a folder by name, then those of its folders. Up to `REMOTE_LISTERS` folders are listed ahead."""
     with ThreadPoolExecutor(REMOTE_LISTERS) as pool:
 
@@ -95,7 +91,7 @@ def _walk_remote(like: str, filesystem: fs.FileSystem, root: str) -> Iterator[Fi
             inner = []
             for info in sorted(folder, key=lambda info: info.path):
                 if info.type == fs.FileType.File:
-                    yield FileEntry(_uri(like, info.path), info.size, str(info.mtime_ns))
+                    yield FileEntry(f"{scheme}://{info.path.lstrip('/')}", info.size, str(info.mtime_ns))
                 elif info.type == fs.FileType.Directory:
                     inner.append(info.path)
             ahead: deque[Future[list[fs.FileInfo]]] = deque()
@@ -118,6 +114,6 @@ def walk(folder: str) -> Iterator[FileEntry]:
         if is_local(folder):
             yield from _walk_local(absolute(folder), frozenset())
         else:
-            yield from _walk_remote(folder, *resolve(folder))
+            yield from _walk_remote(folder.partition("://")[0], *resolve(folder))
     except OSError as error:
         raise StorageError(f"{folder}: cannot be listed: {error.strerror or error}") from None

@@ -1,15 +1,21 @@
-"""Finds the full MNIST on this machine, or downloads it once."""
+"""Finds MNIST's four IDX files on this machine, downloads them once, and reads them, plain or gzipped."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import socket
+import struct
 import tempfile
+import zlib
 from pathlib import Path
 
-from mnist_ray.data import idx
-from mnist_ray.errors import DataError
+import numpy as np
+from numpy.typing import NDArray
+
+from mnist_ray.data import storage
+from mnist_ray.data.digits import LabelledDigits, checked
+from mnist_ray.data.images import SIDE
+from mnist_ray.errors import DataError, StorageError
 
 MNIST_TERMS = "MNIST (Y. LeCun, C. Cortes, C. Burges): CC BY-SA 3.0"
 MNIST_DIGESTS = (
@@ -19,6 +25,13 @@ MNIST_DIGESTS = (
 """`LabelledDigits.digest` of the training and the test part of MNIST."""
 TIMEOUT_S = 5.0
 """A mirror that sends no data for this long is abandoned."""
+
+TRAIN_IMAGES = "train-images-idx3-ubyte"
+_TRAIN = {TRAIN_IMAGES: 0x803, "train-labels-idx1-ubyte": 0x801}
+_TEST = {"t10k-images-idx3-ubyte": 0x803, "t10k-labels-idx1-ubyte": 0x801}
+"""The files of each part, images first, and their magic numbers."""
+_MAX_BYTES = 1 << 30
+"""Largest content of a gzip file, so that a small malicious file cannot fill the memory."""
 
 
 def cache_folder() -> Path:
@@ -34,10 +47,10 @@ def find_mnist() -> str | None:
     Raises DataError if `$MNIST_RAY_DATA` is set and does not contain them.
     """
     if wanted := os.environ.get("MNIST_RAY_DATA"):
-        if not (found := idx.find(wanted)):
-            raise DataError(f"MNIST_RAY_DATA={wanted}: holds no {idx.TRAIN_IMAGES}[.gz]; expected MNIST's four IDX files")
+        if not (found := find_idx(wanted)):
+            raise DataError(f"MNIST_RAY_DATA={wanted}: holds no {TRAIN_IMAGES}[.gz]; expected MNIST's four IDX files")
         return found
-    return idx.find(str(cache_folder()))
+    return find_idx(str(cache_folder()))
 
 
 def download() -> str:
@@ -50,7 +63,7 @@ def download() -> str:
     try:
         cache_folder().mkdir(parents=True, exist_ok=True)
         with FileLock(cache_folder() / "download.lock"):
-            return idx.find(str(cache_folder())) or _fetch()
+            return find_idx(str(cache_folder())) or _fetch()
     except OSError as error:
         raise _failure(f"{cache_folder()}: {error.strerror or error}") from None
 
@@ -78,9 +91,79 @@ def _fetch() -> str:
                 except (OSError, RuntimeError, EOFError, ValueError) as error:
                     failures.append(" ".join(str(error).split()) or type(error).__name__)
                     continue
-                shutil.copytree(Path(scratch) / "MNIST", cache_folder() / ".MNIST.new", dirs_exist_ok=True)
-                os.replace(cache_folder() / ".MNIST.new", cache_folder() / "MNIST")
+                os.replace(Path(scratch) / "MNIST", cache_folder() / "MNIST")
                 return str(cache_folder() / "MNIST" / "raw")
     finally:
         socket.setdefaulttimeout(timeout)
     raise _failure("; ".join(failures))
+
+
+def find_idx(folder: str) -> str | None:
+    """The folder that contains the training images: this one, or `MNIST/raw` below it, where torchvision puts them."""
+    places = (folder, storage.join(folder, "MNIST", "raw"))
+    return next((place for place in places if _present(TRAIN_IMAGES, storage.names(place))), None)
+
+
+def _present(name: str, names: list[str]) -> str | None:
+    """The plain or gzipped file of this name among the names in a folder."""
+    return next((file for file in (name, f"{name}.gz") if file in names), None)
+
+
+def load_idx(folder: str) -> tuple[LabelledDigits, LabelledDigits | None]:
+    """The training digits in a folder that `find_idx` returned, and the test digits if there are any.
+
+    Raises DataError for a missing or damaged file, and StorageError for one that cannot be read.
+    """
+    names = storage.names(folder)
+    has_test = any(_present(name, names) for name in _TEST)
+    return _load_part(folder, names, _TRAIN), _load_part(folder, names, _TEST) if has_test else None
+
+
+def _load_part(folder: str, names: list[str], part: dict[str, int]) -> LabelledDigits:
+    found = []
+    for name, magic in part.items():
+        if not (file := _present(name, names)):
+            raise DataError(f"{storage.join(folder, name)}: is missing (plain or .gz); expected it beside the other IDX files")
+        uri = storage.join(folder, file)
+        found.append((uri, _parse(_read(uri), magic, uri)))
+    (images_file, images), (labels_file, labels) = found
+    if len(images) != len(labels):
+        raise DataError(f"{labels_file}: has {len(labels)} labels for the {len(images)} images of {images_file}")
+    return checked(images, labels, labels_file)
+
+
+def _read(uri: str) -> bytes:
+    try:
+        data = storage.read(uri)
+    except FileNotFoundError as error:
+        raise StorageError(str(error)) from None
+    if not uri.endswith(".gz"):
+        return data
+    try:
+        unpacker = zlib.decompressobj(wbits=31)
+        raw = unpacker.decompress(data, _MAX_BYTES)
+        if not unpacker.eof:
+            raise EOFError("unpacks to over 1 GiB" if unpacker.unconsumed_tail else "ends before its end marker")
+        return raw
+    except (zlib.error, EOFError) as error:
+        raise DataError(f"{uri}: is not a complete gzip file: {error}; download it again") from None
+
+
+def _parse(data: bytes, magic: int, source: str) -> NDArray[np.uint8]:
+    """The array in an IDX file: uint8[N, 28, 28] for images (magic number 0x803), uint8[N] for labels (0x801).
+
+    Raises DataError if the header or the length of `data` is wrong.
+    """
+    num_sizes = magic & 0xFF  # the last byte of the magic number is the number of dimensions
+    header = 4 + 4 * num_sizes
+    if len(data) < header:
+        raise DataError(f"{source}: has {len(data)} bytes, less than the {header} of an IDX header; replace it")
+    found, *sizes = struct.unpack_from(f">{1 + num_sizes}I", data)
+    if found != magic:
+        raise DataError(f"{source}: begins with {found:#010x}; expected the IDX magic number {magic:#010x}")
+    if tuple(sizes[1:]) not in ((), (SIDE, SIDE)):
+        raise DataError(f"{source}: holds images of {sizes[1]} x {sizes[2]}; expected {SIDE} x {SIDE}")
+    expected = header + int(np.prod(sizes, dtype=object))
+    if len(data) != expected:
+        raise DataError(f"{source}: has {len(data)} bytes; its header announces {expected}; replace it")
+    return np.frombuffer(data, np.uint8, offset=header).reshape(sizes)

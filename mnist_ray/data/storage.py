@@ -54,10 +54,7 @@ def _filesystem(root: str) -> tuple[fs.FileSystem, str]:
     try:
         return fs.FileSystem.from_uri(root)  # type: ignore[no-any-return]
     except pa.ArrowInvalid:
-        from fsspec.core import url_to_fs
-
-        filesystem, path = url_to_fs(root)
-        return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
+        return fs.FileSystem.from_uri(f"fsspec+{root}")  # type: ignore[no-any-return]
 
 
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
@@ -110,11 +107,7 @@ def names(folder: str) -> list[str]:
 def read(uri: str) -> bytes:
     """The content of a file. Raises FileNotFoundError, or StorageError for any other failure."""
     try:
-        if is_local(uri):
-            with open(absolute(uri), "rb") as file:
-                return file.read()
-        filesystem, path = resolve(uri)
-        with filesystem.open_input_stream(path, compression=None) as stream:
+        with open_file(uri) as stream:
             return stream.read()  # type: ignore[no-any-return]
     except FileNotFoundError:
         raise FileNotFoundError(f"{uri}: there is no such file") from None

@@ -1,1 +1,1 @@
-"""The network and its training, on any number of workers; never Ray."""
+"""The network and its training on any number of workers. Does not use Ray."""

@@ -1,4 +1,4 @@
-"""The only caller of torch.distributed. Everything here is correct in a single process, too."""
+"""The only caller of torch.distributed. Every function here also works in a single process."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from mnist_ray.errors import MnistRayError, from_status
 T = TypeVar("T")
 
 
-def _together() -> bool:
+def _is_distributed() -> bool:
     return td.is_available() and td.is_initialized()
 
 
 def rank() -> int:
     """This worker's number, from 0."""
-    return td.get_rank() if _together() else 0
+    return td.get_rank() if _is_distributed() else 0
 
 
 def world() -> int:
-    """How many workers there are."""
-    return td.get_world_size() if _together() else 1
+    """The number of workers."""
+    return td.get_world_size() if _is_distributed() else 1
 
 
 def wrap(model: nn.Module, example: Tensor) -> nn.Module:
-    """The model with a backward pass that averages gradients over all workers; the model itself where there is one."""
+    """The model with gradients averaged over all workers in the backward pass; the model itself if there is one worker."""
     if world() == 1:
         return model
-    # Batch statistics are set by calibration, so there is nothing to broadcast at each step.
+    # Calibration sets the batch statistics, so no step needs to broadcast them.
     wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
-    # DDP orders its bucket anew after the first backward pass, and sums of three or more depend on the order: a run that
-    # continues must not begin with another one than it was interrupted in.
+    # DDP reorders its gradients after the first backward pass, and the last bits of a sum over three or more workers depend on
+    # that order. So run one pass now: a continued run then begins in the same order as an uninterrupted one.
     (wrapped(example).sum() * 0.0).backward()
     wrapped.zero_grad()
     return wrapped
@@ -47,7 +47,7 @@ def _on_backend(tensor: Tensor) -> Tensor:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum of a tensor over all workers, on the CPU."""
+    """The sum of a tensor over all workers, as a tensor on the CPU."""
     if world() == 1:
         return tensor.cpu()
     moved = _on_backend(tensor)

@@ -1,4 +1,4 @@
-"""The history of a run, epoch by epoch: `history.jsonl` and TensorBoard events."""
+"""The history of a run, one row per epoch: `history.jsonl` and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from mnist_ray.data import storage
 from mnist_ray.errors import StorageError
 
 NOT_CURVES = ("epoch", "samples_seen", "train_samples")
+"""Columns of the history that get no curve in TensorBoard."""
 
 
 class HistoryWriter:
-    """Writes the rows of a run's history. Events lie over samples, so runs with other batch sizes compare."""
+    """Writes the rows of a run's history. The x-axis of its curves is samples, so runs with different batch sizes compare."""
 
     def __init__(self, run: str) -> None:
         self._run = run
         self._written = 0
 
     def write(self, rows: list[dict[str, float]]) -> None:
-        """Write the whole history anew, so that a continued run never repeats a line, and the new rows' events.
+        """Replace `history.jsonl` by all rows, so that a continued run repeats no line, and write the events of the new rows.
 
         Raises StorageError.
         """
-        storage.write(
-            storage.join(self._run, "history.jsonl"), "".join(json.dumps(row) + "\n" for row in rows).encode(), storage.PATIENT
-        )
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        storage.write(storage.join(self._run, "history.jsonl"), lines.encode(), storage.PATIENT)
         if new := rows[self._written :]:
             try:
                 self._write_events(new)
@@ -35,11 +35,11 @@ class HistoryWriter:
             self._written = len(rows)
 
     def _write_events(self, rows: list[dict[str, float]]) -> None:
-        """A file of events: made in a temporary folder, since only closing a writer writes all that it was given."""
+        """Write an event file; in a temporary folder first, because a SummaryWriter completes its file only when closed."""
         from tensorboardX import SummaryWriter
 
         with tempfile.TemporaryDirectory() as folder:
-            # A run that continues takes back the events after its checkpoint.
+            # The first file of a continued run purges the events that an earlier process wrote after the checkpoint.
             first = int(rows[0]["samples_seen"])
             with SummaryWriter(folder, purge_step=None if self._written else first, filename_suffix=f".{first}") as writer:
                 for row in rows:

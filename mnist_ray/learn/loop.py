@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import suppress
 
@@ -51,6 +52,10 @@ class Loop:
         self.digits, self.test = DeviceDigits.put(train, device), DeviceDigits.put(splits.test, device)
         self.validation = DeviceDigits.put(validation, device) if validation else None
         self.model = dist.wrap(self.state.model.train(), self.digits.images[:GROUP_SIZE])
+        amount, unit = checkpoint_interval(config.checkpoint_every)
+        samples = amount * (len(train) if unit == "epochs" else self.recipe.global_batch_size)
+        self._save_samples = math.inf if unit == "seconds" else max(1, round(samples))
+        self._save_s = amount if unit == "seconds" else math.inf
         self._agree_steps = max(1, AGREE_SAMPLES // self.recipe.global_batch_size)
         self._steps, self._rate = 0, 0.0
         self._shown_at = self._checked_at = self._saved_at = time.monotonic()
@@ -114,10 +119,9 @@ class Loop:
     def _agree(self) -> Request:
         """What rank 0 asks of all workers; with `--seconds`, also sets the run's new length."""
         request, now = Request.NOTHING, time.monotonic()
-        amount, unit = checkpoint_interval(self.config.checkpoint_every)
         if dist.rank() == 0:
             request = self.control.requested()
-            request |= Request.SAVE if unit == "seconds" and now - self._saved_at >= amount else Request.NOTHING
+            request |= Request.SAVE if now - self._saved_at >= self._save_s else Request.NOTHING
             request |= Request.CHECK_NODES if now - self._checked_at >= CHECK_NODES_S else Request.NOTHING
         value, self.state.total = dist.from_rank_0([int(request), self._fitted_total()])
         request = Request(value)
@@ -137,13 +141,7 @@ class Loop:
 
     def _checkpoint_due(self, before: int) -> bool:
         """Whether the step that began at sample `before` ended the run, or passed a multiple of `--checkpoint-every`."""
-        amount, unit = checkpoint_interval(self.config.checkpoint_every)
-        if self.ended():
-            return True
-        if unit == "seconds":
-            return False
-        every = max(1, round(amount * (len(self.digits) if unit == "epochs" else self.recipe.global_batch_size)))
-        return self.state.samples_seen // every > before // every
+        return self.ended() or self.state.samples_seen // self._save_samples > before // self._save_samples
 
     def _save_checkpoint(self) -> None:
         self.state.tally = self.state.tally.pooled()

@@ -1,8 +1,9 @@
-"""Counts that add exactly across batches and workers."""
+"""Counts of predictions, which add up exactly over batches and workers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +12,33 @@ from torch import Tensor
 from mnist_ray.learn import dist
 
 
-@dataclass
-class Tally:
-    """Predictions counted: `confusion` int64[10, 10], truth by prediction, and `loss_sum` float64, the sum of the losses.
+class Counted:
+    """The figures that a confusion matrix gives."""
 
-    Both stay on the device that they are counted on: nothing waits for it until a figure is read.
+    confusion: Any
+    """int64[10, 10], a tensor or an array (rows: truth, columns: prediction)."""
+
+    @property
+    def count(self) -> int:
+        """Number of samples."""
+        return int(self.confusion.sum())
+
+    @property
+    def correct(self) -> int:
+        """Number of samples predicted correctly."""
+        return int(self.confusion.trace())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the samples predicted correctly, 0 to 1."""
+        return self.correct / max(self.count, 1)
+
+
+@dataclass
+class Tally(Counted):
+    """Counted predictions: `confusion` int64[10, 10] (rows: truth, columns: prediction) and `loss_sum` float64, in nats.
+
+    Both stay on the device of the predictions, so counting does not wait for the device; reading a figure does.
     """
 
     confusion: Tensor = field(default_factory=lambda: torch.zeros(10, 10, dtype=torch.int64))
@@ -23,26 +46,11 @@ class Tally:
 
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor, loss_sum: Tensor) -> None:
-        """Count a batch: logits float[B, 10], labels int64[B], and the sum of its losses."""
+        """Add a batch: logits float[B, 10], labels int64[B], and the sum of its losses, a scalar."""
         self.confusion, self.loss_sum = self.confusion.to(logits.device), self.loss_sum.to(logits.device)
         cells = labels * 10 + logits.argmax(dim=1)
         self.confusion.view(-1).index_add_(0, cells, torch.ones_like(cells))
         self.loss_sum += loss_sum
-
-    @property
-    def count(self) -> int:
-        """Samples counted."""
-        return int(self.confusion.sum())
-
-    @property
-    def correct(self) -> int:
-        """Samples predicted right."""
-        return int(self.confusion.trace())
-
-    @property
-    def accuracy(self) -> float:
-        """Share of the samples predicted right, 0 to 1."""
-        return self.correct / max(self.count, 1)
 
     @property
     def loss(self) -> float:
@@ -50,15 +58,15 @@ class Tally:
         return float(self.loss_sum) / max(self.count, 1)
 
     def reduced(self) -> Tally:
-        """The sum over all workers, the same on each."""
+        """The sum over all workers, on every worker."""
         return Tally(dist.all_reduce_sum(self.confusion), dist.all_reduce_sum(self.loss_sum))
 
     def pooled(self) -> Tally:
-        """The same sum held by rank 0 alone, so that one worker's checkpoint keeps the counts of all."""
+        """The sum over all workers on rank 0, and zeros elsewhere, so that rank 0's checkpoint holds all counts once."""
         total = self.reduced()
         return total if dist.rank() == 0 else Tally()
 
 
 def cross_entropy_sum(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """The sum of the cross-entropy of a batch, in nats; `smoothing` of each target is spread over all classes."""
+    """The sum of a batch's cross-entropy, in nats; a share `smoothing` of each target is spread over all classes."""
     return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)

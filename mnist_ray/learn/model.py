@@ -1,4 +1,4 @@
-"""The network. It knows no device, rank or cluster, and normalises its own input."""
+"""The network. It normalises its own input, and does not depend on device, rank or cluster."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ ARCHITECTURE = "digit-cnn-2"
 MEAN, STD = 0.1307, 0.3081
 """Mean and standard deviation of the pixels of MNIST's training images, scaled to 0 to 1."""
 CALIBRATION_SAMPLES = 2048
+"""Training samples that set the batch statistics for evaluation."""
 
 
 class GroupBatchNorm2d(nn.BatchNorm2d):
     """Batch norm that trains on the statistics of fixed groups of `GROUP_SIZE` consecutive samples.
 
-    A group is computed by one worker whatever their number, so the number of workers does not change what is learned, and
-    no statistics are exchanged. Those for evaluation come from `calibrate`, not from a running average.
+    One worker computes a whole group, so the number of workers does not change the result, and workers exchange no
+    statistics. The statistics for evaluation come from `calibrate`, not from a running average.
     """
 
     calibrating = False
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise float[B, C, H, W]: by groups in training, by the calibrated statistics in evaluation."""
+        """Normalise float[B, C, H, W]: by group in training, by the calibrated statistics in evaluation."""
         if not self.training or self.calibrating:
             return super().forward(input)
         groups = input.split(GROUP_SIZE)
@@ -38,23 +39,23 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
 
 
 class DigitCNN(nn.Module):
-    """Convolutions and a linear layer. Pooling comes before batch norm and ReLU: a quarter of the work.
+    """Convolutions and a linear layer. Pooling comes before batch norm and ReLU, which then have a quarter of the work.
 
-    Activations are channels_last: on the CPU, convolution, pooling and batch norm are several times as fast that way.
+    Activations are channels_last, which makes convolution, pooling and batch norm several times as fast on a CPU.
     """
 
     def __init__(self, layers: Sequence[Conv]) -> None:
         super().__init__()
         self.layers = tuple(layers)
-        inside, side = 1, 28
+        channels, side = 1, 28
         stack: list[nn.Module] = []
         for layer in layers:
-            stack.append(nn.Conv2d(inside, layer.channels, layer.kernel, layer.stride, padding=layer.kernel // 2, bias=False))
+            stack.append(nn.Conv2d(channels, layer.channels, layer.kernel, layer.stride, padding=layer.kernel // 2, bias=False))
             stack += [nn.MaxPool2d(layer.pool)] if layer.pool > 1 else []
             stack += [GroupBatchNorm2d(layer.channels, momentum=None), nn.ReLU()]
-            inside, side = layer.channels, ((side + 2 * (layer.kernel // 2) - layer.kernel) // layer.stride + 1) // layer.pool
+            channels, side = layer.channels, ((side + 2 * (layer.kernel // 2) - layer.kernel) // layer.stride + 1) // layer.pool
         self.features = nn.Sequential(*stack)
-        self.head = nn.Linear(inside * side * side, len(CLASSES))
+        self.head = nn.Linear(channels * side * side, len(CLASSES))
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -67,14 +68,14 @@ class DigitCNN(nn.Module):
 
 @torch.no_grad()
 def calibrate(model: nn.Module, images: NDArray[np.uint8]) -> None:
-    """Set the batch statistics that evaluation uses from one pass over fixed images uint8[N, 28, 28]; ends in eval mode."""
+    """Set the batch statistics for evaluation by one pass over images uint8[N, 28, 28]. Leaves the model in eval mode."""
     norms = [module for module in model.modules() if isinstance(module, GroupBatchNorm2d)]
     device = next(model.parameters()).device
     model.train()
     for norm in norms:
         norm.reset_running_stats()
         norm.calibrating = True
-    # Batches as even as can be: each counts the same in the average, however many images it has.
+    # Batches of nearly equal size, because each counts the same in the average.
     for batch in torch.from_numpy(images).tensor_split(-(-len(images) // 256)):
         model(batch.to(device))
     for norm in norms:

@@ -1,7 +1,7 @@
-"""What training needs to go on, and the checkpoints it is kept in.
+"""The state of a training run, and its checkpoints.
 
-A checkpoint is a folder `RUN/checkpoints/samples-N`: `state.pt`, and `commit.json`, written last, with the state's checksum.
-A folder without its commit marker does not exist for a reader; one whose bytes do not match it is named and passed over.
+A checkpoint is a folder `RUN/checkpoints/samples-N` with `state.pt` and the marker `commit.json`, which is written last and
+holds the SHA-256 of `state.pt`. A reader skips a folder without a valid marker, or whose bytes do not match it, and warns.
 """
 
 from __future__ import annotations
@@ -24,63 +24,63 @@ from mnist_ray.learn.model import DigitCNN
 from mnist_ray.learn.optim import make_optimizer
 
 UNKNOWN = 10**12
-"""The length of a run that is given in seconds, until its speed is known."""
+"""Length in samples of a run with `--seconds`, until its speed is known."""
 KEEP = 3
-"""Checkpoints kept: the newest ones."""
-_PLAIN = ("samples_seen", "total", "train_seconds", "history", "best")
+"""Number of checkpoints kept, the newest ones."""
+_PLAIN_FIELDS = ("samples_seen", "total", "train_seconds", "history", "best")
 
 
 @dataclass
 class TrainState:
-    """The whole truth about a run in progress. Random numbers derive from seed and position, so none are kept."""
+    """The complete state of a run. It holds no random state, because all random numbers derive from seed and position."""
 
     model: DigitCNN
     optimizer: optim.Optimizer
     total: int
-    """Samples that the run will have seen at its end."""
+    """Length of the run, in samples."""
     precision: str = "float32"
-    """What the forward pass computes in: float32, or bfloat16 with float32 weights."""
+    """Precision of the forward pass: float32, or bfloat16 with float32 weights."""
     samples_seen: int = 0
     train_seconds: float = 0.0
     tally: Tally = field(default_factory=Tally)
     history: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
-    """The network's state at the epoch that did best on the validation part, where there is one."""
+    """With `--patience`: the state dict of the epoch with the highest validation accuracy."""
 
     def to_bytes(self) -> bytes:
-        """The state as `torch.save` writes it."""
+        """The state in the format of `torch.save`."""
         buffer = io.BytesIO()
         parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         tally = {"confusion": self.tally.confusion, "loss_sum": self.tally.loss_sum}
-        torch.save({**{name: getattr(self, name) for name in _PLAIN}, **parts, "tally": tally}, buffer)
+        torch.save({**{name: getattr(self, name) for name in _PLAIN_FIELDS}, **parts, "tally": tally}, buffer)
         return buffer.getvalue()
 
     def load_bytes(self, data: bytes) -> None:
-        """Take over a state; it is read with `weights_only`, so nothing in it is executed."""
+        """Replace this state by a saved one. It is read with `weights_only`, so that nothing in it is executed."""
         parts: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         self.model.load_state_dict(parts["model"])
         self.optimizer.load_state_dict(parts["optimizer"])
-        for name in _PLAIN:
+        for name in _PLAIN_FIELDS:
             setattr(self, name, parts[name])
-        self.tally = Tally(**parts["tally"]) if dist.rank() == 0 else Tally()  # rank 0's holds the counts of all
+        self.tally = Tally(**parts["tally"]) if dist.rank() == 0 else Tally()  # it holds the counts of all workers
 
 
 def make_state(config: TrainConfig, num_samples: int, device: torch.device) -> TrainState:
-    """The state of a run over so many training digits that has not begun: the same weights on every worker."""
-    how = config.settings()
+    """The state of a new run over `num_samples` training digits, with the same weights on every worker."""
+    recipe = config.settings()
     torch.manual_seed(config.seed)
-    model = DigitCNN(how.layers).to(device)
-    total = UNKNOWN if config.seconds else max(1, round(how.epochs * num_samples))
-    return TrainState(model, make_optimizer(model, how), total, common_precision(device))
+    model = DigitCNN(recipe.layers).to(device)
+    total = UNKNOWN if config.seconds else max(1, round(recipe.epochs * num_samples))
+    return TrainState(model, make_optimizer(model, recipe), total, common_precision(device))
 
 
 def common_precision(device: torch.device) -> str:
-    """What every worker's hardware multiplies: bfloat16, else float32."""
+    """bfloat16 if the hardware of every worker multiplies it, else float32. Collective."""
     if device.type == "cuda":
-        able = torch.cuda.is_bf16_supported(including_emulation=False)
+        supported = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        able = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return "bfloat16" if int(dist.all_reduce_sum(torch.tensor(int(able)))) == dist.world() else "float32"
+        supported = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return "bfloat16" if int(dist.all_reduce_sum(torch.tensor(int(supported)))) == dist.world() else "float32"
 
 
 def _folder(run: str) -> str:
@@ -88,9 +88,9 @@ def _folder(run: str) -> str:
 
 
 def save_checkpoint(run: str, state: TrainState, identity: str) -> str:
-    """Write a checkpoint of the run that `identity` names, drop the oldest ones, and return its folder.
+    """Write a checkpoint of the run with this `identity`, delete the oldest checkpoints, and return the new folder.
 
-    Raises StorageError, when several tries have failed; the checkpoints before it are as they were.
+    Raises StorageError if several attempts fail. The earlier checkpoints are then unchanged.
     """
     place = storage.join(_folder(run), f"samples-{state.samples_seen:012d}")
     data = state.to_bytes()
@@ -99,21 +99,21 @@ def save_checkpoint(run: str, state: TrainState, identity: str) -> str:
         storage.write(storage.join(place, "state.pt"), data, storage.PATIENT)
         storage.write_json(storage.join(place, "commit.json"), marker, storage.PATIENT)
     except StorageError as error:
-        before: list[str] = []
+        earlier: list[str] = []
         with suppress(StorageError):
-            before = [name for name in _names(run) if storage.is_file(storage.join(_folder(run), name, "commit.json"))]
-        kept = f"the checkpoints before it are whole, the newest is {before[-1]}" if before else "there is none before it"
+            earlier = [name for name in _names(run) if storage.is_file(storage.join(_folder(run), name, "commit.json"))]
+        kept = f"earlier checkpoints are whole, the newest is {earlier[-1]}" if earlier else "there is no earlier checkpoint"
         raise StorageError(
-            f"{error} ({len(storage.PATIENT) + 1} tries); {kept}; make space or mend the storage, then run the same command "
-            "again to continue"
+            f"{error} ({len(storage.PATIENT) + 1} attempts); {kept}; free space or repair the storage, then run the same "
+            "command again to continue"
         ) from None
-    with suppress(StorageError):  # one checkpoint too many harms nobody
+    with suppress(StorageError):  # an extra checkpoint does no harm
         _prune(run, place.rpartition("/")[2])
     return place
 
 
 def _prune(run: str, newest_name: str) -> None:
-    """Delete all but the newest few, and what a run that fell back past damaged checkpoints left ahead of it."""
+    """Delete old checkpoints, and those after `newest_name`: the damaged ones that a continued run has skipped."""
     names = _names(run)
     reached = [name for name in names if name <= newest_name]
     for old in [*reached[:-KEEP], *names[len(reached) :]]:
@@ -126,9 +126,9 @@ def _names(run: str) -> list[str]:
 
 
 def newest_checkpoint(run: str, identity: str) -> tuple[bytes | None, list[str]]:
-    """The newest whole checkpoint's state, and a warning for each damaged one that was passed over.
+    """The state in the newest valid checkpoint, or None, and a warning for each damaged one that was skipped.
 
-    Raises OutputError if it belongs to a run with other settings or data.
+    Raises OutputError if the checkpoint belongs to a run with other settings or data.
     """
     warnings: list[str] = []
     for name in reversed(_names(run)):
@@ -136,13 +136,13 @@ def newest_checkpoint(run: str, identity: str) -> tuple[bytes | None, list[str]]
         try:
             marker = storage.read_json(storage.join(place, "commit.json"))
             data = storage.read(storage.join(place, "state.pt"))
-            whole = hashlib.sha256(data).hexdigest() == marker["state.pt"]
+            valid = hashlib.sha256(data).hexdigest() == marker["state.pt"]
         except (FileNotFoundError, ValueError, KeyError, TypeError):
-            whole = False
-        if not whole:
-            warnings.append(f"{place}: this checkpoint is damaged or was never finished; the one before it is used")
+            valid = False
+        if not valid:
+            warnings.append(f"{place}: this checkpoint is damaged or incomplete; the one before it is used")
             continue
         if marker.get("meaning") != identity:
-            raise OutputError(f"{run}: holds a run with other settings or data; give another --out, or delete it to start anew")
+            raise OutputError(f"{run}: holds a run with other settings or data; give another --out, or delete the folder")
         return data, warnings
     return None, warnings

@@ -1,4 +1,4 @@
-"""One step of training, and the measuring of a network; on one worker's share of the digits."""
+"""One training step, and the evaluation of a network, on one worker's share of the digits."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from mnist_ray.recipes import Recipe
 
 @dataclass(frozen=True)
 class DeviceDigits:
-    """Digits where they are computed on: `images` uint8[N, 28, 28], `labels` int64[N]."""
+    """Digits on the device that computes with them: `images` uint8[N, 28, 28], `labels` int64[N]."""
 
     images: Tensor
     labels: Tensor
 
     @staticmethod
     def put(digits: LabelledDigits, device: torch.device) -> DeviceDigits:
-        """Copy digits to a device."""
+        """The digits, copied to a device."""
         labels = torch.from_numpy(digits.labels.astype(np.int64))
         return DeviceDigits(torch.tensor(digits.images, device=device), labels.to(device))
 
@@ -35,18 +35,18 @@ class DeviceDigits:
         return len(self.labels)
 
 
-def train_step(model: nn.Module, state: TrainState, order: SampleOrder, digits: DeviceDigits, how: Recipe) -> Tensor:
-    """One optimizer step on this worker's share of the next global batch; returns the share's mean loss, a scalar."""
+def train_step(model: nn.Module, state: TrainState, order: SampleOrder, digits: DeviceDigits, recipe: Recipe) -> Tensor:
+    """Take one optimizer step on this worker's share of the next global batch; returns the share's mean loss, a scalar."""
     batch = order.batch(state.samples_seen, state.total)
     span = share(len(batch), dist.rank(), dist.world())
     idle = span.start == span.stop
-    if idle:  # DDP wants every worker in the backward pass: compute a group, count it for nothing
+    if idle:  # DDP needs every worker in the backward pass, so compute one group and give it weight 0
         span = slice(0, min(GROUP_SIZE, len(batch)))
-    images, labels = _load(digits, batch, span, order.random(state.samples_seen), how)
+    images, labels = _load(digits, batch, span, order.random(state.samples_seen), recipe)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=state.precision == "bfloat16"):
         logits = model(images)
-    loss = cross_entropy_sum(logits, labels, how.label_smoothing)
-    # DDP divides the gradients by the number of workers: this makes them those of the global batch's mean.
+    loss = cross_entropy_sum(logits, labels, recipe.label_smoothing)
+    # DDP divides the summed gradients by the number of workers; this scale makes them the gradients of the global mean loss.
     (loss * (0.0 if idle else dist.world() / len(batch))).backward()
     state.optimizer.step()
     state.optimizer.zero_grad()
@@ -57,23 +57,23 @@ def train_step(model: nn.Module, state: TrainState, order: SampleOrder, digits: 
 
 
 def _load(
-    digits: DeviceDigits, batch: NDArray[np.int64], span: slice, random: np.random.Generator, how: Recipe
+    digits: DeviceDigits, batch: NDArray[np.int64], span: slice, random: np.random.Generator, recipe: Recipe
 ) -> tuple[Tensor, Tensor]:
-    """Images and labels of a span of a global batch; the distortion of a sample does not depend on the span."""
+    """Distorted images and labels of a span of a global batch. A sample's distortion does not depend on the span."""
     rows = torch.from_numpy(batch[span]).to(digits.labels.device, non_blocking=True)
     images, labels = digits.images.index_select(0, rows), digits.labels.index_select(0, rows)
-    if how.affine is None:
+    if recipe.affine is None:
         return images, labels
-    grid = sampling_grid(draw_affine(random, len(batch), how.affine))[span]
+    grid = sampling_grid(draw_affine(random, len(batch), recipe.affine))[span]
     return distort(images, grid.to(images.device, non_blocking=True)), labels
 
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, digits: DeviceDigits) -> Tally:
-    """Count this worker's share of the digits under a model in eval mode."""
+    """The predictions of a model in eval mode on this worker's share of the digits, counted."""
     tally = Tally()
-    share_of_all = slice(dist.rank(), None, dist.world())
-    images, labels = digits.images[share_of_all], digits.labels[share_of_all]
+    every_nth = slice(dist.rank(), None, dist.world())
+    images, labels = digits.images[every_nth], digits.labels[every_nth]
     for image_batch, label_batch in zip(images.split(256), labels.split(256), strict=True):
         logits = model(image_batch)
         tally.add(logits, label_batch, cross_entropy_sum(logits, label_batch))

@@ -1,1 +1,1 @@
-"""What a job needs on any engine: its owner, its workers, its progress, its processes; never Ray."""
+"""What a job needs with and without Ray: owner, workers, progress, processes. Does not use Ray."""

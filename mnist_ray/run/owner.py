@@ -1,4 +1,8 @@
-"""Who may write to a run directory: one job at a time, which leaves a sign of life there and passes on a request to stop."""
+"""The owner of a run directory: the one job that may write to it.
+
+The job keeps a record `owner.json` there, which changes every second while the job lives (docs/decisions/0012). The record
+also carries a request to stop from the driver to the workers.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +20,23 @@ from mnist_ray.data import storage
 from mnist_ray.errors import OutputError, StorageError
 
 BEAT_S = 1.0
-"""Seconds between two signs of life."""
+"""Seconds between two updates of the record."""
 SILENT_S = 10.0
-"""Seconds without one after which a job counts as dead."""
-WATCH_S = 0.5
+"""Seconds without an update after which a job counts as dead."""
+MONITOR_S = 0.5
+"""Seconds between two reads of the record by a worker."""
 _NAME = "owner.json"
 
 
 def _place() -> str:
-    """This machine since it started, and the process numbers that hold in it."""
+    """A name for this machine, its current boot and its PID namespace: the place where this process's PID is valid."""
     with suppress(OSError), open("/proc/sys/kernel/random/boot_id") as boot:
         return f"{platform.node()} {boot.read().strip()} {os.readlink('/proc/self/ns/pid')}"
     return platform.node()
 
 
 def read(run: str) -> dict[str, Any]:
-    """The record of the job that owns the run directory; empty if there is none to be read."""
+    """The record of the job that owns the run directory; empty if there is no valid record. Raises StorageError."""
     with suppress(FileNotFoundError, ValueError):
         record = storage.read_json(storage.join(run, _NAME))
         return record if isinstance(record, dict) and "token" in record else {}
@@ -39,6 +44,7 @@ def read(run: str) -> dict[str, Any]:
 
 
 def _alive(run: str, record: dict[str, Any]) -> bool:
+    """Whether the job of this record lives: its process has not ended, as far as can be seen, and it updates its record."""
     if record["place"] == _place():
         try:
             os.kill(record["pid"], 0)
@@ -54,76 +60,75 @@ def _alive(run: str, record: dict[str, Any]) -> bool:
     return False
 
 
-def require(run: str, token: str) -> None:
-    """Raise OutputError if the run directory belongs to another job than the one of this token, as its record says now."""
+def require_ownership(run: str, token: str) -> None:
+    """Read the record, and raise OutputError if it names another job than the one with this token."""
     record: dict[str, Any] = {}
-    with suppress(StorageError):  # a storage that is away for a while is met where it matters
+    with suppress(StorageError):  # ignore transient storage errors here; the next write reports them
         record = read(run)
     if record.get("token", token) != token:
-        raise _taken(run, _named(record))
+        raise _replaced(run, _describe(record))
 
 
-def _taken(run: str, by: str) -> OutputError:
-    return OutputError(f"{run}: was taken over by {by}; this job has stopped and changes nothing more")
+def _replaced(run: str, by: str) -> OutputError:
+    return OutputError(f"{run}: was taken over by {by}; this job has stopped and writes nothing more")
 
 
-def _named(record: dict[str, Any]) -> str:
-    return f"process {record['pid']} on {record['place'].split()[0]}, which began at {record['began']}"
+def _describe(record: dict[str, Any]) -> str:
+    return f"process {record['pid']} on {record['place'].split()[0]}, started at {record['began']}"
 
 
 class Owner:
-    """This job's hold on a run directory."""
+    """This job's ownership of a run directory."""
 
     def __init__(self, run: str) -> None:
         self.run, self.token = run, uuid.uuid4().hex
         self.signal: int | None = None
         """The signal that asked this job to stop."""
         self.replaced_by = ""
-        """Names the job that has taken the directory over."""
+        """Description of the job that has taken the directory over."""
         began = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         self._record: dict[str, Any] = {"token": self.token, "pid": os.getpid(), "place": _place(), "began": began, "beats": 0}
-        self._over = False
-
-    def stop(self, number: int) -> None:
-        """Pass on that a signal asks for a checkpoint and the end."""
-        self.signal = number  # nothing that locks: a second signal may come meanwhile
+        self._released = False
 
     def require(self) -> None:
-        """Raise OutputError if another job has taken the directory over."""
+        """Raise OutputError if another job is known to have taken the directory over."""
         if self.replaced_by:
-            raise _taken(self.run, self.replaced_by)
+            raise _replaced(self.run, self.replaced_by)
 
     def _write(self) -> None:
         self._record["beats"] += 1
         storage.write_json(storage.join(self.run, _NAME), {**self._record, "stop": self.signal is not None})
 
     def claim(self) -> None:
-        """Take the directory, or raise OutputError naming the living job that has it."""
+        """Become the owner. Raises OutputError if a living job owns the directory."""
         if (record := read(self.run)) and _alive(self.run, record):
-            raise OutputError(f"{self.run}: {_named(record)}, is writing here; wait for it, stop it, or give another --out")
+            raise OutputError(f"{self.run}: {_describe(record)}, is writing here; wait for it, stop it, or give another --out")
         self._write()
 
     def beat(self) -> None:
-        """Leave signs of life until released."""
-        while not self._over and not self.replaced_by:
+        """Update the record every `BEAT_S`, and at once after a signal, until released or replaced."""
+        while not self._released and not self.replaced_by:
             asked, until = self.signal, time.monotonic() + BEAT_S
-            while time.monotonic() < until and self.signal == asked and not self._over:
+            while time.monotonic() < until and self.signal == asked and not self._released:
                 time.sleep(0.1)
-            with suppress(Exception):  # a storage that is away for a while is met where it matters
+            with suppress(Exception):  # ignore transient storage errors here; the next write of results reports them
                 record = read(self.run)
                 if record and record["token"] != self.token:
-                    self.replaced_by = _named(record)
-                elif not self._over:
+                    self.replaced_by = _describe(record)
+                elif not self._released:
                     self._write()
 
     def release(self) -> None:
-        """Leave the directory to others."""
-        self._over = True
+        """End the updates."""
+        self._released = True
 
 
 @contextmanager
 def owning(run: str) -> Iterator[Owner]:
-    """Own the run directory meanwhile; SIGTERM, SIGHUP and SIGINT become requests to stop, a second SIGINT an interrupt."""
+    """Own the run directory inside this block. Raises OutputError if a living job owns it.
+
+    SIGTERM, SIGHUP and SIGINT then set `Owner.signal`, a request to stop. A second SIGINT raises KeyboardInterrupt.
+    """
     owner = Owner(run)
     owner.claim()
     beating = threading.Thread(target=owner.beat, daemon=True)
@@ -132,12 +137,11 @@ def owning(run: str) -> Iterator[Owner]:
     def on_signal(number: int, _frame: object) -> None:
         if owner.signal == signal.SIGINT == number:
             raise KeyboardInterrupt
-        owner.stop(number)
+        owner.signal = number  # takes no lock, because a second signal may interrupt this handler
 
-    main = threading.current_thread() is threading.main_thread()
-    before = (
-        {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)} if main else {}
-    )
+    in_main = threading.current_thread() is threading.main_thread()  # only the main thread may handle signals
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if in_main else ()
+    before = {number: signal.signal(number, on_signal) for number in numbers}
     try:
         yield owner
     finally:
@@ -151,18 +155,20 @@ def owning(run: str) -> Iterator[Owner]:
 
 
 class OwnerMonitor:
-    """What a worker sees of the job that owns its run: `stop`, and `lost` once that is another job."""
+    """Reads the owner record for a worker, in a thread: `stop` if its job was asked to stop, `lost` if another owns the run."""
 
-    def __init__(self, run: str, token: str, *, looking: bool) -> None:
+    def __init__(self, run: str, token: str) -> None:
         self.stop = self.lost = False
         self._run, self._token = run, token
-        if looking:
-            threading.Thread(target=self._look, daemon=True).start()
 
-    def _look(self) -> None:
+    def start(self) -> None:
+        """Begin to read."""
+        threading.Thread(target=self._follow, daemon=True).start()
+
+    def _follow(self) -> None:
         while not self.lost:
             with suppress(Exception):
                 record = read(self._run)
                 self.lost = record.get("token", self._token) != self._token
                 self.stop = self.stop or bool(record.get("stop"))
-            time.sleep(WATCH_S)
+            time.sleep(MONITOR_S)

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -45,7 +45,7 @@ class Workers:
         self._pool, self._model = pool, (bundle, device)
         pool.submit(_load, *self._model).result()
 
-    def stream(self, refs: Iterable[UnitRef], job: Job) -> Iterator[UnitResult]:
+    def stream(self, refs: Iterable[UnitRef], job: Job) -> Generator[UnitResult]:
         """Score units, and yield each result as soon as it is there. Raises MnistRayError.
 
         At most two units per core wait for a process, so that `refs` is read no faster than units are scored.

@@ -43,14 +43,14 @@ class LocalControl(RunControl):
         self._owner, self._printer = job, ProgressPrinter(console)
 
     def requested(self) -> Request:
-        """What the job's signals ask for, or ABANDON if another job has replaced it."""
+        """STOP after a signal, ABANDON if another job has taken the run directory over."""
         if self._owner.replaced_by:
             return Request.ABANDON
         return Request.NOTHING if self._owner.signal is None else Request.STOP
 
     def require_ownership(self) -> None:
-        """Raise OutputError if the run's owner record names another job."""
-        owner.require(self._owner.run, self._owner.token)
+        """Raise OutputError if the owner record names another job."""
+        owner.require_ownership(self._owner.run, self._owner.token)
 
     def show(self, record: dict[str, Any]) -> None:
         """Print the progress on the console."""

@@ -22,7 +22,7 @@ def model(run_dir: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run_dir / "model", tmp_path / "model"))
 
 
-def test_a_bundle_says_what_it_is(run_dir: Path, mnist5k: Splits) -> None:
+def test_a_bundle_describes_itself(run_dir: Path, mnist5k: Splits) -> None:
     loaded = bundle.load(str(run_dir))
     assert loaded.digest == bundle.load(str(run_dir / "model")).digest
     card = loaded.card
@@ -37,7 +37,7 @@ def test_a_bundle_says_what_it_is(run_dir: Path, mnist5k: Splits) -> None:
     assert {"torch", "python", "mnist_ray"} <= set(card["versions"])
 
 
-def test_the_accuracy_on_the_card_is_the_predictors(run_dir: Path, mnist5k: Splits) -> None:
+def test_the_card_and_the_metrics_hold_the_accuracy_of_the_predictor(run_dir: Path, mnist5k: Splits) -> None:
     loaded = bundle.load(str(run_dir))
     report = evaluate(mnist5k.test, Predictor.ready(loaded, CPU))
     assert report.accuracy == loaded.card["accuracy"]["value"] == json.loads((run_dir / "metrics.json").read_text())["accuracy"]
@@ -46,7 +46,7 @@ def test_the_accuracy_on_the_card_is_the_predictors(run_dir: Path, mnist5k: Spli
 
 @pytest.mark.parametrize("name", [*seal.FILES, "digest.json"])
 @pytest.mark.parametrize("kind", ["changed", "cut", "missing"])
-def test_what_does_not_match_is_named(name: str, kind: str, model: Path) -> None:
+def test_a_damaged_file_is_named(name: str, kind: str, model: Path) -> None:
     data = (model / name).read_bytes()
     if kind == "missing":
         (model / name).unlink()
@@ -56,7 +56,7 @@ def test_what_does_not_match_is_named(name: str, kind: str, model: Path) -> None
         bundle.load(str(model))
 
 
-def test_a_bundle_of_another_version_is_refused(model: Path) -> None:
+def test_a_bundle_in_another_format_is_refused(model: Path) -> None:
     files, _ = seal.read(str(model))
     card = {**json.loads(files["card.json"]), "format": 99}
     seal.write(str(model), {**files, "card.json": json.dumps(card).encode()})
@@ -72,7 +72,7 @@ def test_wrong_weights_fail_the_self_test(model: Path) -> None:
         Predictor.ready(loaded, CPU)
 
 
-def test_nothing_in_a_bundle_is_a_pickle(model: Path) -> None:
+def test_a_bundle_contains_no_pickle(model: Path) -> None:
     assert sorted(path.suffix for path in model.iterdir()) == [".json", ".json", ".safetensors", ".safetensors"]
 
 
@@ -94,7 +94,7 @@ def test_wilson_interval() -> None:
     assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
 
 
-def test_the_report_counts(mnist5k: Splits, run_dir: Path) -> None:
+def test_the_numbers_of_a_report_agree(mnist5k: Splits, run_dir: Path) -> None:
     report = evaluate(mnist5k.test, Predictor.ready(bundle.load(str(run_dir)), CPU))
     values = report.to_json()
     assert values["num_images"] == 500 == sum(map(sum, values["confusion"]))

@@ -1,4 +1,4 @@
-"""The fast form of a network says what the plain one says."""
+"""The fast form of a network predicts like the network itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def bundle(run_dir: Path) -> ModelBundle:
     return load(str(run_dir))
 
 
-def test_the_fast_form_says_what_the_plain_one_says(bundle: ModelBundle, splits: Splits) -> None:
+def test_the_fast_form_predicts_like_the_network(bundle: ModelBundle, splits: Splits) -> None:
     fast = Predictor.ready(bundle, CPU)(splits.test.images)
     with torch.inference_mode():
         plain = torch.softmax(bundle.model(torch.tensor(splits.test.images)), 1).numpy()
@@ -34,14 +34,14 @@ def test_the_fast_form_says_what_the_plain_one_says(bundle: ModelBundle, splits:
 
 @pytest.fixture
 def splits(mnist5k: Splits, request: pytest.FixtureRequest) -> Splits:
-    """The full MNIST where it is."""
+    """The full MNIST if this machine has it, else the small one."""
     try:
         return request.getfixturevalue("mnist")  # type: ignore[no-any-return]
     except pytest.skip.Exception:
         return mnist5k
 
 
-def test_neighbours_and_threads_change_nothing(bundle: ModelBundle, mnist5k: Splits) -> None:
+def test_predictions_do_not_depend_on_the_batch_or_the_thread(bundle: ModelBundle, mnist5k: Splits) -> None:
     predict, images = Predictor.ready(bundle, CPU), mnist5k.test.images[:200]
     together = predict(images).probabilities
     with ThreadPoolExecutor(4) as pool:
@@ -51,7 +51,7 @@ def test_neighbours_and_threads_change_nothing(bundle: ModelBundle, mnist5k: Spl
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_folding_keeps_the_function_whatever_the_signs(recipe: RecipeName) -> None:
+def test_folding_keeps_the_function_for_weights_of_either_sign(recipe: RecipeName) -> None:
     torch.manual_seed(0)
     model = DigitCNN(RECIPES[recipe].layers).eval()
     for module in model.modules():

@@ -97,7 +97,7 @@ class OutlivingControl(RunControl):
         self.run = run
 
     def require_ownership(self) -> None:
-        owner.require(self.run, "mine")
+        owner.require_ownership(self.run, "mine")
 
 
 def test_workers_that_outlive_their_job_write_nothing_into_the_run_of_the_next(small: Splits, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_full_disk_stops_the_run_with_its_checkpoint_intact(
         ballast.write_bytes(b"0" * 12_000_000)
     _, said = job.communicate(timeout=120)
     assert job.returncode == 8, said
-    assert re.search(r"error: .*samples-\d+/state.pt: cannot be written: .*No space left.* \(4 tries\); ", said), said
+    assert re.search(r"error: .*samples-\d+/state.pt: cannot be written: .*No space left.* \(4 attempts\); ", said), said
     assert "the newest is samples-" in said
     assert "Traceback" not in said
     assert checkpoints(run)

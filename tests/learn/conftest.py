@@ -8,7 +8,7 @@ import torch
 
 @pytest.fixture(scope="package", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Networks this small compute fastest on one thread, above all beside other processes."""
+    """Small networks are fastest on one thread, above all while other processes compute."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

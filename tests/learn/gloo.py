@@ -1,4 +1,4 @@
-"""Worker processes that speak gloo. They start once per test session, because importing torch takes seconds."""
+"""Worker processes that communicate over gloo. They start once per test session, because importing torch takes seconds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TIMEOUT_S = 120
 def _workers() -> list[ProcessPoolExecutor]:
     """One executor per worker, so that a call can name the process that runs it."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mnist_ray.learn.loop", "torch._dynamo"])  # the second is imported by DDP
+    context.set_forkserver_preload(["mnist_ray.learn.loop", "torch._dynamo"])  # DDP imports the second
     return [ProcessPoolExecutor(1, context, torch.set_num_threads, (1,)) for _ in range(MAX_WORKERS)]
 
 

@@ -1,4 +1,4 @@
-"""The history: lines of JSON, and events that TensorBoard reads."""
+"""The history of a run as lines of JSON, and as events for TensorBoard."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def _row(epoch: int, loss: float) -> dict[str, float]:
 
 
 @pytest.mark.filterwarnings("default")
-def test_tensorboard_shows_each_epoch_once_also_of_a_continued_run(tmp_path: Path) -> None:
+def test_tensorboard_shows_each_epoch_once_for_a_continued_run(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    first = HistoryWriter(str(tmp_path))
-    first.write([_row(1, 0.5)])
-    first.write([_row(1, 0.5), _row(2, 0.4)])
-    rows = [_row(1, 0.5), _row(2, 0.3), _row(3, 0.2)]  # it fell back to epoch 1 and went another way
+    before = HistoryWriter(str(tmp_path))
+    before.write([_row(1, 0.5)])
+    before.write([_row(1, 0.5), _row(2, 0.4)])
+    rows = [_row(1, 0.5), _row(2, 0.3), _row(3, 0.2)]  # continued from epoch 1, with other values
     HistoryWriter(str(tmp_path)).write(rows)
     assert [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()] == rows
     events = EventAccumulator(str(tmp_path / "tensorboard"))

@@ -1,10 +1,10 @@
-"""The contracts of training: the number of workers changes nothing, and neither does an interruption."""
+"""Training gives the same result with any number of workers, and with or without interruptions."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +31,7 @@ STEPS = 12
 
 
 def _losses(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], batch: int) -> list[float]:
-    """The global mean loss of each of a few steps, computed in float64."""
+    """The global mean loss of each of the first steps, computed in float64."""
     config = TrainConfig(workers="0", epochs=2, global_batch_size=batch)
     recipe = config.settings()
     training = state.make_state(config, len(labels), CPU)
@@ -50,7 +50,7 @@ def _losses(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], batch: i
 
 @pytest.mark.parametrize("batch", [40, 65, 100, 256])
 def test_the_number_of_workers_does_not_change_the_losses(batch: int, small: Splits) -> None:
-    """40 leaves one of three workers idle, 65 gives one a single sample, 100 unequal shares, 256 even ones for two."""
+    """On 3 workers, a batch of 40 leaves one idle, and 65 gives one a single sample. On 2, only 256 divides equally."""
     rows = np.arange(0, 600, 2)
     args = (small.train.images[rows], small.train.labels[rows], batch)
     alone = run_workers(1, _losses, *args)[0]
@@ -65,22 +65,22 @@ def _weights(training: state.TrainState) -> str:
     return hashlib.sha256(flat.numpy().tobytes()).hexdigest()
 
 
-class BrokenControl(RunControl):
-    """Ends a run with an OutputError after some checkpoints, before it writes the next one."""
+class InterruptingControl(RunControl):
+    """Ends a run with an OutputError after this many checkpoints, before it writes the next one."""
 
     def __init__(self, checkpoints: int) -> None:
         self.left = checkpoints
 
     def require_ownership(self) -> None:
         if not self.left:
-            raise OutputError("broken")
+            raise OutputError("interrupted")
         self.left -= 1
 
 
 def _train(run: str, splits: Splits, checkpoints: int | None) -> str:
-    """Train from the newest checkpoint to the end, or for some checkpoints more; returns the digest of the weights."""
+    """Train from the newest checkpoint to the end, or until some more checkpoints are written; returns the weights' digest."""
     config = TrainConfig(workers="0", epochs=3, global_batch_size=128, checkpoint_every="0.5")
-    control = RunControl() if checkpoints is None else BrokenControl(checkpoints)
+    control = RunControl() if checkpoints is None else InterruptingControl(checkpoints)
     trainer = Loop(run, config, splits, CPU, control)
     assert not trainer.warnings
     if checkpoints is not None:
@@ -95,17 +95,17 @@ def _train(run: str, splits: Splits, checkpoints: int | None) -> str:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_a_continued_run_is_bit_equal_to_an_unbroken_one(world: int, small: Splits, tmp_path: Path) -> None:
-    whole = run_workers(world, _train, str(tmp_path / "whole"), small, None)
+def test_a_continued_run_is_bit_equal_to_an_uninterrupted_one(world: int, small: Splits, tmp_path: Path) -> None:
+    uninterrupted = run_workers(world, _train, str(tmp_path / "uninterrupted"), small, None)
     for checkpoints in (1, 2):
-        run_workers(world, _train, str(tmp_path / "broken"), small, checkpoints)
-    broken = run_workers(world, _train, str(tmp_path / "broken"), small, None)
-    assert broken == whole
-    assert len(set(whole)) == 1, "workers ended with different weights"
+        run_workers(world, _train, str(tmp_path / "continued"), small, checkpoints)
+    continued = run_workers(world, _train, str(tmp_path / "continued"), small, None)
+    assert continued == uninterrupted
+    assert len(set(uninterrupted)) == 1, "workers have different weights"
 
 
 def test_a_continued_epoch_counts_every_workers_samples(small: Splits, tmp_path: Path) -> None:
-    """A checkpoint in mid-epoch keeps what all workers have counted so far."""
+    """A checkpoint in the middle of an epoch keeps the counts of all workers."""
     assert _history(1, small, tmp_path / "one") == pytest.approx(_history(2, small, tmp_path / "two"), abs=0.03)
 
 
@@ -116,18 +116,18 @@ def _history(world: int, splits: Splits, run: Path) -> list[float]:
     return [row["train_accuracy"] for row in rows]
 
 
-def _shared() -> tuple[int, bytes | None, bytes | None, float]:
+def _collectives() -> tuple[int, bytes | None, bytes | None, float]:
     mine = b"state" if dist.rank() == 0 else None
     total = float(dist.all_reduce_sum(torch.tensor(float(dist.rank() + 1))))
     return dist.world(), dist.broadcast_bytes(mine), dist.broadcast_bytes(None), total
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_helpers_work_alone_and_together(world: int) -> None:
-    assert run_workers(world, _shared) == [(world, b"state", None, world * (world + 1) / 2)] * world
+def test_collectives_work_with_any_number_of_workers(world: int) -> None:
+    assert run_workers(world, _collectives) == [(world, b"state", None, world * (world + 1) / 2)] * world
 
 
-def test_evaluation_counts_each_digit_once_however_few(small: Splits) -> None:
+def test_evaluation_counts_each_digit_once(small: Splits) -> None:
     training = state.make_state(TrainConfig(), 600, CPU)
     training.model.eval()
     for size in (1, 7, 100):
@@ -140,7 +140,7 @@ def _saved(run: Path) -> list[str]:
 
 
 class AskingControl(RunControl):
-    """Always asks for the same."""
+    """Always makes the same request."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -149,19 +149,19 @@ class AskingControl(RunControl):
         return self.request
 
 
-@pytest.mark.parametrize(("request_", "saved"), [(Request.STOP, ["samples-000000000128"]), (Request.ABANDON, [])])
+@pytest.mark.parametrize(("asked", "saved"), [(Request.STOP, ["samples-000000000128"]), (Request.ABANDON, [])])
 def test_a_run_stops_when_asked_and_saves_if_it_still_owns_its_directory(
-    request_: Request, saved: list[str], small: Splits, tmp_path: Path
+    asked: Request, saved: list[str], small: Splits, tmp_path: Path
 ) -> None:
     config = TrainConfig(workers="0", epochs=9, checkpoint_every="9")
-    trainer = Loop(str(tmp_path), config, small, CPU, AskingControl(request_))
+    trainer = Loop(str(tmp_path), config, small, CPU, AskingControl(asked))
     assert not trainer.run()
     assert trainer.state.samples_seen == 128
     assert _saved(tmp_path) == saved
 
 
 def test_a_time_budget_sets_the_length_and_the_schedule(small: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = SimpleNamespace(monotonic=count(0, 0.1).__next__)  # each step takes 0.1 s
+    clock = SimpleNamespace(monotonic=itertools.count(0, 0.1).__next__)  # each step takes 0.1 s
     monkeypatch.setattr("mnist_ray.learn.loop.time", clock)
     trainer = Loop(str(tmp_path), TrainConfig(workers="0", seconds=3, lr=0.01), small, CPU, RunControl())
     assert trainer.run()
@@ -179,13 +179,13 @@ def _validation(trainer: Loop) -> list[float]:
 
 @pytest.fixture(scope="module")
 def patient(small: Splits, tmp_path_factory: pytest.TempPathFactory) -> Loop:
-    """A run that its patience has ended."""
+    """A finished run with `--patience`, which ended before its last epoch."""
     trainer = Loop(str(tmp_path_factory.mktemp("patient")), PATIENT, small, CPU, RunControl())
     assert trainer.run()
     return trainer
 
 
-def test_patience_ends_a_run_and_keeps_its_best_epoch(patient: Loop) -> None:
+def test_patience_ends_a_run_and_keeps_the_best_epoch(patient: Loop) -> None:
     scores = _validation(patient)
     assert len(scores) < 60
     assert best_epoch(scores) == len(scores) - 3
@@ -194,12 +194,12 @@ def test_patience_ends_a_run_and_keeps_its_best_epoch(patient: Loop) -> None:
     best.load_state_dict(patient.state.best)
     assert patient.validation
     assert evaluate(best, patient.validation).accuracy == max(scores)
-    assert patient.ended(), "a run that has ended does not train when it is started again"
+    assert patient.ended(), "a finished run does not train again"
 
 
-def test_a_continued_run_with_patience_remembers_its_best_epoch(patient: Loop, small: Splits, tmp_path: Path) -> None:
+def test_a_continued_run_with_patience_keeps_the_best_epoch(patient: Loop, small: Splits, tmp_path: Path) -> None:
     with pytest.raises(OutputError):
-        Loop(str(tmp_path), PATIENT, small, CPU, BrokenControl(2)).run()
+        Loop(str(tmp_path), PATIENT, small, CPU, InterruptingControl(2)).run()
     continued = Loop(str(tmp_path), PATIENT, small, CPU, RunControl())
     assert len(continued.state.history) == 2
     assert continued.run()

@@ -16,18 +16,18 @@ from mnist_ray.recipes import RECIPES, Affine
 LAYERS = RECIPES["standard"].layers
 
 
-def test_a_group_is_normalised_the_same_wherever_it_is_computed() -> None:
+def test_a_group_is_normalised_independently_of_its_batch() -> None:
     torch.manual_seed(0)
     norm = GroupBatchNorm2d(3).train()
     batch = torch.randn(2 * GROUP_SIZE + 5, 3, 4, 4)
-    together = norm(batch)
-    apart = torch.cat([norm(group) for group in batch.split(GROUP_SIZE)])
-    assert torch.equal(together, apart)
+    whole = norm(batch)
+    groups = torch.cat([norm(group) for group in batch.split(GROUP_SIZE)])
+    assert torch.equal(whole, groups)
     plain = torch.nn.BatchNorm2d(3).train()
-    assert torch.allclose(together[:GROUP_SIZE], plain(batch[:GROUP_SIZE]))
+    assert torch.allclose(whole[:GROUP_SIZE], plain(batch[:GROUP_SIZE]))
 
 
-def test_calibration_sets_what_evaluation_uses(small: Splits) -> None:
+def test_calibration_sets_the_statistics_for_evaluation(small: Splits) -> None:
     torch.manual_seed(0)
     model = DigitCNN(LAYERS)
     calibrate(model, small.train.images)
@@ -38,7 +38,7 @@ def test_calibration_sets_what_evaluation_uses(small: Splits) -> None:
     assert any(float(value.abs().sum()) > 0 for name, value in first.items() if name.endswith("running_mean"))
 
 
-def test_bytes_and_floats_give_the_same_logits(small: Splits) -> None:
+def test_uint8_and_float_images_give_the_same_logits(small: Splits) -> None:
     model = DigitCNN(LAYERS).eval()
     images = torch.from_numpy(small.test.images.copy())
     logits = model(images)
@@ -46,15 +46,15 @@ def test_bytes_and_floats_give_the_same_logits(small: Splits) -> None:
     assert torch.equal(logits, model(images.float()))
 
 
-def test_distortion_depends_on_the_sample_and_not_on_its_share(small: Splits) -> None:
+def test_the_distortion_of_a_sample_does_not_depend_on_the_share(small: Splits) -> None:
     images = torch.from_numpy(small.train.images[:64].copy())
     grid = sampling_grid(draw_affine(np.random.default_rng(0), 64, Affine(10, 0.1, 0.1, 2.0)))
     whole = distort(images, grid)
     assert torch.equal(whole[20:40], distort(images[20:40], grid[20:40]))
     assert whole.shape == images.shape
     assert 0 <= float(whole.min()) <= float(whole.max()) <= 255.001
-    unmoved = torch.tensor([[[1.0, 0, 0], [0, 1, 0]]]).repeat(64, 1, 1)
-    assert torch.allclose(distort(images, sampling_grid(unmoved)), images.float(), atol=0.01)
+    identity = torch.tensor([[[1.0, 0, 0], [0, 1, 0]]]).repeat(64, 1, 1)
+    assert torch.allclose(distort(images, sampling_grid(identity)), images.float(), atol=0.01)
 
 
 def test_the_schedule_rises_and_falls_to_zero() -> None:

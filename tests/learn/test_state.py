@@ -29,7 +29,7 @@ def _position(run: Path) -> tuple[int, list[str]]:
     return loaded.samples_seen, warnings
 
 
-def test_the_newest_few_are_kept(training: state.TrainState, tmp_path: Path) -> None:
+def test_the_newest_three_checkpoints_are_kept(training: state.TrainState, tmp_path: Path) -> None:
     _save(tmp_path, training, 100, 200, 300, 400, 1000)
     kept = [folder.name for folder in sorted((tmp_path / "checkpoints").iterdir())]
     assert kept == ["samples-000000000300", "samples-000000000400", "samples-000000001000"]
@@ -60,7 +60,7 @@ def _garble(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [_empty, _cut, _flip, _unmark, _garble])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     damage: object, training: state.TrainState, tmp_path: Path
 ) -> None:
     _save(tmp_path, training, 100, 200)
@@ -71,7 +71,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     assert "samples-000000000200: this checkpoint is damaged" in warnings[0]
 
 
-def test_a_run_that_fell_back_keeps_what_it_writes_then(training: state.TrainState, tmp_path: Path) -> None:
+def test_a_checkpoint_older_than_skipped_ones_is_kept(training: state.TrainState, tmp_path: Path) -> None:
     _save(tmp_path, training, 100, 200, 300, 400)
     for position in (300, 400):
         _flip(tmp_path / "checkpoints" / f"samples-{position:012d}")
@@ -80,11 +80,11 @@ def test_a_run_that_fell_back_keeps_what_it_writes_then(training: state.TrainSta
     assert _position(tmp_path) == (250, [])
 
 
-def test_another_runs_checkpoint_is_refused(training: state.TrainState, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_is_refused(training: state.TrainState, tmp_path: Path) -> None:
     _save(tmp_path, training, 100)
     with pytest.raises(OutputError, match="holds a run with other settings or data"):
         state.newest_checkpoint(str(tmp_path), "other")
 
 
-def test_no_checkpoint(tmp_path: Path) -> None:
+def test_a_new_run_has_no_checkpoint(tmp_path: Path) -> None:
     assert state.newest_checkpoint(str(tmp_path), "meaning") == (None, [])
