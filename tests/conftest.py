@@ -230,8 +230,8 @@ def start_cli(*args: str, threads: int = 1) -> subprocess.Popen[str]:
 
 
 def wait_for(condition: Callable[[], Any], *processes: subprocess.Popen[Any]) -> None:
-    """Wait until a condition holds. Fails after two minutes, and as soon as one of the processes ends."""
-    deadline = time.monotonic() + 120
+    """Wait until a condition holds. Fails after four minutes, and as soon as one of the processes ends."""
+    deadline = time.monotonic() + 240
     while not condition():
         ended = [process.args for process in processes if process.poll() is not None]
         assert not ended or condition(), f"{ended} ended too early"
