@@ -54,19 +54,10 @@ def folded(model: DigitCNN) -> DigitCNN:
     return plain.to(memory_format=torch.channels_last)
 
 
-def _traced(model: DigitCNN, device: torch.device, example: Tensor) -> torch.jit.ScriptModule:
-    fast = folded(model).to(device).eval()
-    with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated; its successor compiles for seconds (docs/decisions/0014)
-        frozen = torch.jit.freeze(torch.jit.trace(fast, example, check_trace=False))
-        return torch.jit.optimize_for_inference(frozen) if device.type == "cpu" else frozen
-
-
 @dataclass(frozen=True)
 class Predictor:
     """Predicts with one bundle on one device, where it has passed its self-test. Thread-safe."""
 
-    bundle: ModelBundle
     device: torch.device
     network: torch.jit.ScriptModule
 
@@ -74,9 +65,15 @@ class Predictor:
     def ready(bundle: ModelBundle, device: torch.device) -> Predictor:
         """Build the fast form of the network and run the self-test on both forms. Raises ModelError."""
         bundle.model.to(device).eval()
-        bundle.check(device)
+        fast = folded(bundle.model).to(device)
         example = torch.zeros((BATCH_SIZE[device.type], 28, 28), dtype=torch.uint8, device=device)
-        predictor = Predictor(bundle, device, _traced(bundle.model, device, example))
+        with warnings.catch_warnings(), torch.inference_mode():
+            bundle.check_logits(bundle.model(bundle.selftest["images"].to(device)).cpu())
+            warnings.simplefilter("ignore")  # torch.jit is deprecated; its successor compiles for seconds (docs/decisions/0014)
+            network = torch.jit.freeze(torch.jit.trace(fast, example, check_trace=False))
+            if device.type == "cpu":
+                network = torch.jit.optimize_for_inference(network)
+        predictor = Predictor(device, network)
         bundle.check_logits(predictor.logits(bundle.selftest["images"]))
         return predictor
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from mnist_ray.data import storage
-from mnist_ray.errors import OutputError, StorageError
+from mnist_ray.errors import OutputError, StoppedError, StorageError
 
 BEAT_S = 1.0
 """Seconds between two updates of the record."""
@@ -95,6 +95,13 @@ class Owner:
         if self.replaced_by:
             raise _replaced(self.run, self.replaced_by)
 
+    def raise_if_stopped(self, advice: str) -> None:
+        """Raise KeyboardInterrupt after SIGINT, and StoppedError with advice how to continue after another signal."""
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.signal is not None:
+            raise StoppedError(f"{self.run}: stopped as asked; {advice}")
+
     def _write(self) -> None:
         self._record["beats"] += 1
         storage.write_json(storage.join(self.run, _NAME), {**self._record, "stop": self.signal is not None})
@@ -160,9 +167,6 @@ class OwnerMonitor:
     def __init__(self, run: str, token: str) -> None:
         self.stop = self.lost = False
         self._run, self._token = run, token
-
-    def start(self) -> None:
-        """Begin to read."""
         threading.Thread(target=self._follow, daemon=True).start()
 
     def _follow(self) -> None:
