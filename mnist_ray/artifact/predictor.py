@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mnist_ray.artifact.bundle import ModelBundle
-from mnist_ray.data.digits import CLASSES, Predictions
+from mnist_ray.data.digits import Predictions
 from mnist_ray.errors import UsageError
 from mnist_ray.learn.model import DigitCNN
 
@@ -80,11 +81,11 @@ class Predictor:
     @torch.inference_mode()
     def logits(self, digits: Tensor) -> Tensor:
         """Logits float32[N, 10] of digits uint8[N, 28, 28], both on the CPU."""
-        size = BATCH_SIZE[self.device.type]
-        if padding := -len(digits) % size:
-            digits = torch.cat([digits, digits.new_zeros((padding, *digits.shape[1:]))])
-        parts = [self.network(batch.to(self.device)) for batch in digits.split(size)] if len(digits) else []
-        return torch.cat([part.cpu() for part in parts] or [torch.zeros(0, len(CLASSES))])[: len(digits) - padding]
+        count, size = len(digits), BATCH_SIZE[self.device.type]
+        if padding := max(-count % size, size - count):  # to whole batches, at least one
+            digits = F.pad(digits, (0, 0, 0, 0, 0, padding))
+        parts = [self.network(batch.to(self.device)) for batch in digits.split(size)]
+        return torch.cat(parts).cpu()[:count]
 
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8]) -> Predictions:

@@ -6,6 +6,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from typing import Any
 
 from mnist_ray.cluster import runtime
@@ -16,13 +17,15 @@ from mnist_ray.errors import ClusterError, MnistRayError, from_status
 from mnist_ray.flags import worker_range
 from mnist_ray.learn.control import Request, RunControl
 from mnist_ray.run import progress
-from mnist_ray.run.owner import Owner, OwnerMonitor, require_ownership
+from mnist_ray.run.owner import Owner, read, require_ownership
 from mnist_ray.run.worker import work
 
 MAX_FAILURES = 10
 """Number of times that lost workers are replaced. Then the job ends; the same command continues it."""
 POLL_S = 0.25
 """Seconds between two reads of the progress record by the driver."""
+MONITOR_S = 0.5
+"""Seconds between two reads of the owner record by rank 0."""
 STOP_S = 15.0
 """Seconds without progress after which a job that was asked to stop ends: longer than all attempts to save take."""
 GAUGES = {
@@ -135,18 +138,26 @@ class RayControl(RunControl):
 
     def __init__(self, run: str, token: str, rank: int) -> None:
         """On rank 0, also begin to read the owner record, and create the metrics. `token` is the job's."""
-        self._run, self._token = run, token
+        self._run, self._token, self._request = run, token, Request.NOTHING
         if rank == 0:
             from ray.util.metrics import Gauge
 
-            self._monitor = OwnerMonitor(run, token)
+            threading.Thread(target=self._follow, daemon=True).start()
             self._gauges = {name: Gauge(f"mnist_ray_train_{name}", text) for name, text in GAUGES.items()}
 
     def requested(self) -> Request:
         """STOP if the driver asks for it in the owner record, ABANDON if the record names another job."""
-        if self._monitor.lost:
-            return Request.ABANDON
-        return Request.STOP if self._monitor.stop else Request.NOTHING
+        return self._request
+
+    def _follow(self) -> None:
+        while self._request != Request.ABANDON:
+            with suppress(Exception):  # ignore transient storage errors here; the next write reports them
+                record = read(self._run)
+                if record.get("token", self._token) != self._token:
+                    self._request = Request.ABANDON
+                elif record.get("stop"):
+                    self._request = Request.STOP
+            time.sleep(MONITOR_S)
 
     def node_leaving(self) -> bool:
         """Whether Ray has a preemption notice for the node of a worker."""
