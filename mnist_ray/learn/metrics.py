@@ -23,9 +23,14 @@ class Counted:
         return int(self.confusion.sum())
 
     @property
+    def correct(self) -> int:
+        """Number of samples predicted correctly."""
+        return int(self.confusion.trace())
+
+    @property
     def accuracy(self) -> float:
         """Share of the samples predicted correctly, 0 to 1."""
-        return int(self.confusion.trace()) / max(self.count, 1)
+        return self.correct / max(self.count, 1)
 
 
 @dataclass
