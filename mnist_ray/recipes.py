@@ -35,11 +35,11 @@ class Recipe:
     layers: tuple[Conv, ...]
     epochs: float
     """Passes over the training digits."""
-    global_batch_size: int
+    global_batch_size: int = 128
     lr: float
     """Peak learning rate of AdamW."""
     weight_decay: float
-    label_smoothing: float
+    label_smoothing: float = 0.1
     affine: Affine | None
     betas: tuple[float, float] = (0.9, 0.99)
     """AdamW's decay rates per step, for the averages of the gradient and of its square."""
@@ -51,10 +51,8 @@ RECIPES: dict[RecipeName, Recipe] = {
     "fast": Recipe(
         layers=(Conv(24, 7, stride=2, pool=2), Conv(64, 3, pool=2)),
         epochs=0.6,
-        global_batch_size=128,
         lr=0.02,
         weight_decay=0.3,
-        label_smoothing=0.1,
         affine=Affine(degrees=5, scale=0.05, shear=0.05, shift_px=1),
         betas=(0.85, 0.98),
         warm_up=0.1,
@@ -62,19 +60,15 @@ RECIPES: dict[RecipeName, Recipe] = {
     "standard": Recipe(
         layers=(Conv(16, 5, stride=2), Conv(32, 3, pool=2), Conv(64, 3, pool=2), Conv(64, 3)),
         epochs=4.0,
-        global_batch_size=128,
         lr=0.015,
         weight_decay=0.15,
-        label_smoothing=0.1,
         affine=Affine(degrees=8, scale=0.1, shear=0.1, shift_px=1.5),
     ),
     "best": Recipe(
         layers=(Conv(24, 5, stride=2), Conv(48, 3, pool=2), Conv(96, 3, pool=2), Conv(96, 3)),
         epochs=20.0,
-        global_batch_size=128,
         lr=0.012,
         weight_decay=0.15,
-        label_smoothing=0.1,
         affine=Affine(degrees=12, scale=0.15, shear=0.15, shift_px=2),
     ),
 }

@@ -1,6 +1,5 @@
 """The scoring job: from a ScoreConfig to a prediction table."""
 
-import signal
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -11,7 +10,7 @@ from mnist_ray.cluster import runtime
 from mnist_ray.config import ScoreConfig
 from mnist_ray.console import Console
 from mnist_ray.data import storage
-from mnist_ray.errors import OutputError, StoppedError
+from mnist_ray.errors import OutputError
 from mnist_ray.flags import scoring_pool
 from mnist_ray.run import processes
 from mnist_ray.run.clock import Clock
@@ -99,19 +98,11 @@ def _score(
             if tally.add(result):
                 clock.scored(result)
                 _show(planner.plan, before + tally.total.inputs, clock, console)
-            _raise_if_stopped(owner)
+            owner.require()
+            owner.raise_if_stopped("run again with --resume to score the rest")
     return tally
 
 
 def _show(plan: Plan, done: int, clock: Clock, console: Console) -> None:
     share = f"{done / plan.num_inputs:4.0%}  {done:,} of {plan.num_inputs:,}" if plan.complete else f"{done:,}"
     console.progress(f"scoring {share} inputs  {clock.images_per_second():,.0f} images/s")
-
-
-def _raise_if_stopped(owner: Owner) -> None:
-    """Raise if this job was signalled or replaced."""
-    owner.require()
-    if owner.signal == signal.SIGINT:
-        raise KeyboardInterrupt
-    if owner.signal is not None:
-        raise StoppedError(f"{owner.run}: stopped as asked; run again with --resume to score the rest")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -17,7 +18,7 @@ from mnist_ray.data import storage
 from mnist_ray.data.datasets import load
 from mnist_ray.data.digits import Splits, hold_out
 from mnist_ray.data.order import GROUP_SIZE, num_groups
-from mnist_ray.errors import ModelError, OutputError, StoppedError, StorageError, UsageError
+from mnist_ray.errors import ModelError, OutputError, StorageError, UsageError
 from mnist_ray.flags import worker_range
 from mnist_ray.run.owner import Owner, owning
 from mnist_ray.run.worker import LocalControl, work
@@ -33,50 +34,38 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     if config.patience:
         hold_out(splits.train, splits.origin)  # raises DataError if too few digits, before anything is written
     runtime.warn_of_lost_output(config.run_directory(), console)
-    launch = _launch_here if worker_range(config.workers)[1] == 0 else _launch_on_ray
-    ended = launch(run, config, splits, console)
+    with _engine(run, config, splits, console) as run_workers, owning(run) as owner:
+        _begin(run, config, splits)
+        ended = run_workers(owner)
+        owner.require()
+        if not ended:
+            owner.raise_if_stopped("run the same command again to continue from its newest checkpoint")
     if ended and (metrics := finished(run, config)) is not None:
         return metrics
     raise StorageError(f"{run}: results written by workers are not visible on the driver; give an --out that all nodes share")
 
 
-def _launch_here(run: str, config: TrainConfig, splits: Splits, console: Console) -> bool:
-    from mnist_ray.artifact.predictor import pick_device
+@contextmanager
+def _engine(run: str, config: TrainConfig, splits: Splits, console: Console) -> Iterator[Callable[[Owner], bool]]:
+    """What trains and returns whether the run ended: this process, or a Ray cluster that has room for the workers."""
+    fewest, most = worker_range(config.workers)
+    if most == 0:
+        from mnist_ray.artifact.predictor import pick_device
 
-    pick_device(config.device)  # raises UsageError if there is no such device, before anything is written
-    with owning(run) as owner:
-        _begin(run, config, splits)
-        ended = work(run, config, config.device, splits, LocalControl(owner, console))
-        owner.require()
-        _raise_if_stopped(run, owner, ended)
-    return ended
-
-
-def _launch_on_ray(run: str, config: TrainConfig, splits: Splits, console: Console) -> bool:
+        pick_device(config.device)  # raises UsageError if there is no such device, before anything is written
+        yield lambda owner: work(run, config, config.device, splits, LocalControl(owner, console))
+        return
     # This import takes seconds, so do it while Ray starts.
     threading.Thread(target=importlib.import_module, args=("ray.train.torch",)).start()
     with runtime.cluster(config.address) as owns_cluster:
-        needs = runtime.resources(*worker_range(config.workers), config.device)
-        _require_work_for_all(config)  # checked second, because a larger batch does not help where there are too few CPUs
-        with owning(run) as owner:
-            _begin(run, config, splits)
-            ended = fit(run, config, splits, needs, owner, console, owns_cluster=owns_cluster)
-            _raise_if_stopped(run, owner, ended)
-    return ended
+        needs = runtime.resources(fewest, most, config.device)
+        _require_work_for_all(config, most)  # checked second, because a larger batch does not help where there are too few CPUs
+        yield lambda owner: fit(config, splits, needs, owner, console, owns_cluster=owns_cluster)
 
 
-def _raise_if_stopped(run: str, owner: Owner, ended: bool) -> None:
-    """Raise KeyboardInterrupt or StoppedError if a signal stopped the job before its end."""
-    if owner.signal is None or ended:
-        return
-    if owner.signal == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise StoppedError(f"{run}: stopped as asked; run the same command again to continue from its newest checkpoint")
-
-
-def _require_work_for_all(config: TrainConfig) -> None:
-    """Raise UsageError if the global batch has fewer groups of samples than there can be workers."""
-    size, (_, most) = config.settings().global_batch_size, worker_range(config.workers)
+def _require_work_for_all(config: TrainConfig, most: int) -> None:
+    """Raise UsageError if the global batch has fewer groups of samples than `most`, the number of workers."""
+    size = config.settings().global_batch_size
     if most > (groups := num_groups(size)):
         raise UsageError(
             f"--workers {config.workers} --global-batch-size {size}: a batch is divided into groups of {GROUP_SIZE}, so it has "
@@ -84,8 +73,11 @@ def _require_work_for_all(config: TrainConfig) -> None:
         )
 
 
-def _existing_settings(run: str) -> dict[str, Any]:
-    """The settings of the run in this directory; empty if the directory is new. Raises OutputError if they are damaged."""
+def _existing_settings(run: str, config: TrainConfig) -> dict[str, Any]:
+    """The settings of the run in this directory; empty if the directory is new.
+
+    Raises OutputError if they are damaged, or if the run has other settings than `config`.
+    """
     try:
         existing = storage.read_json(storage.join(run, "config.json"))
     except FileNotFoundError:
@@ -94,14 +86,17 @@ def _existing_settings(run: str) -> dict[str, Any]:
         existing = None
     if not isinstance(existing, dict):
         raise OutputError(f"{run}/config.json: is damaged; give another --out, or delete the folder to start again")
+    wanted, found = config.identity(), existing.get("meaning", {})
+    if different := sorted(name for name in wanted if found.get(name) != wanted[name]):
+        changes = ", ".join(f"{name} {found.get(name)} -> {wanted[name]}" for name in different)
+        raise OutputError(f"{run}: holds a run with other settings ({changes}); give another --out, or delete the folder")
     return existing
 
 
 def finished(run: str, config: TrainConfig) -> dict[str, Any] | None:
     """The metrics of a finished run; None if it is not finished. Raises OutputError if the folder holds another run."""
-    if not (existing := _existing_settings(run)):
+    if not _existing_settings(run, config):
         return None
-    _require_same_settings(run, existing, config)
     try:
         metrics: dict[str, Any] = storage.read_json(storage.join(run, "metrics.json"))
         valid = metrics["fingerprint"] == config.fingerprint() and bool(seal.find(run))
@@ -110,19 +105,10 @@ def finished(run: str, config: TrainConfig) -> dict[str, Any] | None:
     return metrics if valid else None
 
 
-def _require_same_settings(run: str, existing: dict[str, Any], config: TrainConfig) -> None:
-    """Raise OutputError if the run in this directory has other settings."""
-    wanted, found = config.identity(), existing.get("meaning", {})
-    if different := sorted(name for name in wanted if found.get(name) != wanted[name]):
-        changes = ", ".join(f"{name} {found.get(name)} -> {wanted[name]}" for name in different)
-        raise OutputError(f"{run}: holds a run with other settings ({changes}); give another --out, or delete the folder")
-
-
 def _begin(run: str, config: TrainConfig, splits: Splits) -> None:
     """Write the run's settings. Raises OutputError if the directory holds a run with other settings or other digits."""
     origin = {"data_name": splits.name, "data_sha256": [splits.train.digest, splits.test.digest]}
-    if existing := _existing_settings(run):
-        _require_same_settings(run, existing, config)  # again, because another job may have begun it in the meantime
-        if existing.get("data_sha256") != origin["data_sha256"]:
-            raise OutputError(f"{run}: was trained on other digits than {splits.origin} holds now; give another --out")
+    existing = _existing_settings(run, config)  # again, because another job may have begun it in the meantime
+    if existing and existing.get("data_sha256") != origin["data_sha256"]:
+        raise OutputError(f"{run}: was trained on other digits than {splits.origin} holds now; give another --out")
     storage.write_json(storage.join(run, "config.json"), {"flags": asdict(config), "meaning": config.identity(), **origin})

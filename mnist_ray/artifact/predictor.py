@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mnist_ray.artifact.bundle import ModelBundle
-from mnist_ray.data.digits import CLASSES, Predictions
+from mnist_ray.data.digits import Predictions
 from mnist_ray.errors import UsageError
 from mnist_ray.learn.model import DigitCNN
 
@@ -54,19 +55,10 @@ def folded(model: DigitCNN) -> DigitCNN:
     return plain.to(memory_format=torch.channels_last)
 
 
-def _traced(model: DigitCNN, device: torch.device, example: Tensor) -> torch.jit.ScriptModule:
-    fast = folded(model).to(device).eval()
-    with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated; its successor compiles for seconds (docs/decisions/0014)
-        frozen = torch.jit.freeze(torch.jit.trace(fast, example, check_trace=False))
-        return torch.jit.optimize_for_inference(frozen) if device.type == "cpu" else frozen
-
-
 @dataclass(frozen=True)
 class Predictor:
     """Predicts with one bundle on one device, where it has passed its self-test. Thread-safe."""
 
-    bundle: ModelBundle
     device: torch.device
     network: torch.jit.ScriptModule
 
@@ -74,20 +66,26 @@ class Predictor:
     def ready(bundle: ModelBundle, device: torch.device) -> Predictor:
         """Build the fast form of the network and run the self-test on both forms. Raises ModelError."""
         bundle.model.to(device).eval()
-        bundle.check(device)
+        fast = folded(bundle.model).to(device)
         example = torch.zeros((BATCH_SIZE[device.type], 28, 28), dtype=torch.uint8, device=device)
-        predictor = Predictor(bundle, device, _traced(bundle.model, device, example))
+        with warnings.catch_warnings(), torch.inference_mode():
+            bundle.check_logits(bundle.model(bundle.selftest["images"].to(device)).cpu())
+            warnings.simplefilter("ignore")  # torch.jit is deprecated; its successor compiles for seconds (docs/decisions/0014)
+            network = torch.jit.freeze(torch.jit.trace(fast, example, check_trace=False))
+            if device.type == "cpu":
+                network = torch.jit.optimize_for_inference(network)
+        predictor = Predictor(device, network)
         bundle.check_logits(predictor.logits(bundle.selftest["images"]))
         return predictor
 
     @torch.inference_mode()
     def logits(self, digits: Tensor) -> Tensor:
         """Logits float32[N, 10] of digits uint8[N, 28, 28], both on the CPU."""
-        size = BATCH_SIZE[self.device.type]
-        if padding := -len(digits) % size:
-            digits = torch.cat([digits, digits.new_zeros((padding, *digits.shape[1:]))])
-        parts = [self.network(batch.to(self.device)) for batch in digits.split(size)] if len(digits) else []
-        return torch.cat([part.cpu() for part in parts] or [torch.zeros(0, len(CLASSES))])[: len(digits) - padding]
+        count, size = len(digits), BATCH_SIZE[self.device.type]
+        if padding := max(-count % size, size - count):  # to whole batches, at least one
+            digits = F.pad(digits, (0, 0, 0, 0, 0, padding))
+        parts = [self.network(batch.to(self.device)) for batch in digits.split(size)]
+        return torch.cat(parts).cpu()[:count]
 
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8]) -> Predictions:

@@ -6,6 +6,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from typing import Any
 
 from mnist_ray.cluster import runtime
@@ -16,13 +17,15 @@ from mnist_ray.errors import ClusterError, MnistRayError, from_status
 from mnist_ray.flags import worker_range
 from mnist_ray.learn.control import Request, RunControl
 from mnist_ray.run import progress
-from mnist_ray.run.owner import Owner, OwnerMonitor, require_ownership
+from mnist_ray.run.owner import Owner, read, require_ownership
 from mnist_ray.run.worker import work
 
 MAX_FAILURES = 10
 """Number of times that lost workers are replaced. Then the job ends; the same command continues it."""
 POLL_S = 0.25
 """Seconds between two reads of the progress record by the driver."""
+MONITOR_S = 0.5
+"""Seconds between two reads of the owner record by rank 0."""
 STOP_S = 15.0
 """Seconds without progress after which a job that was asked to stop ends: longer than all attempts to save take."""
 GAUGES = {
@@ -35,37 +38,45 @@ GAUGES = {
 
 
 def fit(
-    run: str,
-    config: TrainConfig,
-    splits: Splits,
-    needs: dict[str, float],
-    owner: Owner,
-    console: Console,
-    *,
-    owns_cluster: bool,
+    config: TrainConfig, splits: Splits, needs: dict[str, float], owner: Owner, console: Console, *, owns_cluster: bool
 ) -> bool:
     """Train on Ray workers, and print their progress; returns whether the run ended, False if it was asked to stop.
 
     `needs` are the resources of each worker; `owns_cluster` says that the cluster ends with this job. Raises MnistRayError.
     """
-    import ray
-
-    progress.clear(run)
-    launch = {"run": run, "config": config, "token": owner.token, "device": runtime.granted_device(needs)}
-    outcome: Future[Any] = Future()
+    launch = {"run": owner.run, "config": config, "token": owner.token, "device": runtime.granted_device(needs)}
+    outcome: Future[dict[str, Any]] = Future()
 
     def train() -> None:
         try:
-            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-                answer = _run_workers({**launch, "splits": ray.put(splits)}, needs, scratch, owns_cluster=owns_cluster)
-            outcome.set_result(answer)
+            outcome.set_result(_run_workers(launch, splits, needs, owns_cluster=owns_cluster))
         except BaseException as error:
             outcome.set_exception(error)
 
+    progress.clear(owner.run)
     threading.Thread(target=train, daemon=True).start()  # in the main thread, Ray would install its own signal handlers
+    if not _watch(outcome, config.workers, owner, console):
+        return False
+    try:
+        answer = outcome.result()
+    except Exception as error:
+        raise ClusterError(
+            f"training stopped: {runtime.cause(error)}; lost workers are replaced up to {MAX_FAILURES} times; "
+            f"run the same command again to continue from the newest checkpoint in {owner.run}"
+        ) from error
+    if "error" in answer:
+        raise from_status(*answer["error"])
+    return bool(answer["ended"])
+
+
+def _watch(outcome: Future[dict[str, Any]], workers: str, owner: Owner, console: Console) -> bool:
+    """Print the progress until there is an outcome; returns False if the job was asked to stop and no worker reacts.
+
+    Raises OutputError if another job takes the directory over, and ClusterError if no worker makes progress.
+    """
     printer, record, moved = progress.ProgressPrinter(console), None, time.monotonic()
     while not wait([outcome], POLL_S).done:
-        if (now := progress.show(run, printer)) != record:
+        if (now := progress.show(owner.run, printer)) != record:
             record, moved = now, time.monotonic()
         owner.require()
         still = time.monotonic() - moved
@@ -73,30 +84,17 @@ def fit(
             return False
         if still > runtime.START_S * runtime.STARTS:
             raise ClusterError(
-                f"--workers {config.workers}: no worker has made progress for {still:.0f} s; check the cluster's nodes, "
+                f"--workers {workers}: no worker has made progress for {still:.0f} s; check the cluster's nodes, "
                 "then run the same command again"
             )
-    progress.show(run, printer)
+    progress.show(owner.run, printer)
     owner.require()
-    return _answer(run, outcome)
+    return True
 
 
-def _answer(run: str, outcome: Future[Any]) -> bool:
-    """Whether the run ended, as rank 0 returned it. Raises the error that rank 0 returned, or ClusterError if Ray failed."""
-    try:
-        answer = outcome.result()
-    except Exception as error:
-        raise ClusterError(
-            f"training stopped: {runtime.cause(error)}; lost workers are replaced up to {MAX_FAILURES} times; "
-            f"run the same command again to continue from the newest checkpoint in {run}"
-        ) from error
-    if "error" in answer:
-        raise from_status(*answer["error"])
-    return bool(answer["ended"])
-
-
-def _run_workers(launch: dict[str, Any], needs: dict[str, float], scratch: str, *, owns_cluster: bool) -> Any:
+def _run_workers(launch: dict[str, Any], splits: Splits, needs: dict[str, float], *, owns_cluster: bool) -> Any:
     """Run the Ray Train job; returns what `_worker` returned on rank 0."""
+    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -107,22 +105,20 @@ def _run_workers(launch: dict[str, Any], needs: dict[str, float], scratch: str, 
             return [one for one in callbacks if not (owns_cluster and type(one).__name__ == "PlacementGroupCleanerCallback")]
 
     fewest, most = worker_range(launch["config"].workers)
-    trainer = Trainer(
-        _worker,  # type: ignore[arg-type]
-        train_loop_config=launch,
-        scaling_config=ScalingConfig(
-            num_workers=most if fewest == most else (fewest, most),  # type: ignore[arg-type]
-            use_gpu="GPU" in needs,
-            resources_per_worker=needs,
-        ),
-        run_config=RunConfig(
-            storage_path=scratch,  # Ray keeps no checkpoints of ours: its record of them fails on a full disk
-            failure_config=FailureConfig(
-                max_failures=MAX_FAILURES, max_preemption_failures=MAX_FAILURES, controller_failure_limit=runtime.STARTS
-            ),  # type: ignore[call-arg]
-        ),
+    scaling = ScalingConfig(
+        num_workers=most if fewest == most else (fewest, most),  # type: ignore[arg-type]
+        use_gpu="GPU" in needs,
+        resources_per_worker=needs,
     )
-    return trainer.fit().return_value  # type: ignore[attr-defined]
+    failure = FailureConfig(
+        max_failures=MAX_FAILURES, max_preemption_failures=MAX_FAILURES, controller_failure_limit=runtime.STARTS
+    )  # type: ignore[call-arg]
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        # Ray keeps no checkpoints of ours: its record of them fails on a full disk.
+        storage = RunConfig(storage_path=scratch, failure_config=failure)
+        launch = {**launch, "splits": ray.put(splits)}
+        trainer = Trainer(_worker, train_loop_config=launch, scaling_config=scaling, run_config=storage)  # type: ignore[arg-type]
+        return trainer.fit().return_value  # type: ignore[attr-defined]
 
 
 def _worker(launch: dict[str, Any]) -> dict[str, Any]:
@@ -142,19 +138,26 @@ class RayControl(RunControl):
 
     def __init__(self, run: str, token: str, rank: int) -> None:
         """On rank 0, also begin to read the owner record, and create the metrics. `token` is the job's."""
-        self._run, self._token = run, token
-        self._monitor = OwnerMonitor(run, token)
+        self._run, self._token, self._request = run, token, Request.NOTHING
         if rank == 0:
             from ray.util.metrics import Gauge
 
-            self._monitor.start()
+            threading.Thread(target=self._follow, daemon=True).start()
             self._gauges = {name: Gauge(f"mnist_ray_train_{name}", text) for name, text in GAUGES.items()}
 
     def requested(self) -> Request:
         """STOP if the driver asks for it in the owner record, ABANDON if the record names another job."""
-        if self._monitor.lost:
-            return Request.ABANDON
-        return Request.STOP if self._monitor.stop else Request.NOTHING
+        return self._request
+
+    def _follow(self) -> None:
+        while self._request != Request.ABANDON:
+            with suppress(Exception):  # ignore transient storage errors here; the next write reports them
+                record = read(self._run)
+                if record.get("token", self._token) != self._token:
+                    self._request = Request.ABANDON
+                elif record.get("stop"):
+                    self._request = Request.STOP
+            time.sleep(MONITOR_S)
 
     def node_leaving(self) -> bool:
         """Whether Ray has a preemption notice for the node of a worker."""

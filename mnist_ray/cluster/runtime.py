@@ -35,7 +35,7 @@ def cluster(address: str) -> Iterator[bool]:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_S))
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     owns_cluster = target == "local"
-    dashboard = {"include_dashboard": False} if owns_cluster else {}
+    dashboard = False if owns_cluster else None
     if owns_cluster:  # this machine gets no preemption notices, and nobody scrapes the metrics of a temporary cluster
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ.setdefault("RAY_enable_metrics_collection", "0")
@@ -44,7 +44,7 @@ def cluster(address: str) -> Iterator[bool]:
     logging.getLogger("ray").setLevel(logging.ERROR)  # the job prints its own messages
     _require_answer(target)
     try:
-        ray.init(address=target, log_to_driver=False, configure_logging=False, **dashboard)  # type: ignore[arg-type]
+        ray.init(address=target, log_to_driver=False, configure_logging=False, include_dashboard=dashboard)
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
         if owns_cluster:
             raise ClusterError(
@@ -92,8 +92,7 @@ def resources(fewest: int, most: int, device: str) -> dict[str, float]:
 
     Raises ClusterError if the cluster can never provide them.
     """
-    total = max_resources()
-    gpus, cpus = total.get("GPU", 0), total.get("CPU", 0)
+    gpus, cpus = _gpus_and_cpus()
     if device == "cuda" and gpus < fewest:
         raise ClusterError(
             f"--workers {fewest} --device cuda: asks for {fewest} GPUs and the cluster has {gpus:g}; ask for fewer workers"
@@ -110,9 +109,8 @@ def resources(fewest: int, most: int, device: str) -> dict[str, float]:
 
 def size(device: str) -> int:
     """Number of workers for the cluster at its largest: one per GPU, or one per CPU if it has no GPU or `device` is cpu."""
-    total = max_resources()
-    gpus = 0 if device == "cpu" else int(total.get("GPU", 0))
-    return gpus or max(1, int(total.get("CPU", 0)))
+    gpus, cpus = _gpus_and_cpus()
+    return (int(gpus) if device != "cpu" else 0) or max(1, int(cpus))
 
 
 def granted_device(needs: dict[str, float]) -> Device:
@@ -120,13 +118,13 @@ def granted_device(needs: dict[str, float]) -> Device:
     return "cuda" if "GPU" in needs else "cpu"
 
 
-def max_resources() -> dict[str, float]:
-    """The largest resources of the cluster: the autoscaler's maximum, or else what the cluster has now."""
+def _gpus_and_cpus() -> tuple[float, float]:
+    """The most that the cluster can have: the autoscaler's maximum, or else what the cluster has now."""
     import ray
     from ray._private.state import state
 
     found = state.get_max_resources_from_cluster_config() or ray.cluster_resources()
-    return dict(found)
+    return found.get("GPU", 0), found.get("CPU", 0)
 
 
 def cause(error: BaseException) -> str:

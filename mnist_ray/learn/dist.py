@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import torch
 import torch.distributed as td
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mnist_ray.errors import MnistRayError, from_status
+from mnist_ray.errors import MnistRayError
 
 T = TypeVar("T")
 
 
-def _is_distributed() -> bool:
-    return td.is_available() and td.is_initialized()
-
-
 def rank() -> int:
     """This worker's number, from 0."""
-    return td.get_rank() if _is_distributed() else 0
+    return td.get_rank() if td.is_initialized() else 0
 
 
 def world() -> int:
     """The number of workers."""
-    return td.get_world_size() if _is_distributed() else 1
+    return td.get_world_size() if td.is_initialized() else 1
 
 
 def wrap(model: nn.Module, example: Tensor) -> nn.Module:
@@ -42,53 +37,29 @@ def wrap(model: nn.Module, example: Tensor) -> nn.Module:
     return wrapped
 
 
-def _on_backend(tensor: Tensor) -> Tensor:
-    return tensor.to("cuda" if td.get_backend() == "nccl" else "cpu", copy=True)
-
-
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum of a tensor over all workers, as a tensor on the CPU."""
     if world() == 1:
         return tensor.cpu()
-    moved = _on_backend(tensor)
+    moved = tensor.to("cuda" if td.get_backend() == "nccl" else "cpu", copy=True)
     td.all_reduce(moved)
     return moved.cpu()
 
 
-def from_rank_0(values: list[int]) -> list[int]:
-    """Rank 0's integers on every worker."""
-    if world() == 1:
-        return values
-    moved = _on_backend(torch.tensor(values))
-    td.broadcast(moved, 0)
-    return [int(value) for value in moved]
+def on_rank_0(task: Callable[[], T]) -> T:
+    """The result, on every worker, of a task that only rank 0 runs. Collective; the result must be picklable.
 
-
-def broadcast_bytes(data: bytes | None) -> bytes | None:
-    """Rank 0's bytes (or None) on every worker."""
-    if world() == 1:
-        return data
-    (length,) = from_rank_0([-1 if data is None else len(data)])
-    if length < 0:
-        return None
-    mine = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(length, dtype=torch.uint8)
-    moved = _on_backend(mine)
-    td.broadcast(moved, 0)
-    return moved.cpu().numpy().tobytes()
-
-
-def on_rank_0(task: Callable[[], T]) -> T | None:
-    """The result of a task that only rank 0 runs; None on the other workers.
-
-    Collective. If the task raises a MnistRayError, every worker raises an error of its class, so that none waits for rank 0.
+    If the task raises a MnistRayError, every worker raises it, so that none waits for rank 0.
     """
-    result, failure = None, None
+    outcome: list[Any] = [None, None]
     if rank() == 0:
         try:
-            result = task()
+            outcome[0] = task()
         except MnistRayError as error:
-            failure = error
-    (status,) = from_rank_0([failure.exit_status if failure else 0])
-    if status:
-        raise failure or from_status(status, "rank 0 failed")
-    return result
+            outcome[1] = error
+    if world() > 1:
+        td.broadcast_object_list(outcome, src=0)
+    result, failure = outcome
+    if failure:
+        raise failure
+    return result  # type: ignore[no-any-return]

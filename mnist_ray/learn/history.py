@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
+from pathlib import Path
 
 from mnist_ray.data import storage
 from mnist_ray.errors import StorageError
@@ -45,6 +45,5 @@ class HistoryWriter:
                 for row in rows:
                     for name in sorted(set(row) - set(NOT_CURVES)):
                         writer.add_scalar(name, row[name], int(row["samples_seen"]))
-            for file in os.scandir(folder):
-                with open(file.path, "rb") as stream:
-                    storage.write(storage.join(self._run, "tensorboard", file.name), stream.read())
+            for file in Path(folder).iterdir():
+                storage.write(storage.join(self._run, "tensorboard", file.name), file.read_bytes())

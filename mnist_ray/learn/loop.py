@@ -36,7 +36,7 @@ class Loop:
     def __init__(self, run: str, config: TrainConfig, splits: Splits, device: torch.device, control: RunControl) -> None:
         """Prepare to train from the newest checkpoint in the directory `run`, or from the start.
 
-        `warnings` then names the damaged checkpoints, on rank 0. Raises OutputError if the checkpoint belongs to another run.
+        `warnings` then names the damaged checkpoints. Raises OutputError if the checkpoint belongs to another run.
         """
         self.config, self.recipe, self.control = config, config.settings(), control
         # With --patience, a tenth of the training digits is held out to choose the best epoch.
@@ -44,9 +44,9 @@ class Loop:
         self.state = make_state(config, len(train), device)
         self._directory, self.history = run, HistoryWriter(run)
         self._identity = f"{ARCHITECTURE} {config.fingerprint()} {splits.train.digest} {splits.test.digest}"
-        saved, self.warnings = dist.on_rank_0(lambda: newest_checkpoint(run, self._identity)) or (None, [])
-        if (data := dist.broadcast_bytes(saved)) is not None:
-            self.state.load_bytes(data)
+        saved, self.warnings = dist.on_rank_0(lambda: newest_checkpoint(run, self._identity))
+        if saved is not None:
+            self.state.load_bytes(saved)
         self.order = SampleOrder(len(train), self.recipe.global_batch_size, config.seed)
         self.calibration = train.images[epoch_order(config.seed, 0, len(train))[:CALIBRATION_SAMPLES]]
         self.digits, self.test = DeviceDigits.put(train, device), DeviceDigits.put(splits.test, device)
@@ -57,7 +57,7 @@ class Loop:
         self._save_samples = math.inf if unit == "seconds" else max(1, round(samples))
         self._save_s = amount if unit == "seconds" else math.inf
         self._agree_steps = max(1, AGREE_SAMPLES // self.recipe.global_batch_size)
-        self._steps, self._rate = 0, 0.0
+        self._steps = 0
         self._shown_at = self._checked_at = self._saved_at = time.monotonic()
         self._node_leaving = False
 
@@ -71,9 +71,11 @@ class Loop:
                 request = self._agree()
             if request & Request.ABANDON:
                 return False
-            if state.samples_seen // len(self.digits) > before // len(self.digits) or state.samples_seen >= state.total:
+            after = state.samples_seen
+            if after // len(self.digits) > before // len(self.digits) or after >= state.total:
                 self._end_epoch()
-            if self._checkpoint_due(before) or request & (Request.SAVE | Request.STOP):
+            due = self.ended() or after // self._save_samples > before // self._save_samples
+            if due or request & (Request.SAVE | Request.STOP):
                 self._save_checkpoint()
             if request & Request.STOP and not self.ended():
                 return False
@@ -82,14 +84,18 @@ class Loop:
 
     def ended(self) -> bool:
         """Whether all samples were seen, or the validation accuracy has stopped rising."""
-        scores = [row["validation_accuracy"] for row in self.state.history if self.validation]
-        stale = self.config.patience > 0 and len(scores) - 1 - best_epoch(scores) >= self.config.patience
-        return stale or self.state.samples_seen >= self.state.total
+        stale = self.config.patience and self._epochs_since_best() >= self.config.patience
+        return bool(stale) or self.state.samples_seen >= self.state.total
+
+    def _epochs_since_best(self) -> int:
+        """Epochs after the first one with the highest validation accuracy."""
+        scores = [row["validation_accuracy"] for row in self.state.history]
+        return len(scores) - 1 - scores.index(max(scores)) if scores else 0
 
     def _timed_step(self) -> None:
         state, started = self.state, time.monotonic()
         middle = state.samples_seen + min(self.recipe.global_batch_size, state.total - state.samples_seen) / 2
-        self._rate = set_learning_rate(state.optimizer, self.recipe, middle / state.total)
+        set_learning_rate(state.optimizer, self.recipe, middle / state.total)
         loss = train_step(self.model, state, self.order, self.digits, self.recipe)
         self._steps += 1
         show = started - self._shown_at > SHOW_S
@@ -118,13 +124,15 @@ class Loop:
 
     def _agree(self) -> Request:
         """What rank 0 asks of all workers; with `--seconds`, also sets the run's new length."""
-        request, now = Request.NOTHING, time.monotonic()
-        if dist.rank() == 0:
+        now = time.monotonic()
+
+        def ask() -> tuple[Request, int]:
             request = self.control.requested()
             request |= Request.SAVE if now - self._saved_at >= self._save_s else Request.NOTHING
             request |= Request.CHECK_NODES if now - self._checked_at >= CHECK_NODES_S else Request.NOTHING
-        value, self.state.total = dist.from_rank_0([int(request), self._fitted_total()])
-        request = Request(value)
+            return request, self._fitted_total()
+
+        request, self.state.total = dist.on_rank_0(ask)
         if request & Request.CHECK_NODES:
             self._checked_at = now
             before, self._node_leaving = self._node_leaving, self.control.node_leaving()
@@ -139,12 +147,9 @@ class Loop:
         left = max(0.0, self.config.seconds - state.train_seconds) * state.samples_seen / max(state.train_seconds, 1e-9)
         return state.samples_seen + round(left / size) * size
 
-    def _checkpoint_due(self, before: int) -> bool:
-        """Whether the step that began at sample `before` ended the run, or passed a multiple of `--checkpoint-every`."""
-        return self.ended() or self.state.samples_seen // self._save_samples > before // self._save_samples
-
     def _save_checkpoint(self) -> None:
-        self.state.tally = self.state.tally.pooled()
+        total = self.state.tally.reduced()
+        self.state.tally = total if dist.rank() == 0 else Tally()  # rank 0's checkpoint then holds all counts once
 
         def save() -> None:
             self.control.require_ownership()
@@ -163,7 +168,7 @@ class Loop:
             "epoch": round(epochs, 2) if self.ended() else int(epochs),
             "samples_seen": state.samples_seen,
             "train_seconds": state.train_seconds,
-            "lr": self._rate,
+            "lr": state.optimizer.param_groups[0]["lr"],
             "train_samples": learned.count,
             "train_loss": learned.loss,
             "train_accuracy": learned.accuracy,
@@ -173,7 +178,7 @@ class Loop:
         state.history.append(row)
         if self.validation:
             row["validation_accuracy"] = evaluate(state.model, self.validation).reduced().accuracy
-            if best_epoch([earlier["validation_accuracy"] for earlier in state.history]) == len(state.history) - 1:
+            if self._epochs_since_best() == 0:
                 state.best = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
         state.tally = Tally()
         if dist.rank() == 0:
@@ -181,8 +186,3 @@ class Loop:
                 self.history.write(state.history)
         self._show(row["train_loss"])
         self.model.train()
-
-
-def best_epoch(scores: list[float]) -> int:
-    """The position of the first of the highest scores; -1 if the list is empty."""
-    return scores.index(max(scores)) if scores else -1

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mnist_ray.learn import dist
@@ -60,13 +59,3 @@ class Tally(Counted):
     def reduced(self) -> Tally:
         """The sum over all workers, on every worker."""
         return Tally(dist.all_reduce_sum(self.confusion), dist.all_reduce_sum(self.loss_sum))
-
-    def pooled(self) -> Tally:
-        """The sum over all workers on rank 0, and zeros elsewhere, so that rank 0's checkpoint holds all counts once."""
-        total = self.reduced()
-        return total if dist.rank() == 0 else Tally()
-
-
-def cross_entropy_sum(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """The sum of a batch's cross-entropy, in nats; a share `smoothing` of each target is spread over all classes."""
-    return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)

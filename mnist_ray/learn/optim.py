@@ -17,9 +17,8 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> optim.Optimizer:
     return optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
 
 
-def set_learning_rate(optimizer: optim.Optimizer, recipe: Recipe, progress: float) -> float:
-    """Set and return the rate of a triangular schedule at `progress`, 0 to 1: up to `recipe.lr`, then down to 0."""
+def set_learning_rate(optimizer: optim.Optimizer, recipe: Recipe, progress: float) -> None:
+    """Set the rate of a triangular schedule at `progress`, 0 to 1: up to `recipe.lr`, then down to 0."""
     rate = recipe.lr * min(progress / recipe.warm_up, (1 - progress) / (1 - recipe.warm_up))
     for group in optimizer.param_groups:
         group["lr"] = rate
-    return rate

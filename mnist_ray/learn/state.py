@@ -51,8 +51,7 @@ class TrainState:
         """The state in the format of `torch.save`."""
         buffer = io.BytesIO()
         parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        tally = {"confusion": self.tally.confusion, "loss_sum": self.tally.loss_sum}
-        torch.save({**{name: getattr(self, name) for name in _PLAIN_FIELDS}, **parts, "tally": tally}, buffer)
+        torch.save({**{name: getattr(self, name) for name in _PLAIN_FIELDS}, **parts, "tally": vars(self.tally)}, buffer)
         return buffer.getvalue()
 
     def load_bytes(self, data: bytes) -> None:
@@ -83,16 +82,18 @@ def common_precision(device: torch.device) -> str:
     return "bfloat16" if int(dist.all_reduce_sum(torch.tensor(int(supported)))) == dist.world() else "float32"
 
 
-def _folder(run: str) -> str:
-    return storage.join(run, "checkpoints")
+def _places(run: str) -> list[str]:
+    """The folders of all checkpoints, from the oldest to the newest."""
+    folder = storage.join(run, "checkpoints")
+    return [storage.join(folder, name) for name in storage.names(folder) if name.startswith("samples-")]
 
 
-def save_checkpoint(run: str, state: TrainState, identity: str) -> str:
-    """Write a checkpoint of the run with this `identity`, delete the oldest checkpoints, and return the new folder.
+def save_checkpoint(run: str, state: TrainState, identity: str) -> None:
+    """Write a checkpoint of the run with this `identity`, and delete the oldest checkpoints.
 
     Raises StorageError if several attempts fail. The earlier checkpoints are then unchanged.
     """
-    place = storage.join(_folder(run), f"samples-{state.samples_seen:012d}")
+    place = storage.join(run, "checkpoints", f"samples-{state.samples_seen:012d}")
     data = state.to_bytes()
     marker = {"state.pt": hashlib.sha256(data).hexdigest(), "samples_seen": state.samples_seen, "meaning": identity}
     try:
@@ -101,28 +102,23 @@ def save_checkpoint(run: str, state: TrainState, identity: str) -> str:
     except StorageError as error:
         earlier: list[str] = []
         with suppress(StorageError):
-            earlier = [name for name in _names(run) if storage.is_file(storage.join(_folder(run), name, "commit.json"))]
+            earlier = [old.rpartition("/")[2] for old in _places(run) if storage.is_file(storage.join(old, "commit.json"))]
         kept = f"earlier checkpoints are whole, the newest is {earlier[-1]}" if earlier else "there is no earlier checkpoint"
         raise StorageError(
             f"{error} ({len(storage.PATIENT) + 1} attempts); {kept}; free space or repair the storage, then run the same "
             "command again to continue"
         ) from None
     with suppress(StorageError):  # an extra checkpoint does no harm
-        _prune(run, place.rpartition("/")[2])
-    return place
+        _prune(run, place)
 
 
-def _prune(run: str, newest_name: str) -> None:
-    """Delete old checkpoints, and those after `newest_name`: the damaged ones that a continued run has skipped."""
-    names = _names(run)
-    reached = [name for name in names if name <= newest_name]
-    for old in [*reached[:-KEEP], *names[len(reached) :]]:
-        storage.delete(storage.join(_folder(run), old, "commit.json"))
-        storage.delete(storage.join(_folder(run), old))
-
-
-def _names(run: str) -> list[str]:
-    return [name for name in storage.names(_folder(run)) if name.startswith("samples-")]
+def _prune(run: str, newest: str) -> None:
+    """Delete old checkpoints, and those after `newest`: the damaged ones that a continued run has skipped."""
+    places = _places(run)
+    reached = [place for place in places if place <= newest]
+    for old in [*reached[:-KEEP], *places[len(reached) :]]:
+        storage.delete(storage.join(old, "commit.json"))
+        storage.delete(old)
 
 
 def newest_checkpoint(run: str, identity: str) -> tuple[bytes | None, list[str]]:
@@ -131,8 +127,7 @@ def newest_checkpoint(run: str, identity: str) -> tuple[bytes | None, list[str]]
     Raises OutputError if the checkpoint belongs to a run with other settings or data.
     """
     warnings: list[str] = []
-    for name in reversed(_names(run)):
-        place = storage.join(_folder(run), name)
+    for place in reversed(_places(run)):
         try:
             marker = storage.read_json(storage.join(place, "commit.json"))
             data = storage.read(storage.join(place, "state.pt"))

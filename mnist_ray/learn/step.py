@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mnist_ray.data.digits import LabelledDigits
 from mnist_ray.data.order import GROUP_SIZE, SampleOrder, share
 from mnist_ray.learn import dist
 from mnist_ray.learn.augment import distort, draw_affine, sampling_grid
-from mnist_ray.learn.metrics import Tally, cross_entropy_sum
+from mnist_ray.learn.metrics import Tally
 from mnist_ray.learn.state import TrainState
 from mnist_ray.recipes import Recipe
 
@@ -42,10 +42,14 @@ def train_step(model: nn.Module, state: TrainState, order: SampleOrder, digits: 
     idle = span.start == span.stop
     if idle:  # DDP needs every worker in the backward pass, so compute one group and give it weight 0
         span = slice(0, min(GROUP_SIZE, len(batch)))
-    images, labels = _load(digits, batch, span, order.random(state.samples_seen), recipe)
+    rows = torch.from_numpy(batch[span]).to(digits.labels.device, non_blocking=True)
+    images, labels = digits.images.index_select(0, rows), digits.labels.index_select(0, rows)
+    if recipe.affine:  # drawn for the whole batch, so that a sample's distortion does not depend on the span
+        grid = sampling_grid(draw_affine(order.random(state.samples_seen), len(batch), recipe.affine))
+        images = distort(images, grid[span].to(images.device, non_blocking=True))
     with torch.autocast(images.device.type, torch.bfloat16, enabled=state.precision == "bfloat16"):
         logits = model(images)
-    loss = cross_entropy_sum(logits, labels, recipe.label_smoothing)
+    loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=recipe.label_smoothing)
     # DDP divides the summed gradients by the number of workers; this scale makes them the gradients of the global mean loss.
     (loss * (0.0 if idle else dist.world() / len(batch))).backward()
     state.optimizer.step()
@@ -56,18 +60,6 @@ def train_step(model: nn.Module, state: TrainState, order: SampleOrder, digits: 
     return loss.detach() / len(labels)
 
 
-def _load(
-    digits: DeviceDigits, batch: NDArray[np.int64], span: slice, random: np.random.Generator, recipe: Recipe
-) -> tuple[Tensor, Tensor]:
-    """Distorted images and labels of a span of a global batch. A sample's distortion does not depend on the span."""
-    rows = torch.from_numpy(batch[span]).to(digits.labels.device, non_blocking=True)
-    images, labels = digits.images.index_select(0, rows), digits.labels.index_select(0, rows)
-    if recipe.affine is None:
-        return images, labels
-    grid = sampling_grid(draw_affine(random, len(batch), recipe.affine))[span]
-    return distort(images, grid.to(images.device, non_blocking=True)), labels
-
-
 @torch.inference_mode()
 def evaluate(model: nn.Module, digits: DeviceDigits) -> Tally:
     """The predictions of a model in eval mode on this worker's share of the digits, counted."""
@@ -76,5 +68,5 @@ def evaluate(model: nn.Module, digits: DeviceDigits) -> Tally:
     images, labels = digits.images[every_nth], digits.labels[every_nth]
     for image_batch, label_batch in zip(images.split(256), labels.split(256), strict=True):
         logits = model(image_batch)
-        tally.add(logits, label_batch, cross_entropy_sum(logits, label_batch))
+        tally.add(logits, label_batch, F.cross_entropy(logits, label_batch, reduction="sum"))
     return tally

@@ -17,14 +17,12 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from mnist_ray.data import storage
-from mnist_ray.errors import OutputError, StorageError
+from mnist_ray.errors import OutputError, StoppedError, StorageError
 
 BEAT_S = 1.0
 """Seconds between two updates of the record."""
 SILENT_S = 10.0
 """Seconds without an update after which a job counts as dead."""
-MONITOR_S = 0.5
-"""Seconds between two reads of the record by a worker."""
 _NAME = "owner.json"
 
 
@@ -88,12 +86,20 @@ class Owner:
         """Description of the job that has taken the directory over."""
         began = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         self._record: dict[str, Any] = {"token": self.token, "pid": os.getpid(), "place": _place(), "began": began, "beats": 0}
-        self._released = False
+        self.released = False
+        """Set to end the updates of the record."""
 
     def require(self) -> None:
         """Raise OutputError if another job is known to have taken the directory over."""
         if self.replaced_by:
             raise _replaced(self.run, self.replaced_by)
+
+    def raise_if_stopped(self, advice: str) -> None:
+        """Raise KeyboardInterrupt after SIGINT, and StoppedError with advice how to continue after another signal."""
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.signal is not None:
+            raise StoppedError(f"{self.run}: stopped as asked; {advice}")
 
     def _write(self) -> None:
         self._record["beats"] += 1
@@ -107,20 +113,16 @@ class Owner:
 
     def beat(self) -> None:
         """Update the record every `BEAT_S`, and at once after a signal, until released or replaced."""
-        while not self._released and not self.replaced_by:
+        while not self.released and not self.replaced_by:
             asked, until = self.signal, time.monotonic() + BEAT_S
-            while time.monotonic() < until and self.signal == asked and not self._released:
+            while time.monotonic() < until and self.signal == asked and not self.released:
                 time.sleep(0.1)
             with suppress(Exception):  # ignore transient storage errors here; the next write of results reports them
                 record = read(self.run)
                 if record and record["token"] != self.token:
                     self.replaced_by = _describe(record)
-                elif not self._released:
+                elif not self.released:
                     self._write()
-
-    def release(self) -> None:
-        """End the updates."""
-        self._released = True
 
 
 @contextmanager
@@ -145,30 +147,10 @@ def owning(run: str) -> Iterator[Owner]:
     try:
         yield owner
     finally:
-        owner.release()
+        owner.released = True
         beating.join()
         with suppress(StorageError):
             if read(run).get("token") == owner.token:
                 storage.delete(storage.join(run, _NAME))
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class OwnerMonitor:
-    """Reads the owner record for a worker, in a thread: `stop` if its job was asked to stop, `lost` if another owns the run."""
-
-    def __init__(self, run: str, token: str) -> None:
-        self.stop = self.lost = False
-        self._run, self._token = run, token
-
-    def start(self) -> None:
-        """Begin to read."""
-        threading.Thread(target=self._follow, daemon=True).start()
-
-    def _follow(self) -> None:
-        while not self.lost:
-            with suppress(Exception):
-                record = read(self._run)
-                self.lost = record.get("token", self._token) != self._token
-                self.stop = self.stop or bool(record.get("stop"))
-            time.sleep(MONITOR_S)

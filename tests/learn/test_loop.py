@@ -19,7 +19,7 @@ from mnist_ray.data.order import SampleOrder
 from mnist_ray.errors import OutputError
 from mnist_ray.learn import dist, state
 from mnist_ray.learn.control import Request, RunControl
-from mnist_ray.learn.loop import Loop, best_epoch
+from mnist_ray.learn.loop import Loop
 from mnist_ray.learn.metrics import Tally
 from mnist_ray.learn.model import DigitCNN
 from mnist_ray.learn.optim import make_optimizer
@@ -116,15 +116,20 @@ def _history(world: int, splits: Splits, run: Path) -> list[float]:
     return [row["train_accuracy"] for row in rows]
 
 
-def _collectives() -> tuple[int, bytes | None, bytes | None, float]:
-    mine = b"state" if dist.rank() == 0 else None
+def _fail() -> None:
+    raise OutputError("rank 0 says why")
+
+
+def _collectives() -> tuple[int, int, object, float]:
     total = float(dist.all_reduce_sum(torch.tensor(float(dist.rank() + 1))))
-    return dist.world(), dist.broadcast_bytes(mine), dist.broadcast_bytes(None), total
+    with pytest.raises(OutputError, match="rank 0 says why"):
+        dist.on_rank_0(_fail)
+    return dist.world(), dist.on_rank_0(dist.rank), dist.on_rank_0(lambda: (Request.SAVE | Request.STOP, b"state")), total
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_collectives_work_with_any_number_of_workers(world: int) -> None:
-    assert run_workers(world, _collectives) == [(world, b"state", None, world * (world + 1) / 2)] * world
+    assert run_workers(world, _collectives) == [(world, 0, (3, b"state"), world * (world + 1) / 2)] * world
 
 
 def test_evaluation_counts_each_digit_once(small: Splits) -> None:
@@ -188,7 +193,7 @@ def patient(small: Splits, tmp_path_factory: pytest.TempPathFactory) -> Loop:
 def test_patience_ends_a_run_and_keeps_the_best_epoch(patient: Loop) -> None:
     scores = _validation(patient)
     assert len(scores) < 60
-    assert best_epoch(scores) == len(scores) - 3
+    assert scores.index(max(scores)) == len(scores) - 3
     assert len(patient.digits) == 540, "a tenth of the training digits is held out"
     best = DigitCNN(patient.recipe.layers).eval()
     best.load_state_dict(patient.state.best)

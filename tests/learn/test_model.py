@@ -60,7 +60,10 @@ def test_the_distortion_of_a_sample_does_not_depend_on_the_share(small: Splits) 
 def test_the_schedule_rises_and_falls_to_zero() -> None:
     recipe = replace(RECIPES["standard"], lr=0.01, weight_decay=0.05)
     optimizer = make_optimizer(DigitCNN(LAYERS), recipe)
-    rates = [set_learning_rate(optimizer, recipe, step / 100) for step in range(101)]
+    rates = []
+    for step in range(101):
+        set_learning_rate(optimizer, recipe, step / 100)
+        rates.append(optimizer.param_groups[0]["lr"])
     assert max(rates) == pytest.approx(0.01)
     assert rates[0] == rates[100] == 0
     assert rates.index(max(rates)) == 20
