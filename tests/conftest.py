@@ -148,9 +148,9 @@ class RayCluster:
         self.port, self.jobs_port = free_port(), free_port()
         self.address, self.jobs_address = f"127.0.0.1:{self.port}", f"http://127.0.0.1:{self.jobs_port}"
         self._nodes: list[subprocess.Popen[bytes]] = []
-        self._folder = tempfile.mkdtemp(prefix="ray-")  # in a shared one, jobs would join the cluster that started last
+        self._folder = tempfile.mkdtemp(prefix="ray-")  # in a shared one, Ray mixes up clusters of one machine
         ports = [f"--port={self.port}", f"--dashboard-port={self.jobs_port}", f"--ray-client-server-port={free_port()}"]
-        self._start(cpus, "--head", "--node-ip-address=127.0.0.1", f"--temp-dir={self._folder}", *ports)
+        self._start(cpus, "--head", "--node-ip-address=127.0.0.1", *ports)
 
     @contextmanager
     def another_node(self) -> Iterator[str]:
@@ -195,7 +195,8 @@ class RayCluster:
         command = [str(BIN / "ray"), "start", "--block", f"--num-cpus={cpus}", "--disable-usage-stats", *flags]
         command += [f"--dashboard-agent-listen-port={free_port()}"]  # jobs fail on a node whose agent finds its port in use
         # The head checks its nodes every second instead of every three, so that a lost node is noticed sooner.
-        env = {**os.environ, "RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
+        health = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
+        env = {**os.environ, **health, "RAY_TMPDIR": self._folder}
         self._nodes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env))
         self._wait_for_nodes()
 
