@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -63,12 +64,13 @@ def _read_files(rows: pa.Table, job: Job) -> Chunk:
     started = time.perf_counter()
     digits, rejected = normalise(decoded())
     decode_s = time.perf_counter() - started - read_s
-    keys = pa.table(
-        {"source": rows["source"], "row": rows["first_row"], "size_bytes": rows["size_bytes"], "truth": rows["truth"]}
-    )
-    for field in job.kept:
-        keys = keys.append_column(field, pa.nulls(len(sources), field.type))
-    return Chunk(digits, rejected, keys, num_bytes, read_s, decode_s)
+    keys = {"source": rows["source"], "row": rows["first_row"], "size_bytes": rows["size_bytes"], "truth": rows["truth"]}
+    return Chunk(digits, rejected, pa.table(keys | _no_kept(job, len(sources))), num_bytes, read_s, decode_s)
+
+
+def _no_kept(job: Job, num_rows: int) -> dict[str, pa.Array]:
+    """Nulls for the kept columns."""
+    return {field.name: pa.nulls(num_rows, field.type) for field in job.kept}
 
 
 def _changed(data: bytes | OSError, size: int) -> Rejection | None:
@@ -120,36 +122,30 @@ def _batches(row: dict[str, Any], job: Job) -> Iterator[pa.RecordBatch | Rejecti
         done = 0
         try:
             with storage.open_file(uri) as stream:
-                for batch in _range(pq.ParquetFile(stream), row["first_row"], row["num_rows"], job, row["source"]):
+                for batch in _range(stream, row, done, job):
                     done += batch.num_rows
                     yield batch
         except (OSError, pa.ArrowException):
             # Either the file is damaged or the storage failed. If the whole file can be read, it is damaged.
-            yield from _batches_again(uri, row, done, job)
+            try:
+                yield from _range(pa.BufferReader(storage.read(uri)), row, done, job)
+            except FileNotFoundError:
+                yield Rejection(Reason.MISSING, "there is no such file")
+            except (OSError, pa.ArrowException) as error:
+                yield Rejection(Reason.CORRUPT, first_line(error))
 
 
-def _batches_again(uri: str, row: dict[str, Any], done: int, job: Job) -> Iterator[pa.RecordBatch | Rejection]:
-    try:
-        parquet = pq.ParquetFile(pa.BufferReader(storage.read(uri)))
-        yield from _range(parquet, row["first_row"] + done, row["num_rows"] - done, job, row["source"])
-    except FileNotFoundError:
-        yield Rejection(Reason.MISSING, "there is no such file")
-    except (OSError, pa.ArrowException) as error:
-        yield Rejection(Reason.CORRUPT, first_line(error))
-
-
-def _range(parquet: pq.ParquetFile, first: int, num_rows: int, job: Job, source: str) -> Iterator[pa.RecordBatch]:
-    """The record batches of rows `first` up to `first + num_rows`, from the row groups that hold them."""
-    groups: list[int] = []
-    offset = skip = 0
-    for group in range(parquet.metadata.num_row_groups):
-        size = parquet.metadata.row_group(group).num_rows
-        if offset < first + num_rows and offset + size > first:
-            skip = skip if groups else first - offset
-            groups.append(group)
-        offset += size
-    left = num_rows
-    for batch in parquet.iter_batches(CHUNK_ROWS, row_groups=groups, columns=_columns(parquet.schema_arrow, job, source)):
+def _range(stream: pa.NativeFile, row: dict[str, Any], done: int, job: Job) -> Iterator[pa.RecordBatch]:
+    """The record batches of a row range without its first `done` rows, from the row groups that hold them."""
+    parquet = pq.ParquetFile(stream)
+    first, left = row["first_row"] + done, row["num_rows"] - done
+    sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.metadata.num_row_groups)]
+    ends = list(accumulate(sizes))
+    groups = [group for group, end in enumerate(ends) if end > first and end - sizes[group] < first + left]
+    skip = first - sum(sizes[: groups[0]])
+    for batch in parquet.iter_batches(
+        CHUNK_ROWS, row_groups=groups, columns=_columns(parquet.schema_arrow, job, row["source"])
+    ):
         wanted = batch.slice(min(skip, batch.num_rows), left)
         skip = max(skip - batch.num_rows, 0)
         left -= wanted.num_rows
@@ -171,23 +167,24 @@ def _chunk_of(batch: pa.RecordBatch, source: str, first: int, job: Job, read_s: 
     digits, rejected = normalise(decode_cells(batch.column(columns.image_column(batch.schema, job.image_column, source))))
     truth = columns.truth_column(batch.schema, job.truth_column, source)
     truths = columns.truths(batch.column(truth)) if truth else None
-    keys = _row_keys(source, first, batch.num_rows, truths, {field: batch.column(field.name) for field in job.kept})
+    kept = {field.name: batch.column(field.name).cast(field.type) for field in job.kept}
+    keys = _row_keys(source, first, batch.num_rows, truths, kept)
     return Chunk(digits, rejected, keys, batch.nbytes, read_s, time.perf_counter() - started)
 
 
 def _rejected(rejection: Rejection, source: str, first: int, num_rows: int, job: Job) -> Chunk:
-    keys = _row_keys(source, first, num_rows, None, {field: pa.nulls(num_rows, field.type) for field in job.kept})
+    keys = _row_keys(source, first, num_rows, None, _no_kept(job, num_rows))
     blank = np.zeros((num_rows, SIDE, SIDE), np.uint8)
     return Chunk(blank, dict.fromkeys(range(num_rows), rejection), keys, 0, 0.0, 0.0)
 
 
-def _row_keys(source: str, first: int, num_rows: int, truths: pa.Array | None, kept: dict[pa.Field, pa.Array]) -> pa.Table:
+def _row_keys(source: str, first: int, num_rows: int, truths: pa.Array | None, kept: dict[str, pa.Array]) -> pa.Table:
     return pa.table(
         {
             "source": pa.repeat(pa.scalar(source), num_rows),
             "row": pa.array(range(first, first + num_rows), pa.int64()),
             "size_bytes": pa.nulls(num_rows, pa.int64()),
             "truth": pa.nulls(num_rows, pa.uint8()) if truths is None else truths,
-            **{field.name: column.cast(field.type) for field, column in kept.items()},
+            **kept,
         }
     )

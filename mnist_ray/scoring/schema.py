@@ -22,11 +22,15 @@ PLAN = pa.schema(
 _KEY = [pa.field("source", pa.string(), nullable=False), pa.field("row", pa.int64())]
 _PREDICTION = [pa.field("label", pa.uint8(), nullable=False), pa.field("confidence", pa.float32(), nullable=False)]
 _TRUTH = pa.field("truth", pa.uint8())
-_REASON = [
-    pa.field("reason", pa.string(), nullable=False),
-    pa.field("detail", pa.string(), nullable=False),
-    pa.field("size_bytes", pa.int64()),
-]
+QUARANTINE = pa.schema(
+    [
+        *_KEY,
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),
+        pa.field("size_bytes", pa.int64()),
+    ]
+)
+"""The quarantine table has a row for each rejected input."""
 
 NOTHING = pa.schema([])
 
@@ -41,17 +45,8 @@ def predictions(kept: pa.Schema, probabilities: int) -> pa.Schema:
     return pa.schema([*_KEY, *kept, *_PREDICTION, *lists, _TRUTH])
 
 
-def quarantine() -> pa.Schema:
-    """The columns of the quarantine table."""
-    return pa.schema([*_KEY, *_REASON])
-
-
 def check_kept(names: tuple[str, ...]) -> None:
     """Raise UsageError if a kept column has the name of one of the tables' own columns."""
-    own = {field.name for field in [*_KEY, *_PREDICTION, _TRUTH, *_REASON]} | {
-        "probabilities",
-        "top_labels",
-        "top_probabilities",
-    }
+    own = {*predictions(NOTHING, CLASSES).names, *predictions(NOTHING, 1).names, *QUARANTINE.names}
     if taken := [name for name in names if name in own]:
         raise UsageError(f"--keep {','.join(taken)}: the tables have a column of this name; rename it in the input")

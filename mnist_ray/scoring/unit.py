@@ -84,4 +84,4 @@ def _reject(chunk: Chunk, result: UnitResult) -> pa.Table:
         "detail": [rejection.detail for rejection in chunk.rejected.values()],
         "size_bytes": keys["size_bytes"],
     }
-    return pa.table(values, schema=schema.quarantine())
+    return pa.table(values, schema=schema.QUARANTINE)
