@@ -74,8 +74,8 @@ def _engine(config: ScoreConfig, planner: Planner, job: Job, bundle: str) -> Ite
     if planner.at_most(0):
         yield Engine(0, _nothing)
     elif most == 0 or small:
-        with processes.workers(bundle, config.device) as workers:
-            yield Engine(processes.cores(), lambda: workers.stream(planner.pending(), job))
+        with processes.workers(job, bundle, config.device) as stream:
+            yield Engine(processes.cores(), lambda: stream(planner.pending()))
     else:
         with runtime.cluster(config.address):
             from mnist_ray.cluster import actors

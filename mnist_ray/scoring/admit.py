@@ -9,7 +9,6 @@ from mnist_ray.scoring.known import CHANGES
 from mnist_ray.scoring.parts import PREDICTIONS, QUARANTINE
 from mnist_ray.scoring.plan import Plan
 
-_JOB_FILES = (COMMIT, SUMMARY, CHANGES, plans.PLAN, plans.FOLDER, PREDICTIONS, QUARANTINE)
 OWNER = "owner.json"
 """The owner record of the job that writes to the folder. A job that ends early may leave nothing else."""
 
@@ -43,10 +42,10 @@ def admit(config: ScoreConfig, model_digest: str) -> Plan | None:
 def begin(plan: Plan, out: str, *, replace: bool) -> None:
     """Write the plan's record before anything else of the job. Raises StorageError.
 
-    With `replace`, first delete the job that the folder may hold. Without it, first delete the commit record, the summary and
-    the files of a plan that was never completed.
+    First delete the commit record, the summary and the files of a plan that was never completed. With `replace`, also delete
+    the tables that the folder may hold. Their plan is replaced last: until then, --overwrite can start again.
     """
-    for name in _JOB_FILES if replace else (COMMIT, SUMMARY):
+    for name in (COMMIT, SUMMARY, *((CHANGES, PREDICTIONS, QUARANTINE) if replace else ())):
         storage.delete(storage.join(out, name))
     for name in storage.names(storage.join(out, plans.FOLDER)):
         if name not in plan.parts:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from mnist_ray import __version__
 from mnist_ray.data import storage
 from mnist_ray.errors import AccountingError
 from mnist_ray.scoring.job import Job, Tally
@@ -21,7 +22,7 @@ def commit(plan: Plan, job: Job, tally: Tally, about: dict[str, Any]) -> dict[st
     total = tally.total
     _require_all(plan, job, tally)
     counts = {"inputs": total.inputs, "predicted": total.predicted, "quarantined": total.quarantined}
-    names = {"job": job.id, "model_digest": job.model, "version": job.version}
+    names = {"job": job.id, "model_digest": job.model, "version": __version__}
     record = {**names, "plan": plan.fingerprint, **counts, "parts": dict(sorted(tally.parts.items()))}
     storage.write_json(storage.join(job.out, COMMIT), record)
     summary = {

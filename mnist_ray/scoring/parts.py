@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mnist_ray import __version__
 from mnist_ray.data import storage
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.job import Job, UnitResult
@@ -51,7 +52,7 @@ def _write(uri: str, table: pa.Table, metadata: dict[bytes, str]) -> None:
 
 def _metadata(job: Job, result: UnitResult) -> dict[bytes, str]:
     counts = {**json.loads(result.to_json()), "seconds": {}}
-    about = {"job": job.id, "model": job.model, "version": job.version, "result": counts}
+    about = {"job": job.id, "model": job.model, "version": __version__, "result": counts}
     return {_METADATA: json.dumps(about, sort_keys=True)}
 
 

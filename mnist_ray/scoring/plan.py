@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -50,7 +50,7 @@ class UnitRef:
     num_inputs: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """The job's options, its model and its inputs: those planned so far, or all of them if the plan is complete."""
 
@@ -81,8 +81,7 @@ class Plan:
     def save(self, out: str) -> None:
         """Write `plan.json`. Raises StorageError."""
         kept = base64.b64encode(self.kept.serialize().to_pybytes()).decode()
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        storage.write_json(storage.join(out, PLAN), {"format": FORMAT, **values, "kept": kept})
+        storage.write_json(storage.join(out, PLAN), {"format": FORMAT, **vars(self), "kept": kept})
 
     def refs(self, out: str) -> Iterator[UnitRef]:
         """The planned units, in order. Reads only the footers of the plan's files. Raises OutputError if one is damaged."""

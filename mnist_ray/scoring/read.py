@@ -142,10 +142,9 @@ def _range(stream: pa.NativeFile, row: dict[str, Any], done: int, job: Job) -> I
     sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.metadata.num_row_groups)]
     ends = list(accumulate(sizes))
     groups = [group for group, end in enumerate(ends) if end > first and end - sizes[group] < first + left]
-    skip = first - sum(sizes[: groups[0]])
-    for batch in parquet.iter_batches(
-        CHUNK_ROWS, row_groups=groups, columns=_columns(parquet.schema_arrow, job, row["source"])
-    ):
+    skip = first - sum(sizes[: min(groups, default=0)])
+    names = _columns(parquet.schema_arrow, job, row["source"])
+    for batch in parquet.iter_batches(CHUNK_ROWS, row_groups=groups, columns=names):
         wanted = batch.slice(min(skip, batch.num_rows), left)
         skip = max(skip - batch.num_rows, 0)
         left -= wanted.num_rows

@@ -57,7 +57,7 @@ def table_ranges(tables: list[FileEntry], config: ScoreConfig) -> tuple[pa.Schem
 def _footer(entry: FileEntry) -> pq.FileMetaData | None:
     """The footer of a Parquet file, or None if the file is damaged. Raises StorageError if it cannot be read."""
     try:
-        with storage.open_file(storage.from_text(entry.uri)) as stream:
+        with storage.open_file(entry.uri) as stream:
             return pq.read_metadata(stream)
     except (OSError, pa.ArrowException):
         try:

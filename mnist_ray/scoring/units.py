@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from mnist_ray.config import ScoreConfig
 from mnist_ray.data import storage
-from mnist_ray.data.listing import ImageFile, batches
+from mnist_ray.data.listing import FileEntry, ImageFile, batches
 from mnist_ray.errors import DataError
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.inputs import Listing
@@ -63,9 +63,10 @@ class Units:
 
     def _units(self, images: Iterable[ImageFile], ranges: Iterable[TableRange]) -> Iterator[WorkUnit]:
         for files in _cut(images, self._config.unit_rows):
-            yield self._unit(_file_rows(files))
+            truths, ones = [image.truth for image in files], [1] * len(files)
+            yield self._unit(_rows([image.entry for image in files], truths, [None] * len(files), ones))
         for part in ranges:
-            yield self._unit(_range_rows(part))
+            yield self._unit(_rows([part.entry], [None], [part.first_row], [part.num_rows]))
 
     def _unit(self, rows: pa.Table) -> WorkUnit:
         """A unit. Its id is a hash of its inputs, in order, and of the options. Equal units (repeated lines) are numbered."""
@@ -101,18 +102,10 @@ def _cut(images: Iterable[ImageFile], unit_rows: int) -> Iterator[list[ImageFile
         yield unit
 
 
-def _file_rows(images: list[ImageFile]) -> pa.Table:
-    uris, sizes, versions = zip(*(image.entry for image in images), strict=True)
+def _rows(entries: list[FileEntry], truths: list[int | None], first_rows: list[int | None], num_rows: list[int]) -> pa.Table:
+    uris, sizes, versions = zip(*entries, strict=True)
     try:
         sources = pa.array(uris, pa.string())
     except UnicodeEncodeError:
         sources = pa.array(map(storage.to_text, uris), pa.string())
-    truths = [image.truth for image in images]
-    ones = pa.repeat(pa.scalar(1, pa.int64()), len(images))
-    return pa.table([sources, sizes, versions, truths, pa.nulls(len(images), pa.int64()), ones], schema=_INPUT)
-
-
-def _range_rows(part: TableRange) -> pa.Table:
-    entry = part.entry
-    values = [storage.to_text(entry.uri), entry.size, entry.version, None, part.first_row, part.num_rows]
-    return pa.table([[value] for value in values], schema=_INPUT)
+    return pa.table([sources, sizes, versions, truths, first_rows, num_rows], schema=_INPUT)
