@@ -46,8 +46,6 @@ for _name in RAY_EXTENSIONS:
     with suppress(KeyError):
         pa.unregister_extension_type(_name)
 
-Row = dict[str, Any]
-
 
 def _follow(out: str, skip: frozenset[str]) -> Iterator[pa.Table]:
     """The units of a plan, one row each, except those in `skip`. The plan may still be growing."""
@@ -111,7 +109,7 @@ class Actor:
         with suppress(MnistRayError):  # the first unit reports it
             predictor(bundle, device)
 
-    def __call__(self, row: Row) -> Row:
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """The result of the unit that this row names, or an error."""
         try:
             result = score_ref(UnitRef(**row), self._job, self._bundle, self._device)
@@ -136,8 +134,7 @@ def stream(planner: Planner, job: Job, bundle: str, pool: tuple[int, int], needs
                     raise from_status(row["status"], row["result"])
                 yield UnitResult.from_json(row["result"])
         except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
-            why = first_line(error)
-            raise ClusterError(f"scoring stopped: {why}; run again with --resume to score the rest") from error
+            raise ClusterError(f"scoring stopped: {first_line(error)}; run again with --resume to score the rest") from error
         finally:
             stop.set()
         planning.result()

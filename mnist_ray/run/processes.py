@@ -4,11 +4,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 
 from mnist_ray.data.digits import Predict
 from mnist_ray.errors import ClusterError
@@ -38,8 +38,8 @@ def predictor(bundle: str, device: str) -> Predict:
 
 
 @contextmanager
-def workers(job: Job, bundle: str, device: str) -> Iterator[Callable[[Iterable[UnitRef]], Generator[UnitResult]]]:
-    """A function that scores units in processes, and yields each result as soon as it is there. Raises MnistRayError.
+def scoring(refs: Iterable[UnitRef], job: Job, bundle: str, device: str) -> Iterator[Generator[UnitResult]]:
+    """The results of units that processes score, each as soon as it is there. Raises MnistRayError.
 
     The processes end with this block, and with this process. They are forked from one that has imported PyTorch. The first one
     loads and tests the model before the block begins.
@@ -49,14 +49,14 @@ def workers(job: Job, bundle: str, device: str) -> Iterator[Callable[[Iterable[U
     pool = ProcessPoolExecutor(cores(), context, initializer=_start_process)
     try:
         pool.submit(_load, bundle, device).result()
-        yield partial(_stream, pool, job, bundle, device)
+        yield _stream(pool, refs, job, bundle, device)
     except BrokenProcessPool:
         raise ClusterError("a scoring process was killed, or ran out of memory; run again with --resume") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _stream(pool: ProcessPoolExecutor, job: Job, bundle: str, device: str, refs: Iterable[UnitRef]) -> Generator[UnitResult]:
+def _stream(pool: ProcessPoolExecutor, refs: Iterable[UnitRef], job: Job, bundle: str, device: str) -> Generator[UnitResult]:
     """At most two units per core wait for a process, so that `refs` is read no faster than units are scored."""
     running: set[Future[UnitResult]] = set()
     for ref in refs:

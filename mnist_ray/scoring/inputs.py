@@ -3,7 +3,7 @@
 import glob
 import re
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 
 from fsspec.utils import glob_translate
 
@@ -46,15 +46,13 @@ class Listing:
 
     def _start(self, item: str) -> Iterator[ImageFile]:
         before, stream = self._num_found, self._images_of(item)
-        first = next(stream, None)
-        if first is not None:
-            return chain([first], stream)
-        if self._num_found == before:
+        first = list(islice(stream, 1))
+        if not first and self._num_found == before:
             raise DataError(
                 f"{item}: holds nothing to score: no {' '.join(IMAGE_SUFFIXES)} and no {_TABLE}; "
                 f"{self.ignored} other files were ignored"
             )
-        return iter(())
+        return chain(first, stream)
 
     def _images_of(self, item: str) -> Iterator[ImageFile]:
         if storage.is_folder(item):
@@ -66,14 +64,6 @@ class Listing:
             return self._images_among(_glob(item))
         raise DataError(f"{item}: there is no such file or folder; expected a folder, a glob, an image or a manifest")
 
-    def _new(self, entry: FileEntry) -> bool:
-        """Whether this file was not listed before."""
-        self._num_found += 1
-        new = entry.uri not in self._seen
-        if self._remember:
-            self._seen.add(entry.uri)
-        return new
-
     def _images_among(self, entries: Iterable[FileEntry], suffixes: tuple[str, ...] = _SUFFIXES) -> Iterator[ImageFile]:
         """The images among these files. Adds Parquet files to `tables` and counts ignored files."""
         for entry in entries:
@@ -82,9 +72,13 @@ class Listing:
                 continue
             if not name.endswith(suffixes):
                 self.ignored += 1
-            elif not self._new(entry):
                 continue
-            elif name.endswith(_TABLE):
+            self._num_found += 1
+            if entry.uri in self._seen:
+                continue
+            if self._remember:
+                self._seen.add(entry.uri)
+            if name.endswith(_TABLE):
                 self.tables.append(entry)
             else:
                 yield ImageFile(entry, digit_of(entry.uri))

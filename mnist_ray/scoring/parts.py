@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mnist_ray import __version__
+import mnist_ray
 from mnist_ray.data import storage
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.job import Job, UnitResult
@@ -34,7 +34,8 @@ def part_name(unit_id: str) -> str:
 
 def write_part(job: Job, result: UnitResult, predicted: pa.Table, quarantined: pa.Table) -> None:
     """Write the rows of a unit, the least confident first. Writing it again replaces it. Raises StorageError."""
-    metadata = _metadata(job, result)
+    about = {"job": job.id, "model": job.model, "version": mnist_ray.__version__, "result": {**vars(result), "seconds": {}}}
+    metadata = {_METADATA: json.dumps(about, sort_keys=True)}
     quarantine = storage.join(job.out, QUARANTINE, part_name(result.unit))
     if quarantined.num_rows:
         _write(quarantine, quarantined, metadata)
@@ -48,12 +49,6 @@ def _write(uri: str, table: pa.Table, metadata: dict[bytes, str]) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd", row_group_size=ROW_GROUP)
     storage.write(uri, sink.getvalue().to_pybytes())
-
-
-def _metadata(job: Job, result: UnitResult) -> dict[bytes, str]:
-    counts = {**json.loads(result.to_json()), "seconds": {}}
-    about = {"job": job.id, "model": job.model, "version": __version__, "result": counts}
-    return {_METADATA: json.dumps(about, sort_keys=True)}
 
 
 def _read_metadata(found: pa.Schema) -> tuple[str, str, UnitResult]:

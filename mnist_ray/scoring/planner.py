@@ -32,7 +32,10 @@ class Planner:
 
     def _open(self, config: ScoreConfig) -> None:
         if config.rescore_changed:
-            self.plan = replace(self.plan, dropped=(*self.plan.dropped, *_stale_units(config, self.plan)))
+            known = Known(self.plan, self._out)
+            for _ in Units(config, known):  # list all inputs once, to compare them
+                pass
+            self.plan = replace(self.plan, dropped=(*self.plan.dropped, *known.stale()))
         self._known = Known(self.plan, self._out)
         self._units = Units(config, self._known, len(self.plan.parts))
         units = iter(self._units)
@@ -104,11 +107,3 @@ def _take(units: Iterator[WorkUnit], inputs: int) -> Iterator[WorkUnit]:
     while inputs > 0 and (unit := next(units, None)):
         yield unit
         inputs -= unit.num_inputs
-
-
-def _stale_units(config: ScoreConfig, plan: Plan) -> list[str]:
-    """The units of changed and vanished inputs. Lists all inputs once."""
-    known = Known(plan, config.out)
-    for _ in Units(config, known):
-        pass
-    return known.stale()

@@ -16,12 +16,15 @@ from mnist_ray.data.cells import decode_cells
 from mnist_ray.data.containers import MAX_BYTES, Reason, Rejection
 from mnist_ray.data.images import SIDE, Digits, Grey, decode, normalise
 from mnist_ray.data.listing import stat_files
-from mnist_ray.errors import first_line
+from mnist_ray.errors import StorageError, first_line
+from mnist_ray.scoring import schema
 from mnist_ray.scoring.job import Job
 from mnist_ray.scoring.plan import WorkUnit
 
 CHUNK_ROWS = 1024
 """Images that are decoded and predicted together: enough to keep the predictor busy, few enough to need little memory."""
+
+_OPTIONAL_KEYS = [schema.PLAN.field("size_bytes"), schema.PLAN.field("truth")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +68,7 @@ def _read_files(rows: pa.Table, job: Job) -> Chunk:
     digits, rejected = normalise(decoded())
     decode_s = time.perf_counter() - started - read_s
     keys = {"source": rows["source"], "row": rows["first_row"], "size_bytes": rows["size_bytes"], "truth": rows["truth"]}
-    return Chunk(digits, rejected, pa.table(keys | _no_kept(job, len(sources))), num_bytes, read_s, decode_s)
-
-
-def _no_kept(job: Job, num_rows: int) -> dict[str, pa.Array]:
-    """Nulls for the kept columns."""
-    return {field.name: pa.nulls(num_rows, field.type) for field in job.kept}
+    return Chunk(digits, rejected, _with_nulls(keys, job), num_bytes, read_s, decode_s)
 
 
 def _changed(data: bytes | OSError, size: int) -> Rejection | None:
@@ -114,6 +112,8 @@ def _batches(row: dict[str, Any], job: Job) -> Iterator[pa.RecordBatch | Rejecti
     """
     uri = storage.from_text(row["source"])
     (entry,) = stat_files([uri])
+    if entry.size < 0 and storage.is_file(uri):
+        raise StorageError(f"{uri}: cannot be looked up; run again with --resume")
     if entry.size < 0:
         yield Rejection(Reason.MISSING, "there is no such file")
     elif (entry.size, entry.version) != (row["size_bytes"], row["version"]):
@@ -165,25 +165,24 @@ def _chunk_of(batch: pa.RecordBatch, source: str, first: int, job: Job, read_s: 
     started = time.perf_counter()
     digits, rejected = normalise(decode_cells(batch.column(columns.image_column(batch.schema, job.image_column, source))))
     truth = columns.truth_column(batch.schema, job.truth_column, source)
-    truths = columns.truths(batch.column(truth)) if truth else None
-    kept = {field.name: batch.column(field.name).cast(field.type) for field in job.kept}
-    keys = _row_keys(source, first, batch.num_rows, truths, kept)
-    return Chunk(digits, rejected, keys, batch.nbytes, read_s, time.perf_counter() - started)
+    keys = _row_keys(source, first, batch.num_rows) | {kept.name: batch.column(kept.name).cast(kept.type) for kept in job.kept}
+    if truth:
+        keys["truth"] = columns.truths(batch.column(truth))
+    return Chunk(digits, rejected, _with_nulls(keys, job), batch.nbytes, read_s, time.perf_counter() - started)
 
 
 def _rejected(rejection: Rejection, source: str, first: int, num_rows: int, job: Job) -> Chunk:
-    keys = _row_keys(source, first, num_rows, None, _no_kept(job, num_rows))
+    keys = _with_nulls(_row_keys(source, first, num_rows), job)
     blank = np.zeros((num_rows, SIDE, SIDE), np.uint8)
     return Chunk(blank, dict.fromkeys(range(num_rows), rejection), keys, 0, 0.0, 0.0)
 
 
-def _row_keys(source: str, first: int, num_rows: int, truths: pa.Array | None, kept: dict[str, pa.Array]) -> pa.Table:
-    return pa.table(
-        {
-            "source": pa.repeat(pa.scalar(source), num_rows),
-            "row": pa.array(range(first, first + num_rows), pa.int64()),
-            "size_bytes": pa.nulls(num_rows, pa.int64()),
-            "truth": pa.nulls(num_rows, pa.uint8()) if truths is None else truths,
-            **kept,
-        }
-    )
+def _row_keys(source: str, first: int, num_rows: int) -> dict[str, pa.Array]:
+    rows = pa.array(range(first, first + num_rows), pa.int64())
+    return {"source": pa.repeat(pa.scalar(source), num_rows), "row": rows}
+
+
+def _with_nulls(keys: dict[str, pa.Array], job: Job) -> pa.Table:
+    """The keys of a chunk: the known columns, and nulls for the others."""
+    missing = [field for field in (*_OPTIONAL_KEYS, *job.kept) if field.name not in keys]
+    return pa.table(keys | {field.name: pa.nulls(len(keys["source"]), field.type) for field in missing})

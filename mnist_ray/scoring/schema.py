@@ -2,8 +2,6 @@
 
 import pyarrow as pa
 
-from mnist_ray.errors import UsageError
-
 CLASSES = 10
 
 PLAN = pa.schema(
@@ -32,6 +30,9 @@ QUARANTINE = pa.schema(
 )
 """The quarantine table has a row for each rejected input."""
 
+CHANGES = pa.schema([("source", pa.string()), ("change", pa.string())])
+"""The table of changed inputs has a row for each planned source that has changed or is gone."""
+
 NOTHING = pa.schema([])
 
 
@@ -43,10 +44,3 @@ def predictions(kept: pa.Schema, probabilities: int) -> pa.Schema:
         columns = {"top_labels": pa.uint8(), "top_probabilities": pa.float32()} if probabilities else {}
     lists = [pa.field(name, pa.list_(kind, probabilities), nullable=False) for name, kind in columns.items()]
     return pa.schema([*_KEY, *kept, *_PREDICTION, *lists, _TRUTH])
-
-
-def check_kept(names: tuple[str, ...]) -> None:
-    """Raise UsageError if a kept column has the name of one of the tables' own columns."""
-    own = {*predictions(NOTHING, CLASSES).names, *predictions(NOTHING, 1).names, *QUARANTINE.names}
-    if taken := [name for name in names if name in own]:
-        raise UsageError(f"--keep {','.join(taken)}: the tables have a column of this name; rename it in the input")
