@@ -20,14 +20,8 @@ PLAN = pa.schema(
 _KEY = [pa.field("source", pa.string(), nullable=False), pa.field("row", pa.int64())]
 _PREDICTION = [pa.field("label", pa.uint8(), nullable=False), pa.field("confidence", pa.float32(), nullable=False)]
 _TRUTH = pa.field("truth", pa.uint8())
-QUARANTINE = pa.schema(
-    [
-        *_KEY,
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("detail", pa.string(), nullable=False),
-        pa.field("size_bytes", pa.int64()),
-    ]
-)
+_REASON = [pa.field("reason", pa.string(), nullable=False), pa.field("detail", pa.string(), nullable=False)]
+QUARANTINE = pa.schema([*_KEY, *_REASON, pa.field("size_bytes", pa.int64())])
 """The quarantine table has a row for each rejected input."""
 
 CHANGES = pa.schema([("source", pa.string()), ("change", pa.string())])
