@@ -5,11 +5,13 @@ import os
 import pickle
 import re
 import secrets
+import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -146,8 +148,9 @@ class RayCluster:
         self.port, self.jobs_port = free_port(), free_port()
         self.address, self.jobs_address = f"127.0.0.1:{self.port}", f"http://127.0.0.1:{self.jobs_port}"
         self._nodes: list[subprocess.Popen[bytes]] = []
+        self._folder = tempfile.mkdtemp(prefix="ray-")  # in a shared one, jobs would join the cluster that started last
         ports = [f"--port={self.port}", f"--dashboard-port={self.jobs_port}", f"--ray-client-server-port={free_port()}"]
-        self._start(cpus, "--head", "--node-ip-address=127.0.0.1", *ports)
+        self._start(cpus, "--head", "--node-ip-address=127.0.0.1", f"--temp-dir={self._folder}", *ports)
 
     @contextmanager
     def another_node(self) -> Iterator[str]:
@@ -183,8 +186,10 @@ class RayCluster:
         return [pid for pid, command in found if re.match(f"ray::_?{name}", command)]
 
     def stop(self) -> None:
+        """Kill all nodes, and delete their logs."""
         while self._nodes:
             self.kill_node()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self, cpus: int, *flags: str) -> None:
         command = [str(BIN / "ray"), "start", "--block", f"--num-cpus={cpus}", "--disable-usage-stats", *flags]
