@@ -28,7 +28,7 @@ def test_both_jobs_succeed(ray_cluster: RayCluster, digit_folder: Path, tmp_path
     assert trained.returncode == 0, trained.stdout + trained.stderr
     assert "epoch 1/1" in trained.stdout
     assert "succeeded" in trained.stdout
-    scored = submit(ray_cluster, "python", "jobs/score.py", str(digit_folder), "--model", run, "--out", out, "--workers", "2")
+    scored = submit(ray_cluster, "python", "jobs/score.py", str(digit_folder), "--model", run, "--out", out, "--workers", "1")
     assert scored.returncode == 0, scored.stdout + scored.stderr
     assert "300 inputs = 300 predicted + 0 quarantined" in scored.stdout
 
