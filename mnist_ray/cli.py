@@ -1,7 +1,5 @@
 """The command line: one function per command. Only this module prints results and converts errors to exit statuses."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Progress output of a job: one line that is updated in place on a terminal, occasional plain lines elsewhere."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

@@ -4,8 +4,6 @@ A message states what was found, what was expected and what to do. Any other exc
 its traceback, and the exit status is 1.
 """
 
-from __future__ import annotations
-
 EXIT_STATUSES = {
     0: "done",
     1: "a defect of this program",

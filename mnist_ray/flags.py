@@ -1,7 +1,5 @@
 """Checks the values of flags, and parses --workers, --checkpoint-every and --probabilities."""
 
-from __future__ import annotations
-
 import re
 from typing import Literal
 

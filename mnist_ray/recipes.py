@@ -1,7 +1,5 @@
 """The training recipes and the accuracy of each. docs/decisions/0010 says how they were found."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

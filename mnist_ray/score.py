@@ -1,9 +1,9 @@
 """The scoring job: from a ScoreConfig to a prediction table."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from mnist_ray.artifact import seal
 from mnist_ray.cluster import runtime
@@ -26,13 +26,6 @@ SMALL_JOB = 200_000
 """Inputs up to which `--workers auto` scores without Ray. They take seconds, and Ray takes ten to start."""
 
 
-class Engine(NamedTuple):
-    """What scores the units: the number of its workers, and the function that starts them."""
-
-    workers: int
-    results: Callable[[], Generator[UnitResult]]
-
-
 def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
     """Run a scoring job, or continue it, to its commit record, and return its summary. Raises MnistRayError."""
     clock = Clock()
@@ -49,55 +42,57 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
     if finished:
         console.line(f"{len(finished):,} units are done already")
 
-    with _engine(config, planner, job, bundle) as engine, owning(config.out) as owner:
+    with _engine(config, planner, job, bundle) as (workers, results), owning(config.out) as owner:
         if admit(config, digest) != held:
             raise OutputError(f"{config.out}: another job has written here meanwhile; check what it holds, then start again")
         if planner.planning:
             begin(planner.plan, config.out, replace=held is None)
         clock.ready()
-        tally = _score(engine, planner, finished, clock, owner, console)
+        tally = _score(results, planner, sum(unit.inputs for unit in finished.values()), clock, owner, console)
 
         plan = planner.complete()
         planned = {ref.id for ref in plan.refs(config.out)}
         sweep(config.out, planned)
         for unit in planned & finished.keys():
             tally.add(finished[unit])
-        return commit(plan, job, tally, {**clock.report(tally.total.seconds, engine.workers), **planner.changes})
+        return commit(plan, job, tally, {**clock.report(tally.total.seconds, workers), **planner.changes})
 
 
 @contextmanager
-def _engine(config: ScoreConfig, planner: Planner, job: Job, bundle: str) -> Iterator[Engine]:
-    """Processes of this machine, or a Ray cluster that has room for the actors. Nothing is started if nothing is to be done."""
+def _engine(config: ScoreConfig, planner: Planner, job: Job, bundle: str) -> Iterator[tuple[int, Generator[UnitResult]]]:
+    """The number of workers and the results of the units. Planning and scoring begin with the first result that is asked for.
+
+    The workers are processes of this machine, or actors of a Ray cluster that has room for them. Nothing is started if nothing
+    is to be done.
+    """
     fewest, most = scoring_pool(config.workers)
     small = config.workers == "auto" and not config.address and planner.at_most(SMALL_JOB)
     if planner.at_most(0):
-        yield Engine(0, _nothing)
+        yield 0, _nothing()
     elif most == 0 or small:
-        with processes.workers(bundle, config.device) as workers:
-            yield Engine(processes.cores(), lambda: workers.stream(planner.pending(), job))
+        with processes.scoring(planner.pending(), job, bundle, config.device) as results:
+            yield processes.cores(), results
     else:
         with runtime.cluster(config.address):
             from mnist_ray.cluster import actors
 
             pool = (fewest, most) if most > 0 else (runtime.size(config.device),) * 2
             needs = runtime.resources(*pool, config.device)
-            yield Engine(pool[1], lambda: actors.stream(planner, job, bundle, pool, needs))
+            yield pool[1], actors.stream(planner, job, bundle, pool, needs)
 
 
 def _nothing() -> Generator[UnitResult]:
     yield from ()
 
 
-def _score(
-    engine: Engine, planner: Planner, finished: dict[str, UnitResult], clock: Clock, owner: Owner, console: Console
-) -> Tally:
-    """Score the units that are not finished, and count them."""
-    tally, before = Tally(), sum(result.inputs for result in finished.values())
-    with closing(engine.results()) as results:
+def _score(results: Generator[UnitResult], planner: Planner, done: int, clock: Clock, owner: Owner, console: Console) -> Tally:
+    """Count the results of the units. `done` is the number of inputs that an earlier start of the job has scored."""
+    tally = Tally()
+    with closing(results):
         for result in results:
             if tally.add(result):
                 clock.scored(result)
-                _show(planner.plan, before + tally.total.inputs, clock, console)
+                _show(planner.plan, done + tally.total.inputs, clock, console)
             owner.require()
             owner.raise_if_stopped("run again with --resume to score the rest")
     return tally

@@ -1,7 +1,5 @@
 """The training job: in this process, or as a Ray Train job with one process per worker."""
 
-from __future__ import annotations
-
 import importlib
 import threading
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """The command line: its flags, its imports and its exit statuses."""
 
-from __future__ import annotations
-
 import dataclasses
 import subprocess
 import sys

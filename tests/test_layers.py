@@ -1,7 +1,5 @@
 """The rooms of docs/architecture.md: who may import whom, and which third-party modules."""
 
-from __future__ import annotations
-
 import ast
 import sys
 from collections.abc import Iterator

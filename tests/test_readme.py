@@ -1,7 +1,5 @@
 """The documents: their commands exist and run, their links work, and their lists match the code."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import subprocess

@@ -7,8 +7,6 @@ Every run is a process of its own with a new output folder. Memory is the sum of
 processes, at its highest.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

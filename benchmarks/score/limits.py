@@ -5,8 +5,6 @@
 Each limit is measured with one thread per core. FOLDER holds PNG files; MODEL is a run directory or bundle.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """Marks: one line per finished batch, with the time and the number of images. They give a steady rate."""
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path

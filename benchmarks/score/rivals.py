@@ -6,8 +6,6 @@ INPUTS has one subfolder per digit. Marks go to the folder `OUT.marks`. Each pro
 published description of its library. `daft` needs the package daft.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable

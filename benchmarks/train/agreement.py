@@ -5,8 +5,6 @@
 One worker stands for `--workers 0` and `--workers 1`, which are both one process. In float64 the losses must agree to 1e-9.
 """
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

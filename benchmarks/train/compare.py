@@ -8,8 +8,6 @@
 MNIST_RAY_DATA is the folder with MNIST's four files. Every run is a separate process. Run nothing else at the same time.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -4,8 +4,6 @@ python -m benchmarks.train.contestant ours --recipe fast --epochs 0.6 --seed 0
 python -m benchmarks.train.contestant example --until 0.99
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import time

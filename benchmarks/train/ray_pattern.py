@@ -5,8 +5,6 @@ python -m benchmarks.train.ray_pattern --recipe fast --samples 12000
 Network, optimizer and batch size are those of our recipe, so that only the training loop differs.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import tempfile

@@ -4,8 +4,6 @@ Like the originals, both read PIL images through a DataLoader with torchvision's
 evaluation on the test images.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 

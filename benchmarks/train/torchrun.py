@@ -3,8 +3,6 @@
 torchrun --standalone --nproc-per-node=2 -m benchmarks.train.torchrun --out /tmp/run
 """
 
-from __future__ import annotations
-
 import argparse
 
 import torch

@@ -5,8 +5,6 @@ versions), `selftest.safetensors` (a few digits and their expected logits) and `
 which is written last.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass
 from typing import Any

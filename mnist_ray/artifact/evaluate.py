@@ -1,7 +1,5 @@
 """The evaluation of a predictor on labelled digits."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The results that a finished run writes: the bundle and the metrics."""
 
-from __future__ import annotations
-
 import platform
 from typing import Any
 

@@ -5,12 +5,10 @@ convolution. The network is traced, frozen, and computes in float32; on a CPU in
 cache. The labels equal those of the network in the bundle; the probabilities differ by less than 1e-5.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -62,8 +60,8 @@ class Predictor:
     device: torch.device
     network: torch.jit.ScriptModule
 
-    @staticmethod
-    def ready(bundle: ModelBundle, device: torch.device) -> Predictor:
+    @classmethod
+    def ready(cls, bundle: ModelBundle, device: torch.device) -> Self:
         """Build the fast form of the network and run the self-test on both forms. Raises ModelError."""
         bundle.model.to(device).eval()
         fast = folded(bundle.model).to(device)
@@ -74,7 +72,7 @@ class Predictor:
             network = torch.jit.freeze(torch.jit.trace(fast, example, check_trace=False))
             if device.type == "cpu":
                 network = torch.jit.optimize_for_inference(network)
-        predictor = Predictor(device, network)
+        predictor = cls(device, network)
         bundle.check_logits(predictor.logits(bundle.selftest["images"]))
         return predictor
 

@@ -1,7 +1,5 @@
 """The seal of a bundle: `digest.json`, written last, with the SHA-256 of each file. Does not import torch."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 

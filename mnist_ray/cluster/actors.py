@@ -21,11 +21,10 @@ from ray.util.metrics import Counter
 from mnist_ray.cluster import runtime
 from mnist_ray.data import storage
 from mnist_ray.errors import ClusterError, MnistRayError, first_line, from_status
-from mnist_ray.run.processes import predictor
+from mnist_ray.run.processes import predictor, score_ref
 from mnist_ray.scoring.job import Job, UnitResult
-from mnist_ray.scoring.plan import FOLDER, UnitRef, load_plan, load_unit, part_refs
+from mnist_ray.scoring.plan import FOLDER, UnitRef, load_plan, part_refs
 from mnist_ray.scoring.planner import Planner
-from mnist_ray.scoring.unit import score_unit
 
 STALLED_S = 900
 """Seconds without progress after which Ray Data gives up a job."""
@@ -47,8 +46,6 @@ for _name in RAY_EXTENSIONS:
     with suppress(KeyError):
         pa.unregister_extension_type(_name)
 
-Row = dict[str, Any]
-
 
 def _follow(out: str, skip: frozenset[str]) -> Iterator[pa.Table]:
     """The units of a plan, one row each, except those in `skip`. The plan may still be growing."""
@@ -58,8 +55,7 @@ def _follow(out: str, skip: frozenset[str]) -> Iterator[pa.Table]:
         for part in storage.names(storage.join(out, FOLDER)):
             if part not in seen and not part.startswith("."):
                 seen.add(part)
-                rows = [asdict(ref) for ref in part_refs(out, part) if ref.id not in skip]
-                yield from (pa.table({name: [value] for name, value in row.items()}) for row in rows)
+                yield from (pa.Table.from_pylist([asdict(ref)]) for ref in part_refs(out, part) if ref.id not in skip)
         if plan.complete or plan.failed:
             return
         time.sleep(POLL_S)
@@ -109,19 +105,14 @@ class Actor:
     """
 
     def __init__(self, job: Job, bundle: str, device: str) -> None:
-        self._job, self._metrics = job, _Metrics()
-        self._failure: MnistRayError | None = None
-        try:
-            self._predict = predictor(bundle, device)
-        except MnistRayError as error:
-            self._failure = error
+        self._job, self._bundle, self._device, self._metrics = job, bundle, device, _Metrics()
+        with suppress(MnistRayError):  # the first unit reports it
+            predictor(bundle, device)
 
-    def __call__(self, row: Row) -> Row:
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """The result of the unit that this row names, or an error."""
         try:
-            if self._failure:
-                raise self._failure
-            result = score_unit(load_unit(self._job.out, UnitRef(**row)), self._job, self._predict)
+            result = score_ref(UnitRef(**row), self._job, self._bundle, self._device)
             self._metrics.add(result)
             return {"result": result.to_json(), "status": 0}
         except MnistRayError as error:
@@ -143,8 +134,7 @@ def stream(planner: Planner, job: Job, bundle: str, pool: tuple[int, int], needs
                     raise from_status(row["status"], row["result"])
                 yield UnitResult.from_json(row["result"])
         except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
-            why = first_line(error)
-            raise ClusterError(f"scoring stopped: {why}; run again with --resume to score the rest") from error
+            raise ClusterError(f"scoring stopped: {first_line(error)}; run again with --resume to score the rest") from error
         finally:
             stop.set()
         planning.result()

@@ -1,7 +1,5 @@
 """A training run as a Ray Train job: one process per worker; lost workers are replaced, or the group shrinks."""
 
-from __future__ import annotations
-
 import tempfile
 import threading
 import time

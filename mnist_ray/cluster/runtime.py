@@ -1,7 +1,5 @@
 """The Ray cluster of a job: join or start it, size its workers, and explain its failures."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os

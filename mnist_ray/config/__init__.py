@@ -1,7 +1,5 @@
 """The settings of each command as frozen, validated dataclasses. A field is a flag, and its docstring is the help text."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """The configuration of a training job."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace

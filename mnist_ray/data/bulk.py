@@ -1,7 +1,5 @@
 """Reads the bytes of many files. A file that cannot be read does not affect the others."""
 
-from __future__ import annotations
-
 import os
 import stat
 import time

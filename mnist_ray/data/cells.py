@@ -10,8 +10,6 @@ A cell holds one of these:
 Tensors are read through their storage type. Only the needed fields of a struct are read.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

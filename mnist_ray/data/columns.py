@@ -5,8 +5,6 @@ Ray unpickles values of `ray.data.arrow_pickled_object`. For this reason a colum
 types other than `KNOWN_EXTENSIONS`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pyarrow as pa

@@ -1,7 +1,5 @@
 """Checks image files before any pixel is decoded: format, completeness and declared size."""
 
-from __future__ import annotations
-
 import struct
 import zlib
 from collections.abc import Callable

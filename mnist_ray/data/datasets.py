@@ -1,7 +1,5 @@
 """Loads the dataset that `--data` names: MNIST, the 5,000 installed digits, or the user's own files."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

@@ -1,11 +1,10 @@
 """Labelled digits in memory, the split into training and test images, and the predictions of a model."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +31,9 @@ class LabelledDigits:
         """SHA-256 of images and labels, as 64 hexadecimal characters."""
         return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()
 
-    def take(self, rows: NDArray[np.int64]) -> LabelledDigits:
+    def take(self, rows: NDArray[np.int64]) -> Self:
         """The digits at the positions `rows`, in that order."""
-        return LabelledDigits(self.images[rows], self.labels[rows])
+        return replace(self, images=self.images[rows], labels=self.labels[rows])
 
 
 @dataclass(frozen=True)

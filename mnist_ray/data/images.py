@@ -10,8 +10,6 @@ The preprocessing rule, in order:
    so that its centre of mass is the centre of the 28x28 field. MNIST was made in this way (LeCun et al., 1998).
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any

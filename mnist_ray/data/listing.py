@@ -1,7 +1,5 @@
 """Lists files: all below a folder, or those that are named. Results are streamed because there may be millions."""
 
-from __future__ import annotations
-
 import os
 import stat
 from collections import deque

@@ -1,7 +1,5 @@
 """Finds MNIST's four IDX files on this machine, downloads them once, and reads them, plain or gzipped."""
 
-from __future__ import annotations
-
 import os
 import socket
 import struct

@@ -5,8 +5,6 @@ of this stream, so a batch may span two epochs and only the last batch of a run 
 per epoch. The content of a batch does not depend on the number of workers.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 

@@ -4,8 +4,6 @@ A path without a scheme is local. `s3://`, `gs://` and other schemes use `pyarro
 the scheme. Credentials and endpoints come only from the standard environment variables of each storage.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """Random distortion of a batch of digits, on the batch's device."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

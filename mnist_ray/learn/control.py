@@ -1,7 +1,5 @@
 """How a training loop speaks with the job that runs it. Does not import torch."""
 
-from __future__ import annotations
-
 from enum import IntFlag
 from typing import Any
 

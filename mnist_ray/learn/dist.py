@@ -1,7 +1,5 @@
 """The only caller of torch.distributed. Every function here also works in a single process."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, TypeVar
 

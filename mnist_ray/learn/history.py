@@ -1,7 +1,5 @@
 """The history of a run, one row per epoch: `history.jsonl` and TensorBoard events."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from pathlib import Path

@@ -1,9 +1,7 @@
 """Counts of predictions, which add up exactly over batches and workers."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -56,6 +54,6 @@ class Tally(Counted):
         """Mean loss per sample, in nats."""
         return float(self.loss_sum) / max(self.count, 1)
 
-    def reduced(self) -> Tally:
+    def reduced(self) -> Self:
         """The sum over all workers, on every worker."""
-        return Tally(dist.all_reduce_sum(self.confusion), dist.all_reduce_sum(self.loss_sum))
+        return replace(self, confusion=dist.all_reduce_sum(self.confusion), loss_sum=dist.all_reduce_sum(self.loss_sum))

@@ -1,7 +1,5 @@
 """The network. It normalises its own input, and does not depend on device, rank or cluster."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

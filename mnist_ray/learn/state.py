@@ -4,8 +4,6 @@ A checkpoint is a folder `RUN/checkpoints/samples-N` with `state.pt` and the mar
 holds the SHA-256 of `state.pt`. A reader skips a folder without a valid marker, or whose bytes do not match it, and warns.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 from contextlib import suppress

@@ -1,8 +1,7 @@
 """One training step, and the evaluation of a network, on one worker's share of the digits."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -25,11 +24,11 @@ class DeviceDigits:
     images: Tensor
     labels: Tensor
 
-    @staticmethod
-    def put(digits: LabelledDigits, device: torch.device) -> DeviceDigits:
+    @classmethod
+    def put(cls, digits: LabelledDigits, device: torch.device) -> Self:
         """The digits, copied to a device."""
         labels = torch.from_numpy(digits.labels.astype(np.int64))
-        return DeviceDigits(torch.tensor(digits.images, device=device), labels.to(device))
+        return cls(torch.tensor(digits.images, device=device), labels.to(device))
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -24,13 +24,13 @@ class Clock:
     def scored(self, result: UnitResult) -> None:
         """Note that a unit is scored."""
         self._last = self._now()
-        self._scored += result.predicted + result.quarantined
+        self._scored += result.inputs
         if not self._first:
             self._first, self._scored_first = self._last, self._scored
 
     def images_per_second(self) -> float:
         """Inputs per second, since the start of the job."""
-        return self._scored / max(self._now(), 1e-9)
+        return self._scored / self._now()
 
     def report(self, stages: dict[str, float], workers: int) -> dict[str, Any]:
         """The summary's entries about speed. `stages` holds the seconds of work of all workers, by stage.
@@ -45,15 +45,17 @@ class Clock:
         stage = max(stages, key=lambda name: stages[name], default="start")
         limit = "start" if self._first > total / 2 else "listing" if idle else stage
         rate = (self._scored - self._scored_first) / steady if steady > 0 else 0.0
-        seconds = {"ready": self._ready, "first_unit": self._first, "total": total}
+        start = round(self._first, 3)
         return {
             "scored_now": self._scored,
             "images_per_second": round(self._scored / total, 1),
             "steady_images_per_second": round(rate, 1),
-            "start_seconds": round(self._first, 3),
+            "start_seconds": start,
             "limited_by": limit,
             "seconds": {
-                **{name: round(value, 3) for name, value in seconds.items()},
+                "ready": round(self._ready, 3),
+                "first_unit": start,
+                "total": round(total, 3),
                 "workers": {name: round(value, 3) for name, value in stages.items()},
             },
         }

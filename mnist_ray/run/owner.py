@@ -4,8 +4,6 @@ The job keeps a record `owner.json` there, which changes every second while the 
 also carries a request to stop from the driver to the workers.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import signal

@@ -37,41 +37,34 @@ def predictor(bundle: str, device: str) -> Predict:
     return Predictor.ready(load(bundle), pick_device(device))
 
 
-class Workers:
-    """Processes that score units of one job with one model."""
-
-    def __init__(self, pool: ProcessPoolExecutor, bundle: str, device: str) -> None:
-        """Load and test the model in the first process. Raises ModelError."""
-        self._pool, self._model = pool, (bundle, device)
-        pool.submit(_load, *self._model).result()
-
-    def stream(self, refs: Iterable[UnitRef], job: Job) -> Generator[UnitResult]:
-        """Score units, and yield each result as soon as it is there. Raises MnistRayError.
-
-        At most two units per core wait for a process, so that `refs` is read no faster than units are scored.
-        """
-        running: set[Future[UnitResult]] = set()
-        try:
-            for ref in refs:
-                running.add(self._pool.submit(_score, ref, job, *self._model))
-                if len(running) > 2 * cores():
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
-            yield from (future.result() for future in as_completed(running))
-        except BrokenProcessPool:
-            raise ClusterError("a scoring process was killed, or ran out of memory; run again with --resume") from None
-
-
 @contextmanager
-def workers(bundle: str, device: str) -> Iterator[Workers]:
-    """Processes that end with this block, and with this process. They are forked from one that has imported PyTorch."""
+def scoring(refs: Iterable[UnitRef], job: Job, bundle: str, device: str) -> Iterator[Generator[UnitResult]]:
+    """The results of units that processes score, each as soon as it is there. Raises MnistRayError.
+
+    The processes end with this block, and with this process. They are forked from one that has imported PyTorch. The first one
+    loads and tests the model before the block begins.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "mnist_ray.artifact.predictor"])
     pool = ProcessPoolExecutor(cores(), context, initializer=_start_process)
     try:
-        yield Workers(pool, bundle, device)
+        pool.submit(_load, bundle, device).result()
+        yield _stream(pool, refs, job, bundle, device)
+    except BrokenProcessPool:
+        raise ClusterError("a scoring process was killed, or ran out of memory; run again with --resume") from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _stream(pool: ProcessPoolExecutor, refs: Iterable[UnitRef], job: Job, bundle: str, device: str) -> Generator[UnitResult]:
+    """At most two units per core wait for a process, so that `refs` is read no faster than units are scored."""
+    running: set[Future[UnitResult]] = set()
+    for ref in refs:
+        running.add(pool.submit(score_ref, ref, job, bundle, device))
+        if len(running) > 2 * cores():
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+    yield from (future.result() for future in as_completed(running))
 
 
 def _start_process() -> None:
@@ -90,5 +83,6 @@ def _load(bundle: str, device: str) -> None:
     predictor(bundle, device)
 
 
-def _score(ref: UnitRef, job: Job, bundle: str, device: str) -> UnitResult:
+def score_ref(ref: UnitRef, job: Job, bundle: str, device: str) -> UnitResult:
+    """Score a unit of the plan with a model, which stays loaded. Raises MnistRayError."""
     return score_unit(load_unit(job.out, ref), job, predictor(bundle, device))

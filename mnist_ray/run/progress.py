@@ -1,7 +1,5 @@
 """The progress of a training run: a record that rank 0 writes to the run directory, and the driver's lines about it."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from typing import Any
 

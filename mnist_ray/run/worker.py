@@ -1,7 +1,5 @@
 """One worker's part of a training run, in the driver's own process or in a process of Ray Train."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from mnist_ray.config import Device, TrainConfig

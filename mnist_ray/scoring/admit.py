@@ -3,13 +3,11 @@
 from mnist_ray.config import ScoreConfig
 from mnist_ray.data import storage
 from mnist_ray.errors import OutputError
-from mnist_ray.scoring import plan as plans
 from mnist_ray.scoring.commit import COMMIT, SUMMARY
 from mnist_ray.scoring.known import CHANGES
 from mnist_ray.scoring.parts import PREDICTIONS, QUARANTINE
-from mnist_ray.scoring.plan import Plan
+from mnist_ray.scoring.plan import FOLDER, PLAN, Plan, load_plan
 
-_JOB_FILES = (COMMIT, SUMMARY, CHANGES, plans.PLAN, plans.FOLDER, PREDICTIONS, QUARANTINE)
 OWNER = "owner.json"
 """The owner record of the job that writes to the folder. A job that ends early may leave nothing else."""
 
@@ -23,7 +21,7 @@ def admit(config: ScoreConfig, model_digest: str) -> Plan | None:
     held = [name for name in storage.names(out) if not name.startswith(".") and name != OWNER]
     if not held:
         return None
-    if plans.PLAN not in held and (config.resume or config.extend or config.overwrite):
+    if PLAN not in held and (config.resume or config.extend or config.overwrite):
         raise OutputError(f"{out}: holds other files and no scoring job to resume, extend or overwrite; give another --out")
     if config.overwrite:
         return None
@@ -32,7 +30,7 @@ def admit(config: ScoreConfig, model_digest: str) -> Plan | None:
             f"{out}: is not empty; give --resume to continue its job, --extend to add new inputs, "
             "--overwrite to replace it, or another --out"
         )
-    plan = plans.load_plan(out)
+    plan = load_plan(out)
     wanted = {**config.identity(), "model": model_digest}
     found = {**plan.request, "model": plan.model_digest}
     if other := [f"{name} {found.get(name)} -> {wanted[name]}" for name in wanted if found.get(name) != wanted[name]]:
@@ -43,12 +41,12 @@ def admit(config: ScoreConfig, model_digest: str) -> Plan | None:
 def begin(plan: Plan, out: str, *, replace: bool) -> None:
     """Write the plan's record before anything else of the job. Raises StorageError.
 
-    With `replace`, first delete the job that the folder may hold. Without it, first delete the commit record, the summary and
-    the files of a plan that was never completed.
+    First delete the commit record, the summary and the files of a plan that was never completed. With `replace`, also delete
+    the tables that the folder may hold. Their plan is replaced last: until then, --overwrite can start again.
     """
-    for name in _JOB_FILES if replace else (COMMIT, SUMMARY):
+    for name in (COMMIT, SUMMARY, *((CHANGES, PREDICTIONS, QUARANTINE) if replace else ())):
         storage.delete(storage.join(out, name))
-    for name in storage.names(storage.join(out, plans.FOLDER)):
+    for name in storage.names(storage.join(out, FOLDER)):
         if name not in plan.parts:
-            storage.delete(storage.join(out, plans.FOLDER, name))
+            storage.delete(storage.join(out, FOLDER, name))
     plan.save(out)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import mnist_ray
 from mnist_ray.data import storage
 from mnist_ray.errors import AccountingError
 from mnist_ray.scoring.job import Job, Tally
@@ -21,7 +22,7 @@ def commit(plan: Plan, job: Job, tally: Tally, about: dict[str, Any]) -> dict[st
     total = tally.total
     _require_all(plan, job, tally)
     counts = {"inputs": total.inputs, "predicted": total.predicted, "quarantined": total.quarantined}
-    names = {"job": job.id, "model_digest": job.model, "version": job.version}
+    names = {"job": job.id, "model_digest": job.model, "version": mnist_ray.__version__}
     record = {**names, "plan": plan.fingerprint, **counts, "parts": dict(sorted(tally.parts.items()))}
     storage.write_json(storage.join(job.out, COMMIT), record)
     summary = {
@@ -43,8 +44,7 @@ def commit(plan: Plan, job: Job, tally: Tally, about: dict[str, Any]) -> dict[st
 
 
 def _require_all(plan: Plan, job: Job, tally: Tally) -> None:
-    present = set(storage.names(storage.join(job.out, PREDICTIONS)))
-    if lost := [unit for unit in tally.parts if part_name(unit) not in present]:
+    if lost := set(map(part_name, tally.parts)).difference(storage.names(storage.join(job.out, PREDICTIONS))):
         raise AccountingError(
             f"{job.out}: {len(lost)} parts written by workers are not visible on the driver; "
             "give an --out that all nodes share, such as a bucket, and score again"

@@ -3,7 +3,7 @@
 import glob
 import re
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 
 from fsspec.utils import glob_translate
 
@@ -13,7 +13,6 @@ from mnist_ray.data.listing import FileEntry, ImageFile, stat_files, walk
 from mnist_ray.errors import DataError, UsageError
 from mnist_ray.scoring import manifest
 
-_WILDCARDS = "*?["
 _TABLE = ".parquet"
 _SUFFIXES = (*IMAGE_SUFFIXES, _TABLE)
 
@@ -34,7 +33,8 @@ class Listing:
         self._num_found = 0
         self._out = f"{out}/"
         self._truth_column = truth_column
-        self._seen: set[str] | None = set() if len(inputs) > 1 or any(mark in inputs[0] for mark in _WILDCARDS) else None
+        self._seen: set[str] = set()
+        self._remember = len(inputs) > 1 or glob.has_magic(inputs[0])
         for item in inputs:
             if f"{item}/".startswith(self._out):
                 raise UsageError(f"{item}: lies in the output folder {out}; give another --out")
@@ -46,15 +46,13 @@ class Listing:
 
     def _start(self, item: str) -> Iterator[ImageFile]:
         before, stream = self._num_found, self._images_of(item)
-        first = next(stream, None)
-        if first is not None:
-            return chain([first], stream)
-        if self._num_found == before:
+        first = list(islice(stream, 1))
+        if not first and self._num_found == before:
             raise DataError(
                 f"{item}: holds nothing to score: no {' '.join(IMAGE_SUFFIXES)} and no {_TABLE}; "
                 f"{self.ignored} other files were ignored"
             )
-        return iter(())
+        return chain(first, stream)
 
     def _images_of(self, item: str) -> Iterator[ImageFile]:
         if storage.is_folder(item):
@@ -62,18 +60,9 @@ class Listing:
         if storage.is_file(item):  # a manifest, or a Parquet file, or an image with any suffix
             lines = manifest.lines(item, self._truth_column)
             return self._images_among(stat_files([item]), suffixes=("",)) if lines is None else lines
-        if any(mark in item for mark in _WILDCARDS):
+        if glob.has_magic(item):
             return self._images_among(_glob(item))
         raise DataError(f"{item}: there is no such file or folder; expected a folder, a glob, an image or a manifest")
-
-    def _new(self, entry: FileEntry) -> bool:
-        """Whether this file was not listed before."""
-        self._num_found += 1
-        if self._seen is None:
-            return True
-        before = len(self._seen)
-        self._seen.add(entry.uri)
-        return len(self._seen) > before
 
     def _images_among(self, entries: Iterable[FileEntry], suffixes: tuple[str, ...] = _SUFFIXES) -> Iterator[ImageFile]:
         """The images among these files. Adds Parquet files to `tables` and counts ignored files."""
@@ -83,9 +72,13 @@ class Listing:
                 continue
             if not name.endswith(suffixes):
                 self.ignored += 1
-            elif not self._new(entry):
                 continue
-            elif name.endswith(_TABLE):
+            self._num_found += 1
+            if entry.uri in self._seen:
+                continue
+            if self._remember:
+                self._seen.add(entry.uri)
+            if name.endswith(_TABLE):
                 self.tables.append(entry)
             else:
                 yield ImageFile(entry, digit_of(entry.uri))
@@ -96,6 +89,6 @@ def _glob(pattern: str) -> Iterator[FileEntry]:
         for found in sorted(glob.iglob(storage.absolute(pattern), recursive=True)):
             yield from walk(found) if storage.is_folder(found) else stat_files([found])
         return
-    fixed = pattern[: min(pattern.index(mark) for mark in _WILDCARDS if mark in pattern)].rpartition("/")[0]
+    fixed = re.split(r"[*?[]", pattern)[0].rpartition("/")[0]
     matches = re.compile(glob_translate(pattern)).match
     yield from (entry for entry in walk(fixed) if matches(entry.uri))

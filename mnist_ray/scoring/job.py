@@ -7,7 +7,6 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-import mnist_ray
 from mnist_ray.flags import probabilities
 from mnist_ray.scoring.plan import Plan
 
@@ -27,15 +26,13 @@ class Job:
     """Hash of the model and of the options."""
     model: str
     """Digest of the model bundle."""
-    version: str
-    """Version of this package."""
 
     @classmethod
     def of(cls, plan: Plan, out: str) -> Self:
         """The job of the plan in an output folder."""
         options = plan.request
         columns = (options["image_column"], options["truth_column"], probabilities(options["probabilities"]), plan.kept)
-        return cls(out, *columns, plan.job_id, plan.model_digest, mnist_ray.__version__)
+        return cls(out, *columns, plan.job_id, plan.model_digest)
 
 
 @dataclass

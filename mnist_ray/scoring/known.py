@@ -55,9 +55,8 @@ class Known:
     def write_changes(self, out: str) -> dict[str, int]:
         """Write the changed and vanished sources to `changes.parquet`, and return how many there are of each."""
         found = {"changed": self.changed, "vanished": self.vanished()}
-        names = [source for sources in found.values() for source in sources]
-        kinds = [kind for kind, sources in found.items() for _ in sources]
+        rows = [{"source": source, "change": kind} for kind, sources in found.items() for source in sources]
         sink = pa.BufferOutputStream()
-        pq.write_table(pa.table({"source": pa.array(names, pa.string()), "change": pa.array(kinds, pa.string())}), sink)
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema.CHANGES), sink)
         storage.write(storage.join(out, CHANGES), sink.getvalue().to_pybytes())
         return {kind: len(sources) for kind, sources in found.items()}

@@ -61,27 +61,21 @@ def _table(item: str, found: Iterator[pa.RecordBatch], truth_column: str) -> Ite
 
 def _csv(item: str) -> Iterator[pa.RecordBatch]:
     delimiter = "\t" if item.lower().endswith(".tsv") else ","
-    try:
-        with storage.open_stream(item) as stream:
-            yield from pa_csv.open_csv(
-                stream,
-                parse_options=pa_csv.ParseOptions(delimiter=delimiter),
-                convert_options=pa_csv.ConvertOptions(column_types=dict.fromkeys(columns.PATH_NAMES, pa.string())),
-            )
-    except pa.ArrowException as error:
-        raise DataError(f"{item}: cannot be read as a manifest: {error}") from None
+    with storage.open_stream(item) as stream:
+        yield from pa_csv.open_csv(
+            stream,
+            parse_options=pa_csv.ParseOptions(delimiter=delimiter),
+            convert_options=pa_csv.ConvertOptions(column_types=dict.fromkeys(columns.PATH_NAMES, pa.string())),
+        )
 
 
 def _parquet(item: str, truth_column: str) -> Iterator[pa.RecordBatch]:
-    try:
-        with storage.open_file(item) as stream:
-            parquet = pq.ParquetFile(stream)
-            found = parquet.schema_arrow
-            columns.require_unique(found, item)
-            wanted = {columns.path_column(found), columns.truth_column(found, truth_column, item)}
-            yield from parquet.iter_batches(_BATCH, columns=[name for name in found.names if name in wanted])
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{item}: cannot be read as a manifest: {error}") from None
+    with storage.open_file(item) as stream:
+        parquet = pq.ParquetFile(stream)
+        found = parquet.schema_arrow
+        columns.require_unique(found, item)
+        wanted = {columns.path_column(found), columns.truth_column(found, truth_column, item)}
+        yield from parquet.iter_batches(_BATCH, columns=[name for name in found.names if name in wanted])
 
 
 def _lists_paths(item: str) -> bool:
@@ -101,9 +95,12 @@ def _lists_paths(item: str) -> bool:
 def _images(item: str, found: Iterable[Batch]) -> Iterator[ImageFile]:
     """The files of the paths. A relative path is relative to the folder of the manifest."""
     folder = item.rpartition("/")[0]
-    for paths, truths in found:
-        for path in paths:
-            if "\0" in path or path.lower().endswith(".parquet"):
-                raise DataError(f"{item}: lists {path[:60]!r}; expected the path of an image file (in UTF-8) on every line")
-        uris = [path if "://" in path or path.startswith("/") else storage.join(folder, path) for path in paths]
-        yield from map(ImageFile, stat_files(uris), truths or map(digit_of, uris))
+    try:
+        for paths, truths in found:
+            for path in paths:
+                if "\0" in path or path.lower().endswith(".parquet"):
+                    raise DataError(f"{item}: lists {path[:60]!r}; expected the path of an image file (in UTF-8) on every line")
+            uris = [path if "://" in path or path.startswith("/") else storage.join(folder, path) for path in paths]
+            yield from map(ImageFile, stat_files(uris), truths or map(digit_of, uris))
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{item}: cannot be read as a manifest: {error}") from None

@@ -5,13 +5,15 @@ Both carry the id of the job, the digest of the model and the counts of the unit
 """
 
 import json
-from collections.abc import Container
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+import mnist_ray
 from mnist_ray.data import storage
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.job import Job, UnitResult
@@ -32,7 +34,8 @@ def part_name(unit_id: str) -> str:
 
 def write_part(job: Job, result: UnitResult, predicted: pa.Table, quarantined: pa.Table) -> None:
     """Write the rows of a unit, the least confident first. Writing it again replaces it. Raises StorageError."""
-    metadata = _metadata(job, result)
+    about = {"job": job.id, "model": job.model, "version": mnist_ray.__version__, "result": {**vars(result), "seconds": {}}}
+    metadata = {_METADATA: json.dumps(about, sort_keys=True)}
     quarantine = storage.join(job.out, QUARANTINE, part_name(result.unit))
     if quarantined.num_rows:
         _write(quarantine, quarantined, metadata)
@@ -46,12 +49,6 @@ def _write(uri: str, table: pa.Table, metadata: dict[bytes, str]) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd", row_group_size=ROW_GROUP)
     storage.write(uri, sink.getvalue().to_pybytes())
-
-
-def _metadata(job: Job, result: UnitResult) -> dict[bytes, str]:
-    counts = {**json.loads(result.to_json()), "seconds": {}}
-    about = {"job": job.id, "model": job.model, "version": job.version, "result": counts}
-    return {_METADATA: json.dumps(about, sort_keys=True)}
 
 
 def _read_metadata(found: pa.Schema) -> tuple[str, str, UnitResult]:
@@ -70,7 +67,7 @@ def read_part(job: Job, unit_id: str, table: str) -> tuple[pa.Table, UnitResult]
     job_id, model, result = _read_metadata(found.schema)
     if (job_id, model, result.unit) != (job.id, job.model, unit_id):
         raise ValueError("it comes from another job, model or unit")
-    expected = schema.predictions(job.kept, job.probabilities) if table == PREDICTIONS else schema.quarantine()
+    expected = schema.predictions(job.kept, job.probabilities) if table == PREDICTIONS else schema.QUARANTINE
     if not found.schema.equals(expected):
         raise ValueError(f"its columns are {found.schema.names}, expected {expected.names} with their types")
     return found, result
@@ -101,10 +98,19 @@ def _footer(uri: str) -> pq.FileMetaData:
         return pq.read_metadata(stream)
 
 
-def sweep(out: str, planned: Container[str]) -> None:
+def strays(out: str, planned: Iterable[str]) -> list[str]:
+    """The files in the folders of the tables that are the part of no planned unit. Hidden files are not counted."""
+    expected = set(map(part_name, planned))
+    return [
+        storage.join(out, table, name)
+        for table in (PREDICTIONS, QUARANTINE)
+        for name in storage.names(storage.join(out, table))
+        if name not in expected and not name.startswith(".")
+    ]
+
+
+def sweep(out: str, planned: Iterable[str]) -> None:
     """Delete the parts of units that the plan does not hold, such as those of a plan that was interrupted or changed."""
-    for table in (PREDICTIONS, QUARANTINE):
-        for name in storage.names(storage.join(out, table)):
-            unit_id = name.removeprefix("part-").removesuffix(".parquet")
-            if name == part_name(unit_id) and unit_id not in planned:
-                storage.delete(storage.join(out, table, name))
+    for uri in strays(out, planned):
+        if fnmatch(uri, f"*/{part_name('*')}"):
+            storage.delete(uri)

@@ -9,8 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from itertools import accumulate
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -50,7 +49,7 @@ class UnitRef:
     num_inputs: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """The job's options, its model and its inputs: those planned so far, or all of them if the plan is complete."""
 
@@ -81,8 +80,7 @@ class Plan:
     def save(self, out: str) -> None:
         """Write `plan.json`. Raises StorageError."""
         kept = base64.b64encode(self.kept.serialize().to_pybytes()).decode()
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        storage.write_json(storage.join(out, PLAN), {"format": FORMAT, **values, "kept": kept})
+        storage.write_json(storage.join(out, PLAN), {"format": FORMAT, **vars(self), "kept": kept})
 
     def refs(self, out: str) -> Iterator[UnitRef]:
         """The planned units, in order. Reads only the footers of the plan's files. Raises OutputError if one is damaged."""
@@ -92,7 +90,9 @@ class Plan:
     def units(self, out: str) -> Iterator[WorkUnit]:
         """The planned units with their inputs, in order. Reads each file of the plan once. Raises OutputError."""
         dropped = set(self.dropped)
-        return (unit for part in self.parts for unit in _read_units(out, part) if unit.id not in dropped)
+        for part in self.parts:
+            with _open(out, part) as parquet:
+                yield from (_read_unit(parquet, ref) for ref in _refs(parquet, part) if ref.id not in dropped)
 
 
 def load_plan(out: str) -> Plan:
@@ -134,18 +134,14 @@ def part_refs(out: str, part: str) -> list[UnitRef]:
         return _refs(parquet, part)
 
 
-def _read_units(out: str, part: str) -> list[WorkUnit]:
-    with _open(out, part) as parquet:
-        refs, rows = _refs(parquet, part), parquet.read().cast(schema.PLAN)
-        sizes = [parquet.metadata.row_group(ref.row_group).num_rows for ref in refs]
-    starts = [0, *accumulate(sizes)]
-    return [WorkUnit(ref.id, rows.slice(start, size)) for ref, start, size in zip(refs, starts, sizes, strict=False)]
+def _read_unit(parquet: pq.ParquetFile, ref: UnitRef) -> WorkUnit:
+    return WorkUnit(ref.id, parquet.read_row_group(ref.row_group).cast(schema.PLAN))
 
 
 def load_unit(out: str, ref: UnitRef) -> WorkUnit:
     """The inputs of a unit. Raises OutputError if its file of the plan is damaged."""
     with _open(out, ref.part) as parquet:
-        return WorkUnit(ref.id, parquet.read_row_group(ref.row_group).cast(schema.PLAN))
+        return _read_unit(parquet, ref)
 
 
 def write_units(out: str, part: str, units: Sequence[WorkUnit]) -> list[UnitRef]:
@@ -162,7 +158,4 @@ def write_units(out: str, part: str, units: Sequence[WorkUnit]) -> list[UnitRef]
 
 def fingerprint(refs: Iterable[UnitRef]) -> str:
     """SHA-256 over the ids of units, in order."""
-    digest = hashlib.sha256()
-    for ref in refs:
-        digest.update(f"{ref.id}\n".encode())
-    return digest.hexdigest()
+    return hashlib.sha256("".join(f"{ref.id}\n" for ref in refs).encode()).hexdigest()

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 
 from mnist_ray.config import ScoreConfig
 from mnist_ray.errors import DataError
@@ -24,30 +24,34 @@ class Planner:
         """Whether there may be inputs that are not planned yet."""
         self.changes: dict[str, int] = {}
         """How many planned inputs have changed or are gone, if they were compared with the inputs."""
-        self._ahead: list[WorkUnit] = []
-        self._rest: Iterator[WorkUnit] = iter(())
+        self._new: Iterator[WorkUnit] = iter(())
+        """Units that the plan does not hold yet."""
         if self.planning:
             self._open(config)
-        self._left = sum(ref.num_inputs for ref in self.plan.refs(self._out) if ref.id not in finished)
+        self._planned = sum(ref.num_inputs for ref in self.plan.refs(self._out) if ref.id not in finished)
 
     def _open(self, config: ScoreConfig) -> None:
         if config.rescore_changed:
-            self.plan = replace(self.plan, dropped=(*self.plan.dropped, *_stale_units(config, self.plan)))
+            known = Known(self.plan, self._out)
+            for _ in Units(config, known):  # list all inputs once, to compare them
+                pass
+            self.plan = replace(self.plan, dropped=(*self.plan.dropped, *known.stale()))
         self._known = Known(self.plan, self._out)
         self._units = Units(config, self._known, len(self.plan.parts))
-        self._rest = iter(self._units)
-        if first := next(self._rest, None):
-            self._ahead.append(first)
+        units = iter(self._units)
+        self._new = chain(list(islice(units, 1)), units)
         if self.plan.parts and self._units.kept != self.plan.kept:
             raise DataError(f"{self._out}: its table has other --keep columns than the inputs have now; give another --out")
         self.plan = replace(self.plan, complete=False, failed="", kept=self._units.kept)
 
     def at_most(self, inputs: int) -> bool:
         """Whether at most so many inputs are to be scored. Lists only as many as it takes to know."""
-        left = inputs - self._left - sum(unit.num_inputs for unit in self._ahead if unit.id not in self._finished)
-        while left >= 0 and (unit := next(self._rest, None)):
-            self._ahead.append(unit)
+        left = inputs - self._planned
+        ahead: list[WorkUnit] = []
+        while left >= 0 and (unit := next(self._new, None)):
+            ahead.append(unit)
             left -= unit.num_inputs if unit.id not in self._finished else 0
+        self._new = chain(ahead, self._new)
         return left >= 0
 
     @property
@@ -62,26 +66,13 @@ class Planner:
 
     def _write(self) -> Iterator[UnitRef]:
         """Write the units that are not planned yet. The first files are small, so that scoring starts early."""
-        units: list[WorkUnit] = []
-        inputs, limit = 0, FIRST_PART
-        for unit in chain(self._take_ahead(), self._rest):
-            units.append(unit)
-            inputs += unit.num_inputs
-            if inputs >= limit:
-                yield from self._write_part(units)
-                units, inputs, limit = [], 0, min(2 * limit, LAST_PART)
-        if units:
-            yield from self._write_part(units)
-
-    def _take_ahead(self) -> list[WorkUnit]:
-        ahead, self._ahead = self._ahead, []
-        return ahead
-
-    def _write_part(self, units: list[WorkUnit]) -> list[UnitRef]:
-        name = f"{len(self.plan.parts):05d}.parquet"
-        refs = write_units(self._out, name, units)
-        self.plan = replace(self.plan, parts=(*self.plan.parts, name))
-        return refs
+        limit = FIRST_PART
+        while units := list(_take(self._new, limit)):
+            name = f"{len(self.plan.parts):05d}.parquet"
+            refs = write_units(self._out, name, units)
+            self.plan = replace(self.plan, parts=(*self.plan.parts, name))
+            yield from refs
+            limit = min(2 * limit, LAST_PART)
 
     def complete(self) -> Plan:
         """Plan the inputs that `pending` did not reach, record that the plan is complete, and return it.
@@ -111,9 +102,8 @@ class Planner:
         replace(load_plan(self._out), failed=reason).save(self._out)
 
 
-def _stale_units(config: ScoreConfig, plan: Plan) -> list[str]:
-    """The units of changed and vanished inputs. Lists all inputs once."""
-    known = Known(plan, config.out)
-    for _ in Units(config, known):
-        pass
-    return known.stale()
+def _take(units: Iterator[WorkUnit], inputs: int) -> Iterator[WorkUnit]:
+    """Units with together at least so many inputs, or all that are left."""
+    while inputs > 0 and (unit := next(units, None)):
+        yield unit
+        inputs -= unit.num_inputs

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,15 @@ from mnist_ray.data.cells import decode_cells
 from mnist_ray.data.containers import MAX_BYTES, Reason, Rejection
 from mnist_ray.data.images import SIDE, Digits, Grey, decode, normalise
 from mnist_ray.data.listing import stat_files
-from mnist_ray.errors import first_line
+from mnist_ray.errors import StorageError, first_line
+from mnist_ray.scoring import schema
 from mnist_ray.scoring.job import Job
 from mnist_ray.scoring.plan import WorkUnit
 
 CHUNK_ROWS = 1024
 """Images that are decoded and predicted together: enough to keep the predictor busy, few enough to need little memory."""
+
+_OPTIONAL_KEYS = [schema.PLAN.field("size_bytes"), schema.PLAN.field("truth")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +67,8 @@ def _read_files(rows: pa.Table, job: Job) -> Chunk:
     started = time.perf_counter()
     digits, rejected = normalise(decoded())
     decode_s = time.perf_counter() - started - read_s
-    keys = pa.table(
-        {"source": rows["source"], "row": rows["first_row"], "size_bytes": rows["size_bytes"], "truth": rows["truth"]}
-    )
-    for field in job.kept:
-        keys = keys.append_column(field, pa.nulls(len(sources), field.type))
-    return Chunk(digits, rejected, keys, num_bytes, read_s, decode_s)
+    keys = {"source": rows["source"], "row": rows["first_row"], "size_bytes": rows["size_bytes"], "truth": rows["truth"]}
+    return Chunk(digits, rejected, _with_nulls(keys, job), num_bytes, read_s, decode_s)
 
 
 def _changed(data: bytes | OSError, size: int) -> Rejection | None:
@@ -112,6 +112,8 @@ def _batches(row: dict[str, Any], job: Job) -> Iterator[pa.RecordBatch | Rejecti
     """
     uri = storage.from_text(row["source"])
     (entry,) = stat_files([uri])
+    if entry.size < 0 and storage.is_file(uri):
+        raise StorageError(f"{uri}: cannot be looked up; run again with --resume")
     if entry.size < 0:
         yield Rejection(Reason.MISSING, "there is no such file")
     elif (entry.size, entry.version) != (row["size_bytes"], row["version"]):
@@ -120,36 +122,29 @@ def _batches(row: dict[str, Any], job: Job) -> Iterator[pa.RecordBatch | Rejecti
         done = 0
         try:
             with storage.open_file(uri) as stream:
-                for batch in _range(pq.ParquetFile(stream), row["first_row"], row["num_rows"], job, row["source"]):
+                for batch in _range(stream, row, done, job):
                     done += batch.num_rows
                     yield batch
         except (OSError, pa.ArrowException):
             # Either the file is damaged or the storage failed. If the whole file can be read, it is damaged.
-            yield from _batches_again(uri, row, done, job)
+            try:
+                yield from _range(pa.BufferReader(storage.read(uri)), row, done, job)
+            except FileNotFoundError:
+                yield Rejection(Reason.MISSING, "there is no such file")
+            except (OSError, pa.ArrowException) as error:
+                yield Rejection(Reason.CORRUPT, first_line(error))
 
 
-def _batches_again(uri: str, row: dict[str, Any], done: int, job: Job) -> Iterator[pa.RecordBatch | Rejection]:
-    try:
-        parquet = pq.ParquetFile(pa.BufferReader(storage.read(uri)))
-        yield from _range(parquet, row["first_row"] + done, row["num_rows"] - done, job, row["source"])
-    except FileNotFoundError:
-        yield Rejection(Reason.MISSING, "there is no such file")
-    except (OSError, pa.ArrowException) as error:
-        yield Rejection(Reason.CORRUPT, first_line(error))
-
-
-def _range(parquet: pq.ParquetFile, first: int, num_rows: int, job: Job, source: str) -> Iterator[pa.RecordBatch]:
-    """The record batches of rows `first` up to `first + num_rows`, from the row groups that hold them."""
-    groups: list[int] = []
-    offset = skip = 0
-    for group in range(parquet.metadata.num_row_groups):
-        size = parquet.metadata.row_group(group).num_rows
-        if offset < first + num_rows and offset + size > first:
-            skip = skip if groups else first - offset
-            groups.append(group)
-        offset += size
-    left = num_rows
-    for batch in parquet.iter_batches(CHUNK_ROWS, row_groups=groups, columns=_columns(parquet.schema_arrow, job, source)):
+def _range(stream: pa.NativeFile, row: dict[str, Any], done: int, job: Job) -> Iterator[pa.RecordBatch]:
+    """The record batches of a row range without its first `done` rows, from the row groups that hold them."""
+    parquet = pq.ParquetFile(stream)
+    first, left = row["first_row"] + done, row["num_rows"] - done
+    sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.metadata.num_row_groups)]
+    ends = list(accumulate(sizes))
+    groups = [group for group, end in enumerate(ends) if end > first and end - sizes[group] < first + left]
+    skip = first - sum(sizes[: min(groups, default=0)])
+    names = _columns(parquet.schema_arrow, job, row["source"])
+    for batch in parquet.iter_batches(CHUNK_ROWS, row_groups=groups, columns=names):
         wanted = batch.slice(min(skip, batch.num_rows), left)
         skip = max(skip - batch.num_rows, 0)
         left -= wanted.num_rows
@@ -170,24 +165,24 @@ def _chunk_of(batch: pa.RecordBatch, source: str, first: int, job: Job, read_s: 
     started = time.perf_counter()
     digits, rejected = normalise(decode_cells(batch.column(columns.image_column(batch.schema, job.image_column, source))))
     truth = columns.truth_column(batch.schema, job.truth_column, source)
-    truths = columns.truths(batch.column(truth)) if truth else None
-    keys = _row_keys(source, first, batch.num_rows, truths, {field: batch.column(field.name) for field in job.kept})
-    return Chunk(digits, rejected, keys, batch.nbytes, read_s, time.perf_counter() - started)
+    keys = _row_keys(source, first, batch.num_rows) | {kept.name: batch.column(kept.name).cast(kept.type) for kept in job.kept}
+    if truth:
+        keys["truth"] = columns.truths(batch.column(truth))
+    return Chunk(digits, rejected, _with_nulls(keys, job), batch.nbytes, read_s, time.perf_counter() - started)
 
 
 def _rejected(rejection: Rejection, source: str, first: int, num_rows: int, job: Job) -> Chunk:
-    keys = _row_keys(source, first, num_rows, None, {field: pa.nulls(num_rows, field.type) for field in job.kept})
+    keys = _with_nulls(_row_keys(source, first, num_rows), job)
     blank = np.zeros((num_rows, SIDE, SIDE), np.uint8)
     return Chunk(blank, dict.fromkeys(range(num_rows), rejection), keys, 0, 0.0, 0.0)
 
 
-def _row_keys(source: str, first: int, num_rows: int, truths: pa.Array | None, kept: dict[pa.Field, pa.Array]) -> pa.Table:
-    return pa.table(
-        {
-            "source": pa.repeat(pa.scalar(source), num_rows),
-            "row": pa.array(range(first, first + num_rows), pa.int64()),
-            "size_bytes": pa.nulls(num_rows, pa.int64()),
-            "truth": pa.nulls(num_rows, pa.uint8()) if truths is None else truths,
-            **{field.name: column.cast(field.type) for field, column in kept.items()},
-        }
-    )
+def _row_keys(source: str, first: int, num_rows: int) -> dict[str, pa.Array]:
+    rows = pa.array(range(first, first + num_rows), pa.int64())
+    return {"source": pa.repeat(pa.scalar(source), num_rows), "row": rows}
+
+
+def _with_nulls(keys: dict[str, pa.Array], job: Job) -> pa.Table:
+    """The keys of a chunk: the known columns, and nulls for the others."""
+    missing = [field for field in (*_OPTIONAL_KEYS, *job.kept) if field.name not in keys]
+    return pa.table(keys | {field.name: pa.nulls(len(keys["source"]), field.type) for field in missing})

@@ -4,6 +4,7 @@ import heapq
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import count
 
 from mnist_ray.data.listing import ImageFile
 from mnist_ray.scoring.tables import TableRange
@@ -18,14 +19,10 @@ def draw(number: int, images: Iterable[ImageFile], ranges: Iterable[TableRange])
     There are as many of each as their shares of all inputs. `ranges` is read after `images`. Only drawn images stay in memory.
     """
     chance = random.Random(0)
-    num_images = 0
-
-    def keyed() -> Iterator[tuple[float, int, ImageFile]]:
-        nonlocal num_images
-        for num_images, image in enumerate(images, 1):
-            yield chance.random(), num_images, image
-
-    shuffled = [image for _, _, image in heapq.nsmallest(number, keyed())]
+    positions = count()
+    keyed = ((chance.random(), next(positions), image) for image in images)
+    shuffled = [image for _, _, image in heapq.nsmallest(number, keyed)]
+    num_images = next(positions)
     runs = [run for part in ranges for run in _runs(part)]
     num_rows = sum(run.num_rows for run in runs)
     number = min(number, num_images + num_rows)

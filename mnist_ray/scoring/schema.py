@@ -2,8 +2,6 @@
 
 import pyarrow as pa
 
-from mnist_ray.errors import UsageError
-
 CLASSES = 10
 
 PLAN = pa.schema(
@@ -22,11 +20,12 @@ PLAN = pa.schema(
 _KEY = [pa.field("source", pa.string(), nullable=False), pa.field("row", pa.int64())]
 _PREDICTION = [pa.field("label", pa.uint8(), nullable=False), pa.field("confidence", pa.float32(), nullable=False)]
 _TRUTH = pa.field("truth", pa.uint8())
-_REASON = [
-    pa.field("reason", pa.string(), nullable=False),
-    pa.field("detail", pa.string(), nullable=False),
-    pa.field("size_bytes", pa.int64()),
-]
+_REASON = [pa.field("reason", pa.string(), nullable=False), pa.field("detail", pa.string(), nullable=False)]
+QUARANTINE = pa.schema([*_KEY, *_REASON, pa.field("size_bytes", pa.int64())])
+"""The quarantine table has a row for each rejected input."""
+
+CHANGES = pa.schema([("source", pa.string()), ("change", pa.string())])
+"""The table of changed inputs has a row for each planned source that has changed or is gone."""
 
 NOTHING = pa.schema([])
 
@@ -39,19 +38,3 @@ def predictions(kept: pa.Schema, probabilities: int) -> pa.Schema:
         columns = {"top_labels": pa.uint8(), "top_probabilities": pa.float32()} if probabilities else {}
     lists = [pa.field(name, pa.list_(kind, probabilities), nullable=False) for name, kind in columns.items()]
     return pa.schema([*_KEY, *kept, *_PREDICTION, *lists, _TRUTH])
-
-
-def quarantine() -> pa.Schema:
-    """The columns of the quarantine table."""
-    return pa.schema([*_KEY, *_REASON])
-
-
-def check_kept(names: tuple[str, ...]) -> None:
-    """Raise UsageError if a kept column has the name of one of the tables' own columns."""
-    own = {field.name for field in [*_KEY, *_PREDICTION, _TRUTH, *_REASON]} | {
-        "probabilities",
-        "top_labels",
-        "top_probabilities",
-    }
-    if taken := [name for name in names if name in own]:
-        raise UsageError(f"--keep {','.join(taken)}: the tables have a column of this name; rename it in the input")

@@ -1,6 +1,7 @@
 """Parquet inputs in the plan: their row ranges and the columns that are passed through."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -18,6 +19,8 @@ MAX_PIECES = 8
 """Most pieces of a row group. To read a piece, a unit must decode all rows of the group before it."""
 UNIT_ROWS = 1 << 13
 """Rows up to which small row groups are joined in one unit."""
+_PLAIN = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+"""Types in which kept columns of other types are written. Few readers know view types."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,10 @@ def table_ranges(tables: list[FileEntry], config: ScoreConfig) -> tuple[pa.Schem
     Raises DataError if the columns of a file do not fit, and UsageError for `--keep` without Parquet inputs.
     """
     names = config.kept_columns()
-    schema.check_kept(names)
+    lists = (schema.predictions(schema.NOTHING, probabilities) for probabilities in (1, schema.CLASSES))
+    own = {name for table in (*lists, schema.QUARANTINE) for name in table.names}
+    if taken := [name for name in names if name in own]:
+        raise UsageError(f"--keep {','.join(taken)}: the tables have a column of this name; rename it in the input")
     if names and not tables:
         raise UsageError(f"--keep {config.keep}: passes columns of Parquet inputs through, and there is no Parquet input")
     kept: pa.Schema | None = None
@@ -51,19 +57,15 @@ def table_ranges(tables: list[FileEntry], config: ScoreConfig) -> tuple[pa.Schem
         kept = _same_kept(kept, found, names, entry.uri)
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         ranges += [TableRange(entry, first, rows) for first, rows in row_ranges(sizes, config.unit_rows or UNIT_ROWS)]
-    return kept or pa.schema([]), ranges
+    return kept or schema.NOTHING, ranges
 
 
 def _footer(entry: FileEntry) -> pq.FileMetaData | None:
     """The footer of a Parquet file, or None if the file is damaged. Raises StorageError if it cannot be read."""
-    try:
-        with storage.open_file(storage.from_text(entry.uri)) as stream:
+    for open_file in (storage.open_file, lambda uri: pa.BufferReader(storage.read(uri))):
+        with suppress(OSError, pa.ArrowException), open_file(entry.uri) as stream:
             return pq.read_metadata(stream)
-    except (OSError, pa.ArrowException):
-        try:
-            return pq.read_metadata(pa.BufferReader(storage.read(entry.uri)))
-        except (OSError, pa.ArrowException):
-            return None
+    return None
 
 
 def _same_kept(kept: pa.Schema | None, found: pa.Schema, names: tuple[str, ...], source: str) -> pa.Schema:
@@ -71,17 +73,12 @@ def _same_kept(kept: pa.Schema | None, found: pa.Schema, names: tuple[str, ...],
         raise DataError(f"{source}: has no column {missing[0]!r} for --keep; its columns: {columns.describe(found)}")
     for name in names:
         columns.require_known_types(found.field(name), source)
-    own = pa.schema([pa.field(name, _plain(found.field(name).type)) for name in names])
+    own = pa.schema([(name, _PLAIN.get(found.field(name).type, found.field(name).type)) for name in names])
     if kept is not None and not kept.equals(own):
         raise DataError(
             f"{source}: its columns for --keep are {columns.describe(own)}; the files before it have {columns.describe(kept)}"
         )
     return own
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type in which a kept column is written. Few readers know view types, so they become plain strings and bytes."""
-    return {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}.get(kind, kind)
 
 
 def row_ranges(group_sizes: list[int], unit_rows: int) -> Iterator[tuple[int, int]]:

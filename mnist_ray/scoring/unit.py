@@ -42,11 +42,8 @@ def _predict(chunk: Chunk, job: Job, predict: Predict, result: UnitResult) -> pa
     predictions = predict(digits)
     result.spend({"predict": time.perf_counter() - started})
     _count(predictions, keys["truth"], result)
-    columns = {
-        "label": predictions.label,
-        "confidence": predictions.confidence,
-        **_probabilities(predictions, job.probabilities),
-    }
+    columns = {"label": predictions.label, "confidence": predictions.confidence}
+    columns |= _probabilities(predictions, job.probabilities)
     target = schema.predictions(job.kept, job.probabilities)
     return pa.table([columns[field.name] if field.name in columns else keys[field.name] for field in target], schema=target)
 
@@ -74,14 +71,9 @@ def _count(predictions: Predictions, truth: pa.ChunkedArray, result: UnitResult)
 
 def _reject(chunk: Chunk, result: UnitResult) -> pa.Table:
     """The quarantine rows of the chunk's rejected inputs. Adds them to the counts."""
-    result.quarantined += len(chunk.rejected)
-    result.reasons.update(str(rejection.reason) for rejection in chunk.rejected.values())
+    reasons = [str(rejection.reason) for rejection in chunk.rejected.values()]
+    details = [rejection.detail for rejection in chunk.rejected.values()]
+    result.quarantined += len(reasons)
+    result.reasons.update(reasons)
     keys = chunk.keys.take(pa.array(chunk.rejected, pa.int64()))
-    values = {
-        "source": keys["source"],
-        "row": keys["row"],
-        "reason": [str(rejection.reason) for rejection in chunk.rejected.values()],
-        "detail": [rejection.detail for rejection in chunk.rejected.values()],
-        "size_bytes": keys["size_bytes"],
-    }
-    return pa.table(values, schema=schema.quarantine())
+    return pa.table([keys["source"], keys["row"], reasons, details, keys["size_bytes"]], schema=schema.QUARANTINE)

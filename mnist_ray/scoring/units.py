@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from mnist_ray.config import ScoreConfig
 from mnist_ray.data import storage
-from mnist_ray.data.listing import ImageFile, batches
+from mnist_ray.data.listing import FileEntry, ImageFile, batches
 from mnist_ray.errors import DataError
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.inputs import Listing
@@ -40,7 +40,9 @@ class Units:
         self.kept = schema.NOTHING
         """The columns of Parquet inputs that are passed through."""
         self._config = config
-        self._options = _options(config) + (f"\nextension {number}" if number else "")
+        options = {name: value for name, value in config.identity().items() if name not in ("inputs", "unit_rows")}
+        self._options = json.dumps(options, sort_keys=True) + (f"\nextension {number}" if number else "")
+        """The options that change the rows of a unit, as text."""
         self._copies: Counter[str] = Counter()
         self._known = known
         self._images: Iterable[ImageFile] = self.listing.images()
@@ -50,9 +52,17 @@ class Units:
 
     def __iter__(self) -> Iterator[WorkUnit]:
         """The units of image files, then those of Parquet files. Raises DataError if nothing is listed and nothing is known."""
-        new = (image for image in self._images if self._known.is_new(image.entry)) if self._known else self._images
-        number = self._config.sample
-        yield from self._units(*(draw(number, new, self._ranges()) if number else (new, self._ranges())))
+        new = self._images
+        if self._known:
+            new = (image for image in self._images if self._known.is_new(image.entry))
+        ranges: Iterable[TableRange] = self._ranges()
+        if self._config.sample:
+            new, ranges = draw(self._config.sample, new, ranges)
+        for files in _cut(new, self._config.unit_rows):
+            truths, ones = [image.truth for image in files], [1] * len(files)
+            yield self._unit(_rows([image.entry for image in files], truths, [None] * len(files), ones))
+        for part in ranges:
+            yield self._unit(_rows([part.entry], [None], [part.first_row], [part.num_rows]))
         if not self._copies and not self._known:
             raise DataError(f"{', '.join(self._config.inputs)}: the Parquet files have no rows; there is nothing to score")
 
@@ -60,12 +70,6 @@ class Units:
         new = {entry.uri for entry in self.listing.tables if self._known.is_new(entry)}
         _, ranges = table_ranges(self.listing.tables, self._config)
         yield from (part for part in ranges if part.entry.uri in new)
-
-    def _units(self, images: Iterable[ImageFile], ranges: Iterable[TableRange]) -> Iterator[WorkUnit]:
-        for files in _cut(images, self._config.unit_rows):
-            yield self._unit(_file_rows(files))
-        for part in ranges:
-            yield self._unit(_range_rows(part))
 
     def _unit(self, rows: pa.Table) -> WorkUnit:
         """A unit. Its id is a hash of its inputs, in order, and of the options. Equal units (repeated lines) are numbered."""
@@ -77,11 +81,6 @@ class Units:
             digest.update(f"\ncopy {copies}".encode())
         unit_id = digest.hexdigest()[:20]
         return WorkUnit(unit_id, rows.add_column(0, schema.PLAN.field("unit"), pa.repeat(pa.scalar(unit_id), rows.num_rows)))
-
-
-def _options(config: ScoreConfig) -> str:
-    """The options that change the rows of a unit, as text."""
-    return json.dumps({k: v for k, v in config.identity().items() if k not in ("inputs", "unit_rows")}, sort_keys=True)
 
 
 def _cut(images: Iterable[ImageFile], unit_rows: int) -> Iterator[list[ImageFile]]:
@@ -101,18 +100,10 @@ def _cut(images: Iterable[ImageFile], unit_rows: int) -> Iterator[list[ImageFile
         yield unit
 
 
-def _file_rows(images: list[ImageFile]) -> pa.Table:
-    uris, sizes, versions = zip(*(image.entry for image in images), strict=True)
+def _rows(entries: list[FileEntry], truths: list[int | None], first_rows: list[int | None], num_rows: list[int]) -> pa.Table:
+    uris, sizes, versions = zip(*entries, strict=True)
     try:
         sources = pa.array(uris, pa.string())
     except UnicodeEncodeError:
         sources = pa.array(map(storage.to_text, uris), pa.string())
-    truths = [image.truth for image in images]
-    ones = pa.repeat(pa.scalar(1, pa.int64()), len(images))
-    return pa.table([sources, sizes, versions, truths, pa.nulls(len(images), pa.int64()), ones], schema=_INPUT)
-
-
-def _range_rows(part: TableRange) -> pa.Table:
-    entry = part.entry
-    values = [storage.to_text(entry.uri), entry.size, entry.version, None, part.first_row, part.num_rows]
-    return pa.table([[value] for value in values], schema=_INPUT)
+    return pa.table([sources, sizes, versions, truths, first_rows, num_rows], schema=_INPUT)

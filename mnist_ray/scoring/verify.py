@@ -1,6 +1,6 @@
 """The proof, from the output folder alone, that every planned input is in the tables exactly once."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -11,21 +11,20 @@ from mnist_ray.errors import AccountingError, OutputError
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.commit import COMMIT
 from mnist_ray.scoring.job import Job, UnitResult
-from mnist_ray.scoring.parts import DAMAGE, PREDICTIONS, QUARANTINE, part_name, read_part
+from mnist_ray.scoring.parts import DAMAGE, PREDICTIONS, QUARANTINE, part_name, read_part, strays
 from mnist_ray.scoring.plan import PLAN, Plan, WorkUnit, fingerprint, load_plan
 
 _KEY = ["source", "row"]
 _BALANCE = pa.schema([("source", pa.string()), ("row", pa.int64()), ("n", pa.int64())])
 
 
-@dataclass
-class Proof:
+class Proof(NamedTuple):
     """What the tables hold. All of it adds up."""
 
-    inputs: int = 0
-    predicted: int = 0
-    quarantined: int = 0
-    units: int = 0
+    inputs: int
+    predicted: int
+    quarantined: int
+    units: int
 
 
 def verify(out: str) -> Proof:
@@ -39,28 +38,18 @@ def verify(out: str) -> Proof:
     refs = list(plan.refs(out))
     if fingerprint(refs) != plan.fingerprint:
         raise AccountingError(f"{out}: the files of its plan have changed; give --overwrite to score all inputs again")
-    _require_planned(out, {part_name(ref.id) for ref in refs})
+    for stray in strays(out, {ref.id for ref in refs}):
+        raise AccountingError(f"{stray}: belongs to no unit of the plan; remove it")
     job = Job.of(plan, out)
-    proof, counts = Proof(), dict[str, list[int]]()
-    for unit in plan.units(out):
-        predicted, quarantined = _verify_unit(job, unit)
-        counts[unit.id] = [predicted, quarantined]
-        proof.predicted += predicted
-        proof.quarantined += quarantined
-        proof.inputs += unit.num_inputs
-        proof.units += 1
+    counts = {unit.id: _verify_unit(job, unit) for unit in plan.units(out)}
+    predicted = sum(predicted for predicted, _ in counts.values())
+    quarantined = sum(quarantined for _, quarantined in counts.values())
+    proof = Proof(predicted + quarantined, predicted, quarantined, len(counts))
     _compare_with_commit(out, plan, proof, counts)
     return proof
 
 
-def _require_planned(out: str, planned: set[str]) -> None:
-    for table in (PREDICTIONS, QUARANTINE):
-        for name in storage.names(storage.join(out, table)):
-            if name not in planned and not name.startswith("."):
-                raise AccountingError(f"{out}/{table}/{name}: belongs to no unit of the plan; remove it")
-
-
-def _verify_unit(job: Job, unit: WorkUnit) -> tuple[int, int]:
+def _verify_unit(job: Job, unit: WorkUnit) -> list[int]:
     """The number of predicted and of quarantined inputs of a unit. Raises AccountingError if its parts are not right."""
     predicted, result = _read(job, unit, PREDICTIONS)
     quarantined, _ = _read(job, unit, QUARANTINE)
@@ -68,7 +57,7 @@ def _verify_unit(job: Job, unit: WorkUnit) -> tuple[int, int]:
     if np.bincount(predicted["label"].to_numpy(), minlength=schema.CLASSES).tolist() != result.digits:
         uri = storage.join(job.out, PREDICTIONS, part_name(unit.id))
         raise AccountingError(f"{uri}: its labels are not those that were written; delete it and run again with --resume")
-    return predicted.num_rows, quarantined.num_rows
+    return [predicted.num_rows, quarantined.num_rows]
 
 
 def _read(job: Job, unit: WorkUnit, table: str) -> tuple[pa.Table, UnitResult]:
@@ -78,7 +67,7 @@ def _read(job: Job, unit: WorkUnit, table: str) -> tuple[pa.Table, UnitResult]:
         return read_part(job, unit.id, table)
     except FileNotFoundError:
         if table == QUARANTINE:
-            return schema.quarantine().empty_table(), UnitResult(unit.id)
+            return schema.QUARANTINE.empty_table(), UnitResult(unit.id)
         raise AccountingError(f"{uri}: is missing: its {unit.num_inputs} inputs have no row; run again with --resume") from None
     except DAMAGE as error:
         done = storage.join(job.out, PREDICTIONS, part_name(unit.id))

@@ -1,7 +1,5 @@
 """The fast form of a network predicts like the network itself."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Downloads from real HTTP servers on the loopback interface."""
 
-from __future__ import annotations
-
 import gc
 import gzip
 import hashlib

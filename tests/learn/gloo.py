@@ -1,7 +1,5 @@
 """Worker processes that communicate over gloo. They start once per test session, because importing torch takes seconds."""
 
-from __future__ import annotations
-
 import multiprocessing
 import tempfile
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The history of a run as lines of JSON, and as events for TensorBoard."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Training gives the same result with any number of workers, and with or without interruptions."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

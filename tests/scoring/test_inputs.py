@@ -1,3 +1,4 @@
+import io
 import os
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mnist_ray.data import storage
 from mnist_ray.data.digits import Splits
 from mnist_ray.data.listing import ImageFile
 from mnist_ray.errors import DataError
@@ -97,6 +99,21 @@ def test_manifests_of_other_programs(tree: Path) -> None:
     (tree / "tables.txt").write_text("deep/er/t.parquet\n")
     with pytest.raises(DataError, match="expected the path of an image file"):
         listed(tree / "tables.txt")
+
+
+@pytest.mark.parametrize("suffix", ["txt", "csv"])
+def test_a_manifest_whose_storage_fails_is_named(suffix: str, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, _: object) -> int:
+            raise OSError("connection lost")
+
+    (tree / f"list.{suffix}").touch()
+    monkeypatch.setattr(storage, "open_stream", lambda _: pa.PythonFile(Failing(), "r"))
+    with pytest.raises(DataError, match=rf"list.{suffix}: cannot be read as a manifest: .*connection lost"):
+        listed(tree / f"list.{suffix}")
 
 
 def test_an_input_that_is_not_there_is_named(tmp_path: Path) -> None:

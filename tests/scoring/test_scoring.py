@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from itertools import count, pairwise
 from pathlib import Path
@@ -25,10 +26,13 @@ from mnist_ray.artifact import bundle, seal
 from mnist_ray.artifact.predictor import Predictor
 from mnist_ray.config import ScoreConfig
 from mnist_ray.console import Console
+from mnist_ray.data import storage
 from mnist_ray.data.digits import Predict, Splits
 from mnist_ray.data.images import Digits, encode_png
-from mnist_ray.errors import AccountingError, DataError, OutputError, UsageError
+from mnist_ray.data.listing import FileEntry
+from mnist_ray.errors import AccountingError, ClusterError, DataError, OutputError, StorageError, UsageError
 from mnist_ray.run import processes
+from mnist_ray.scoring import read
 from mnist_ray.scoring.known import CHANGES, Known
 from mnist_ray.scoring.plan import Plan
 from mnist_ray.scoring.planner import Planner
@@ -606,3 +610,46 @@ def test_new_tables_are_added(run: Run, mnist5k: Splits, tmp_path: Path, out: Pa
     write_table(tmp_path / "b.parquet", images[:50], labels[:50], 30)
     assert run(tmp_path, out=out, unit_rows=30, keep="id", extend=True)["scored_now"] == 50
     assert verify(str(out)).inputs == 150
+
+
+def test_an_overwrite_that_was_killed_can_start_again(
+    monkeypatch: pytest.MonkeyPatch, run: Run, digit_folder: Path, out: Path
+) -> None:
+    """The job dies while it deletes the parts of the job before it."""
+    run(digit_folder / "1", out=out)
+    delete = storage.delete
+
+    def delete_or_die(uri: str) -> None:
+        if uri.endswith("/predictions"):
+            raise KilledError
+        delete(uri)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "delete", delete_or_die)
+        with pytest.raises(KilledError):
+            run(digit_folder / "2", out=out, overwrite=True)
+    assert run(digit_folder / "2", out=out, overwrite=True)["inputs"] == len(list((digit_folder / "2").iterdir()))
+    assert verify(str(out))
+
+
+def test_a_table_whose_storage_fails_is_not_quarantined(
+    monkeypatch: pytest.MonkeyPatch, run: Run, mnist5k: Splits, tmp_path: Path, out: Path
+) -> None:
+    """The file is there, but it cannot be looked up."""
+    write_table(tmp_path / "t.parquet", mnist5k.test.images[:20], mnist5k.test.labels[:20])
+    with monkeypatch.context() as patch:
+        patch.setattr(read, "stat_files", lambda uris: [FileEntry(uri, -1, "") for uri in uris])
+        with pytest.raises(StorageError, match=r"t.parquet: cannot be looked up; run again with --resume"):
+            run(tmp_path / "t.parquet", out=out)
+    assert run(tmp_path / "t.parquet", out=out, resume=True)["predicted"] == 20
+
+
+def test_a_process_that_dies_while_it_loads_the_model_is_one_clear_error(
+    monkeypatch: pytest.MonkeyPatch, run: Run, digit_folder: Path, out: Path
+) -> None:
+    def die(*_: object) -> None:
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(processes, "predictor", die)
+    with pytest.raises(ClusterError, match="a scoring process was killed, or ran out of memory"):
+        run(digit_folder, out=out)
