@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from mnist_ray.data import columns, storage
 from mnist_ray.data.images import digit_of
 from mnist_ray.data.listing import ImageFile, batches, stat_files
-from mnist_ray.errors import DataError
+from mnist_ray.errors import DataError, StorageError
 
 _BATCH = 1 << 14
 
@@ -70,12 +70,15 @@ def _csv(item: str) -> Iterator[pa.RecordBatch]:
 
 
 def _parquet(item: str, truth_column: str) -> Iterator[pa.RecordBatch]:
-    with storage.open_file(item) as stream:
-        parquet = pq.ParquetFile(stream)
-        found = parquet.schema_arrow
-        columns.require_unique(found, item)
-        wanted = {columns.path_column(found), columns.truth_column(found, truth_column, item)}
-        yield from parquet.iter_batches(_BATCH, columns=[name for name in found.names if name in wanted])
+    try:
+        with storage.open_file(item) as stream:
+            parquet = pq.ParquetFile(stream)
+            found = parquet.schema_arrow
+            columns.require_unique(found, item)
+            wanted = {columns.path_column(found), columns.truth_column(found, truth_column, item)}
+            yield from parquet.iter_batches(_BATCH, columns=[name for name in found.names if name in wanted])
+    except OSError as error:  # pyarrow also raises it for a damaged page
+        raise _unreadable(item, error) from None
 
 
 def _lists_paths(item: str) -> bool:
@@ -102,5 +105,11 @@ def _images(item: str, found: Iterable[Batch]) -> Iterator[ImageFile]:
                     raise DataError(f"{item}: lists {path[:60]!r}; expected the path of an image file (in UTF-8) on every line")
             uris = [path if "://" in path or path.startswith("/") else storage.join(folder, path) for path in paths]
             yield from map(ImageFile, stat_files(uris), truths or map(digit_of, uris))
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{item}: cannot be read as a manifest: {error}") from None
+    except pa.ArrowException as error:
+        raise _unreadable(item, error) from None
+    except OSError as error:
+        raise StorageError(f"{item}: cannot be read: {error}; run the same command again") from None
+
+
+def _unreadable(item: str, error: Exception) -> DataError:
+    return DataError(f"{item}: cannot be read as a manifest: {error}")

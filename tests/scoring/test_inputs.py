@@ -9,7 +9,7 @@ import pytest
 from mnist_ray.data import storage
 from mnist_ray.data.digits import Splits
 from mnist_ray.data.listing import ImageFile
-from mnist_ray.errors import DataError
+from mnist_ray.errors import DataError, StorageError
 from mnist_ray.scoring.inputs import Listing
 from tests.conftest import write_pickled_table
 
@@ -112,7 +112,7 @@ def test_a_manifest_whose_storage_fails_is_named(suffix: str, tree: Path, monkey
 
     (tree / f"list.{suffix}").touch()
     monkeypatch.setattr(storage, "open_stream", lambda _: pa.PythonFile(Failing(), "r"))
-    with pytest.raises(DataError, match=rf"list.{suffix}: cannot be read as a manifest: .*connection lost"):
+    with pytest.raises(StorageError, match=rf"list.{suffix}: cannot be read: .*connection lost"):
         listed(tree / f"list.{suffix}")
 
 
