@@ -11,7 +11,7 @@ from mnist_ray.config import ScoreConfig
 from mnist_ray.console import Console
 from mnist_ray.data import storage
 from mnist_ray.errors import DataError, OutputError
-from mnist_ray.flags import scoring_pool
+from mnist_ray.flags import output_path, scoring_pool
 from mnist_ray.run import processes
 from mnist_ray.run.clock import Clock
 from mnist_ray.run.owner import Owner, owning
@@ -29,8 +29,9 @@ SMALL_JOB = 200_000
 def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
     """Run a scoring job, or continue it, to its commit record, and return its summary. Raises MnistRayError."""
     clock = Clock()
-    runtime.warn_of_lost_output(config.out, console)
-    config = replace(config, inputs=tuple(storage.absolute(item) for item in config.inputs), out=storage.absolute(config.out))
+    config = replace(
+        config, inputs=tuple(storage.absolute(item) for item in config.inputs), out=storage.absolute(output_path(config.out))
+    )
     bundle = seal.find(config.model)
     _, digest = seal.read(bundle)
 
@@ -88,7 +89,7 @@ def _engine(
             pool = (fewest, most) if most > 0 else (1, capacity.size(config.device, has))
             needs = capacity.needs(pool[0], config.device, has)
             capacity.wait_for_room(pool[0], needs, console)
-            yield pool[0], actors.stream(planner, job, bundle, pool, needs)
+            yield pool[0], actors.stream(planner, job, bundle, pool, needs, console)
 
 
 def _nothing() -> Generator[UnitResult]:

@@ -28,7 +28,7 @@ RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
     "cluster/actors": (TOP | {"config", "data", "run", "scoring", "cluster"}, DATA | {"ray"}, set()),
     "train": (TOP | {"config", "flags", "data", "run", "cluster", "artifact.seal"}, set(), {"artifact"}),
     "score": (TOP | {"config", "flags", "data", "run", "cluster", "scoring", "artifact.seal"}, set(), set()),
-    "cli": (TOP | {"config"}, {"tyro"}, {"train", "score", "artifact", "scoring", "data"}),
+    "cli": (TOP | {"config", "flags"}, {"tyro"}, {"train", "score", "artifact", "scoring", "data"}),
     "__main__": ({"cli"}, set(), set()),
 }
 
