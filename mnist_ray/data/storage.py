@@ -75,7 +75,7 @@ def _open_store(root: str) -> tuple[Store, Callable[[str], str]]:
 def resolve(uri: str) -> tuple[Store, str]:
     """The store of a path or URI and the path within it. Keys are not percent-decoded. Raises StorageError."""
     if is_local(uri):
-        return _LOCAL, absolute(uri)
+        return _LOCAL, uri.removeprefix("file://")
     scheme, _, rest = uri.partition("://")
     store, to_path = _open_store(f"{scheme}://{rest.partition('/')[0]}")
     return store, to_path(uri)
