@@ -138,18 +138,23 @@ class _File(io.RawIOBase):
     def tell(self) -> int:
         return self._position
 
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer)
-        done, length = 0, min(len(view), self._reader.size - self._position)
-        while done < length:
-            start, size = self._position + done, min(length - done, REQUEST_BYTES)
-            data = patiently(self._uri, "read", partial(self._reader.read_at, start, size))
-            if not data:
+    def read(self, size: int = -1) -> bytes:
+        left = max(self._reader.size - self._position, 0)
+        left = left if size < 0 else min(left, size)
+        pieces = []
+        while left > 0:
+            read = partial(self._reader.read_at, self._position, min(left, REQUEST_BYTES))
+            if not (data := patiently(self._uri, "read", read)):
                 break  # the file has become shorter
-            view[done : done + len(data)] = data
-            done += len(data)
-        self._position += done
-        return done
+            pieces.append(data)
+            self._position += len(data)
+            left -= len(data)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
     def close(self) -> None:
         if not self.closed:
