@@ -65,7 +65,7 @@ class Problem(Exception):  # noqa: N818
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A function that returns what it found, or raises Problem or Skip."""
+    """A function that returns what it found, or raises Problem, a group of Problems, or Skip."""
 
     name: str
     run: Callable[[DoctorConfig], str]
@@ -83,8 +83,9 @@ def examine(config: DoctorConfig) -> Iterator[Finding]:
     try:
         for check in CHECKS:
             before = next((done[name] for name in check.needs if done[name].state != "ok"), None)
-            done[check.name] = finding = _skipped(check, before) if before else child.ask(check)
-            yield finding
+            findings = [_skipped(check, before)] if before else child.ask(check)
+            done[check.name] = findings[0]
+            yield from findings
     finally:
         child.stop(LEAVE_S)
 
@@ -102,19 +103,19 @@ class _Child:
         self._config = config
         self._running: tuple[SpawnProcess, Connection] | None = None
 
-    def ask(self, check: Check) -> Finding:
+    def ask(self, check: Check) -> list[Finding]:
         """What a check finds, or that it gave no answer."""
         _, pipe = self._running = self._running or self._start()
         try:
             pipe.send(check.name)
             if pipe.poll(check.limit_s):
-                finding: Finding = pipe.recv()
-                return finding
+                findings: list[Finding] = pipe.recv()
+                return findings
             why = f"no answer within {check.limit_s:.0f} s"
         except (EOFError, OSError):
             why = "the process that checked this has died"
         self.stop(0)
-        return Finding(check.name, "problem", why, check.stuck)
+        return [Finding(check.name, "problem", why, check.stuck)]
 
     def _start(self) -> tuple[SpawnProcess, Connection]:
         context = multiprocessing.get_context("spawn")
@@ -147,17 +148,21 @@ def _answer(pipe: Connection, config: DoctorConfig) -> None:
             pipe.send(_run(checks[pipe.recv()], config))
 
 
-def _run(check: Check, config: DoctorConfig) -> Finding:
+def _run(check: Check, config: DoctorConfig) -> list[Finding]:
+    """What a check found: one finding, or several problems."""
     try:
-        return Finding(check.name, "ok", check.run(config))
+        return [Finding(check.name, "ok", check.run(config))]
     except Skip as reason:
-        return Finding(check.name, "skipped", str(reason))
+        return [Finding(check.name, "skipped", str(reason))]
+    except ExceptionGroup as group:
+        return [Finding(check.name, "problem", *problem.args) for problem in group.exceptions]
     except Problem as problem:
-        return Finding(check.name, "problem", *problem.args)
+        return [Finding(check.name, "problem", *problem.args)]
     except MnistRayError as error:  # its message says what to do
-        return Finding(check.name, "problem", str(error))
+        return [Finding(check.name, "problem", str(error))]
     except Exception as error:
-        return Finding(check.name, "problem", f"the check failed: {type(error).__name__}: {first_line(error)}", check.stuck)
+        why = f"the check failed: {type(error).__name__}: {first_line(error)}"
+        return [Finding(check.name, "problem", why, check.stuck)]
 
 
 def _versions_here(_: DoctorConfig) -> str:
@@ -196,7 +201,7 @@ def _launch_file(config: DoctorConfig) -> str:
     from mnist_ray.cluster.launch import lint
 
     if faults := lint(path):
-        raise Problem(f"{path}: {'; '.join(faults)}", "see docs/clusters.md")
+        raise ExceptionGroup("problems of a launch file", [Problem(fault) for fault in faults])
     return f"{path}: no known trap"
 
 
