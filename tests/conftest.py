@@ -145,11 +145,11 @@ class RayCluster:
     """A Ray head on this machine, and nodes that tests add to it."""
 
     def __init__(self, cpus: int = 2) -> None:
-        self.port, self.jobs_port = free_port(), free_port()
+        self.port, self.jobs_port, self.client_port = free_port(), free_port(), free_port()
         self.address, self.jobs_address = f"127.0.0.1:{self.port}", f"http://127.0.0.1:{self.jobs_port}"
         self._nodes: list[subprocess.Popen[bytes]] = []
         self._folder = tempfile.mkdtemp(prefix="ray-")  # in a shared one, Ray mixes up clusters of one machine
-        ports = [f"--port={self.port}", f"--dashboard-port={self.jobs_port}", f"--ray-client-server-port={free_port()}"]
+        ports = [f"--port={self.port}", f"--dashboard-port={self.jobs_port}", f"--ray-client-server-port={self.client_port}"]
         self._start(cpus, "--head", "--node-ip-address=127.0.0.1", *ports)
 
     @contextmanager

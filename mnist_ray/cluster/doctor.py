@@ -445,6 +445,13 @@ def _devices_on_nodes(_: DoctorConfig) -> str:
     return "; ".join(f"{count} x {text}" for text, count in counts.items())
 
 
+def _node_types(_: DoctorConfig) -> str:
+    known = [found["node_types"] for found in _described().values() if isinstance(found, dict) and found["node_types"]]
+    if not known:
+        raise Skip("no node knows the launch file of the cluster")
+    return f"the autoscaler may launch {', '.join(f'{count} x {name}' for name, count in known[0].items())}"
+
+
 def _storage_on_nodes(config: DoctorConfig) -> str:
     folder, name, content = _out(config), node.scratch_name(), os.urandom(64)
     file, missing = storage.join(folder, name), node.missing_folders(folder)
@@ -476,6 +483,7 @@ CHECKS = (
     Check("resources", _resources, 30, ("joining",)),
     Check("versions on nodes", _versions_on_nodes, NODES_S + 30, ("joining",)),
     Check("devices on nodes", _devices_on_nodes, NODES_S + 30, ("joining",)),
+    Check("node types", _node_types, NODES_S + 30, ("joining",)),
     Check("storage on nodes", _storage_on_nodes, NODES_S + 30, ("storage here", "joining"), STORAGE),
 )
 """All checks, in the order in which they run."""
