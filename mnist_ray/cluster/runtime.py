@@ -1,12 +1,10 @@
-"""The Ray cluster of a job: join or start it, size its workers, and explain its failures."""
+"""The Ray cluster of a job: join or start it, and explain its failures."""
 
 import logging
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mnist_ray.config import Device
 from mnist_ray.console import Console
 from mnist_ray.data.storage import absolute, is_local
 from mnist_ray.errors import ClusterError, first_line
@@ -18,8 +16,6 @@ START_S, STARTS = 30, 20
 
 One start is short, because Ray may still count a node that has just died. With `--workers MIN:MAX` the next start is smaller.
 """
-WORKERS_PER_CPU = 4
-"""Largest number of workers that share one CPU (docs/decisions/0008)."""
 
 
 @contextmanager
@@ -83,46 +79,6 @@ def _require_answer(target: str) -> None:
             grpc.channel_ready_future(channel).result(timeout=ANSWER_S)
         except grpc.FutureTimeoutError:
             raise _unreachable(target, f"no answer within {ANSWER_S:.0f} s") from None
-
-
-def resources(fewest: int, most: int, device: str) -> dict[str, float]:
-    """The resources of each of `fewest` to `most` workers: one GPU if the fewest can have one each, else up to one CPU.
-
-    Raises ClusterError if the cluster can never provide them.
-    """
-    gpus, cpus = _gpus_and_cpus()
-    if device == "cuda" and gpus < fewest:
-        raise ClusterError(
-            f"--workers {fewest} --device cuda: asks for {fewest} GPUs and the cluster has {gpus:g}; ask for fewer workers"
-        )
-    if fewest > cpus * WORKERS_PER_CPU:
-        raise ClusterError(
-            f"--workers {fewest}: the cluster has {cpus:g} CPUs, and at most {WORKERS_PER_CPU} workers share one; "
-            f"ask for at most {int(cpus * WORKERS_PER_CPU)}, or add nodes"
-        )
-    # A whole number of workers per CPU fits on nodes of every size.
-    share = {"CPU": 1 / math.ceil(min(most, cpus * WORKERS_PER_CPU) / cpus)}
-    return {**share, "GPU": 1.0} if device != "cpu" and gpus >= fewest > 0 else share
-
-
-def size(device: str) -> int:
-    """Number of workers for the cluster at its largest: one per GPU, or one per CPU if it has no GPU or `device` is cpu."""
-    gpus, cpus = _gpus_and_cpus()
-    return (int(gpus) if device != "cpu" else 0) or max(1, int(cpus))
-
-
-def granted_device(needs: dict[str, float]) -> Device:
-    """The device of workers with these resources: a GPU only if they asked for one."""
-    return "cuda" if "GPU" in needs else "cpu"
-
-
-def _gpus_and_cpus() -> tuple[float, float]:
-    """The most that the cluster can have: the autoscaler's maximum, or else what the cluster has now."""
-    import ray
-    from ray._private.state import state
-
-    found = state.get_max_resources_from_cluster_config() or ray.cluster_resources()
-    return found.get("GPU", 0), found.get("CPU", 0)
 
 
 def cause(error: BaseException) -> str:
