@@ -70,9 +70,9 @@ def lint(path: str) -> list[str]:
     try:
         launch = _read(path)
     except Exception as error:  # Ray checks a file by using it: a wrong one can raise anything
-        return [f"{path}: {' '.join(str(error).split())}; correct this first"]
+        return [f"{' '.join(str(error).split())}; correct this first"]
     rules = [rule for rule in RULES if launch.kind in rule.kinds.split()]
-    return [f"{path}: {place}: {rule.advice}" for rule in rules for place in rule.places(launch)]
+    return [f"{place}: {rule.advice}" for rule in rules for place in rule.places(launch)]
 
 
 def _read(path: str) -> Launch:
@@ -86,7 +86,7 @@ def _read(path: str) -> Launch:
             return Launch("rayjob", given)
         if at(given, "provider.type") in ("aws", "gcp", "local"):
             return Launch(given["provider"]["type"], _with_defaults(given))
-    raise ValueError("is neither a file for `ray up` (provider.type: aws, gcp or local) nor a RayJob")
+    raise ValueError("this is neither a file for `ray up` (provider.type: aws, gcp or local) nor a RayJob")
 
 
 def _with_defaults(given: Config) -> Config:
