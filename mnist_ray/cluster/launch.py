@@ -70,9 +70,9 @@ def lint(path: str) -> list[str]:
     try:
         launch = _read(path)
     except Exception as error:  # Ray checks a file by using it: a wrong one can raise anything
-        return [f"{path}: {' '.join(str(error).split())}; correct this first"]
+        return [f"{' '.join(str(error).split())}; correct this first"]
     rules = [rule for rule in RULES if launch.kind in rule.kinds.split()]
-    return [f"{path}: {place}: {rule.advice}" for rule in rules for place in rule.places(launch)]
+    return [f"{place}: {rule.advice}" for rule in rules for place in rule.places(launch)]
 
 
 def _read(path: str) -> Launch:
@@ -86,7 +86,7 @@ def _read(path: str) -> Launch:
             return Launch("rayjob", given)
         if at(given, "provider.type") in ("aws", "gcp", "local"):
             return Launch(given["provider"]["type"], _with_defaults(given))
-    raise ValueError("is neither a file for `ray up` (provider.type: aws, gcp or local) nor a RayJob")
+    raise ValueError("this is neither a file for `ray up` (provider.type: aws, gcp or local) nor a RayJob")
 
 
 def _with_defaults(given: Config) -> Config:
@@ -272,7 +272,9 @@ RULES = (
     ),
     Rule(
         "gcp",
-        on_nodes("networkInterfaces", lambda cards: not cards or any("accessConfigs" in card for card in cards)),
+        on_nodes(
+            "networkInterfaces", lambda cards: not items(cards) or any(at(card, "accessConfigs") for card in items(cards))
+        ),
         "the machine gets a public address; name a subnetwork without accessConfigs",
     ),
     Rule(
@@ -283,7 +285,8 @@ RULES = (
     Rule(
         "aws",
         on_nodes(
-            "BlockDeviceMappings", lambda disks: not disks or any(at(disk, "Ebs.Encrypted") is not True for disk in disks)
+            "BlockDeviceMappings",
+            lambda disks: not items(disks) or any(not_true(at(disk, "Ebs.Encrypted")) for disk in items(disks)),
         ),
         "the disk is not encrypted; add a BlockDeviceMapping with Encrypted: true",
     ),
