@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from mnist_ray.cluster import node, runtime
 from mnist_ray.cluster.address import Answer, asks_for_token, probe
+from mnist_ray.cluster.capacity import capacity
 from mnist_ray.config import DoctorConfig
 from mnist_ray.data import storage
 from mnist_ray.errors import DataError, MnistRayError, first_line
@@ -201,7 +202,7 @@ def _launch_file(config: DoctorConfig) -> str:
     from mnist_ray.cluster.launch import lint
 
     if faults := lint(path):
-        raise ExceptionGroup("problems of a launch file", [Problem(fault) for fault in faults])
+        raise ExceptionGroup("problems of a launch file", [Problem(f"{path}: {fault}") for fault in faults])
     return f"{path}: no known trap"
 
 
@@ -365,12 +366,14 @@ def _joined(target: str) -> None:
 def _resources(_: DoctorConfig) -> str:
     import ray
 
-    total, free = ray.cluster_resources(), ray.available_resources()
+    total, free, has = ray.cluster_resources(), ray.available_resources(), capacity()
     counts = ", ".join(f"{free.get(kind, 0):g} of {total.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
     text = f"{_num(_nodes(), 'node')}, {counts} free"
-    if not total.get("CPU"):
-        raise Problem(text, "add nodes")
-    return text
+    if has.failed:
+        raise Problem(f"{text}; nodes failed to launch: {', '.join(has.failed)}", "look at `ray status` on the head")
+    if not has.grows and not has.cpus:
+        raise Problem(f"{text}, and no autoscaler adds any", "add nodes")
+    return f"{text}; an autoscaler adds more, launching now: {', '.join(has.launching) or 'nothing'}" if has.grows else text
 
 
 @cache
@@ -469,7 +472,7 @@ def _storage_on_nodes(config: DoctorConfig) -> str:
 
 
 CHECKS = (
-    Check("versions here", _versions_here, 60),
+    Check("versions here", _versions_here, 90),
     Check("devices here", _devices_here, 30),
     Check("MNIST", _mnist, 60),
     Check("launch file", _launch_file, 30),
