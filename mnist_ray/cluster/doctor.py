@@ -37,7 +37,7 @@ UNAUTHORIZED = "HTTP 401 or 403, InvalidAuthToken"
 GET_TOKEN = "copy ~/.ray/auth_token from the cluster's head to the same place here, and `chmod 600` it"
 GIVE_ADDRESS = "give --address HOST:6379, where HOST is the cluster's head"
 SAME_VERSIONS = "use the same image or constraints.txt everywhere, down to Python's patch version"
-STORAGE = "check the URI, and the storage's endpoint and credentials in the environment of this machine and of the nodes"
+STORAGE = "look at the URI, and at the endpoint and the credentials in the environment, here and on the nodes"
 JOIN = "look at the logs in /tmp/ray/session_latest/logs, and whether the nodes' ports are open to each other"
 
 
@@ -152,6 +152,8 @@ def _answer(pipe: Connection, config: DoctorConfig) -> None:
 def _run(check: Check, config: DoctorConfig) -> list[Finding]:
     """What a check found: one finding, or several problems."""
     try:
+        if "joining" in check.needs:  # again, if the process that joined was replaced; else Ray would start a cluster
+            _joined(_target(config))
         return [Finding(check.name, "ok", check.run(config))]
     except Skip as reason:
         return [Finding(check.name, "skipped", str(reason))]
@@ -234,7 +236,8 @@ def _target(config: DoctorConfig) -> str:
     if given.startswith("ray://"):
         raise Problem(f"{given} is an address of Ray Client, which jobs cannot use", GIVE_ADDRESS)
     target = given.partition("://")[2].rstrip("/") if "://" in given else given
-    if not target.rpartition(":")[2].isdecimal():
+    port = target.rpartition(":")[2]
+    if not (port.isdecimal() and int(port) < 2**16):
         raise Problem(f"{given}: expected HOST:PORT", GIVE_ADDRESS)
     return target
 
@@ -267,7 +270,7 @@ def _token_here(_: DoctorConfig) -> str:
     if file and os.stat(file).st_mode & 0o077:
         raise Problem(f"{file}: other users may use it (mode {os.stat(file).st_mode & 0o777:o})", f"chmod 600 {file}")
     if not _token_mode():
-        return f"token authentication is off here: RAY_AUTH_MODE is not `token`{f'; a token is in {source}' if source else ''}"
+        return f"authentication is off on this machine: RAY_AUTH_MODE is not `token`{f'; a token is in {source}' if source else ''}"
     if not source:
         raise Problem("RAY_AUTH_MODE is `token`, and there is no token", GET_TOKEN)
     return f"RAY_AUTH_MODE is `token`, and the token is in {source}"
@@ -422,34 +425,34 @@ def _described() -> dict[str, Any]:
     return _on_nodes(node.describe)
 
 
+def _answers(found: dict[str, Any]) -> dict[str, Any]:
+    """What the nodes returned. Raises Problem if one failed or was too slow."""
+    failures = {id_: first_line(one) if isinstance(one, Exception) else "" for id_, one in found.items()}
+    _require_none(failures, JOIN)
+    return found
+
+
 def _versions_on_nodes(_: DoctorConfig) -> str:
-    here = node.versions()[0]
-
-    def fault(found: Any) -> str:
-        if isinstance(found, Exception):
-            return first_line(found)
-        return "; ".join([*filter(None, [differences(here, found["versions"])]), *found["faults"]])
-
-    _require_none({id_: fault(found) for id_, found in _described().items()}, SAME_VERSIONS)
-    images = {found["versions"].get("image") for found in _described().values()} - {None}
-    return f"{_num(_described(), 'node')}, with the versions of this machine{f', image {images.pop()}' if images else ''}"
+    here, found = node.versions()[0], _answers(_described())
+    faults = {id_: [differences(here, one["versions"]), *one["faults"]] for id_, one in found.items()}
+    _require_none({id_: "; ".join(filter(None, texts)) for id_, texts in faults.items()}, SAME_VERSIONS)
+    images = {one["versions"].get("image") for one in found.values()} - {None}
+    return f"{_num(found, 'node')}, with the versions of this machine{f', image {images.pop()}' if images else ''}"
 
 
 def _devices_on_nodes(_: DoctorConfig) -> str:
-    def fault(id_: str, found: Any) -> str:
-        if isinstance(found, Exception):
-            return first_line(found)
+    found = _answers(_described())
+    faults = {}
+    for id_, one in found.items():
         offered = _nodes()[id_][1].get("GPU", 0)
-        return f"Ray offers {offered:g} GPUs and PyTorch can use {found['gpus']}" if found["gpus"] < offered else ""
-
-    advice = "install the GPU's driver, and torch built for CUDA"
-    _require_none({id_: fault(id_, found) for id_, found in _described().items()}, advice)
-    counts = Counter(found["devices"] for found in _described().values())
+        faults[id_] = f"Ray offers {offered:g} GPUs and PyTorch can use {one['gpus']}" if one["gpus"] < offered else ""
+    _require_none(faults, "install the GPU's driver, and torch built for CUDA")
+    counts = Counter(one["devices"] for one in found.values())
     return "; ".join(f"{count} x {text}" for text, count in counts.items())
 
 
 def _node_types(_: DoctorConfig) -> str:
-    known = [found["node_types"] for found in _described().values() if isinstance(found, dict) and found["node_types"]]
+    known = [one["node_types"] for one in _answers(_described()).values() if one["node_types"]]
     if not known:
         raise Skip("no node knows the launch file of the cluster")
     return f"the autoscaler may launch {', '.join(f'{count} x {name}' for name, count in known[0].items())}"
@@ -464,10 +467,11 @@ def _storage_on_nodes(config: DoctorConfig) -> str:
     finally:
         storage.delete(file)
         node.remove_folders(missing)
-    blind = {id_: "does not see the file that this machine wrote" for id_, result in found.items() if result == (False, "")}
-    share = "mount the folder on every node" if storage.is_local(folder) else "give all nodes the same endpoint and credentials"
-    _require_none({id_: blind.get(id_, "") for id_ in found}, f"{share}, or give --out a URI such as s3://BUCKET/FOLDER")
-    _require_none({id_: first_line(one) if isinstance(one, Exception) else one[1] for id_, one in found.items()}, STORAGE)
+    results = _answers(found)
+    blind = {id_: "" if sees else "does not see the file that this machine wrote" for id_, (sees, _) in results.items()}
+    share = "mount the folder on every node, or give --out a URI such as s3://BUCKET/FOLDER"
+    _require_none(blind, share if storage.is_local(folder) else STORAGE)
+    _require_none({id_: fault for id_, (_, fault) in results.items()}, STORAGE)
     return f"{_num(found, 'node')}: read the file that this machine wrote, and wrote another one"
 
 

@@ -119,7 +119,7 @@ def use_storage(folder: str) -> str:
             storage.delete(file)
         return f"{file}: is still there after it was deleted" if name in storage.names(folder) else ""
     except Exception as error:
-        return first_line(error)
+        return first_line(error).replace(f"/{name}", "")
     finally:
         remove_folders(missing)
 
@@ -144,14 +144,14 @@ def share_storage(folder: str, name: str, content: bytes) -> tuple[bool, str]:
 
     Returns whether this machine sees the driver's file, and what failed, empty if nothing did.
     """
-    from mnist_ray.data import patience, storage
-
-    patience.PATIENCE_S = PATIENCE_S
     try:
+        from mnist_ray.data import patience, storage
+
+        patience.PATIENCE_S = PATIENCE_S
         if storage.read(storage.join(folder, name)) != content:
             return False, ""
     except FileNotFoundError:
         return False, ""
     except Exception as error:
-        return True, first_line(error)
+        return True, first_line(error).replace(f"/{name}", "")
     return True, use_storage(folder)

@@ -93,13 +93,15 @@ def test_a_wrong_address_is_named(ray_cluster: RayCluster) -> None:
     assert "an address of Ray Client" in said(f"ray://127.0.0.1:{ray_cluster.client_port}")
     assert "Connection refused" in said(f"127.0.0.1:{free_port()}")
     assert "expected HOST:PORT" in said("127.0.0.1")
+    assert "expected HOST:PORT" in said("127.0.0.1:637900")
     with web_server() as address:
         assert "an HTTP server (status 404), but not Ray's dashboard" in said(address)
     with silent_server() as address:
         assert "speaks neither gRPC nor HTTP" in said(address)
 
 
-def test_checks_that_need_the_cluster_are_skipped_with_the_reason() -> None:
+def test_checks_that_need_the_cluster_are_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     found = examine("--address", f"127.0.0.1:{free_port()}", only=ON_CLUSTER)
     assert [one.state for one in found] == ["problem", *["skipped"] * 5]
     assert {one.text for one in found[1:]} == {"`address` has a problem"}
@@ -117,6 +119,10 @@ def test_token_problems_are_told_apart(ray_cluster: RayCluster, tmp_path: Path, 
     monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
     assert "the cluster refuses the token in RAY_AUTH_TOKEN (HTTP 401 or 403, InvalidAuthToken)" in said(
         "address,token,joining"
+    )
+    dashboard = problem("--address", f"127.0.0.1:{ray_cluster.jobs_port}", only="address")
+    assert (
+        "is the dashboard (`ray job submit`), and not the cluster's GCS; it refuses this machine (HTTP 401 or 403" in dashboard
     )
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     assert "RAY_AUTH_MODE is `token`, and there is no token; copy" in said("token here")
@@ -177,6 +183,21 @@ def test_a_folder_that_only_the_driver_sees_is_found(ray_cluster: RayCluster, tm
 
 
 @pytest.mark.slow
+def test_a_node_with_another_mnist_ray_is_found(
+    ray_cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "old" / "mnist_ray"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("__version__ = '0.0.1'")
+    monkeypatch.chdir(tmp_path)
+    with ray_cluster.another_node("env", f"PYTHONPATH={package.parent}"):
+        line = problem("--address", ray_cluster.address, only="versions on nodes")
+    assert "versions on nodes: 1 of 2 nodes: " in line
+    assert "mnist_ray 0.0.1 (here " in line
+    assert line.endswith("use the same image or constraints.txt everywhere, down to Python's patch version")
+
+
+@pytest.mark.slow
 def test_a_machine_outside_the_cluster_is_told_to_submit(ray_cluster: RayCluster) -> None:
     """In a PID namespace of its own, the machine runs no process of Ray."""
     unshare = require_namespaces("--pid", "--fork", "--mount-proc")
@@ -209,15 +230,18 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_a_bucket_is_used_and_a_missing_one_is_found(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (found,) = examine("--out", "s3://there/tables/", only="storage here")
     assert (found.state, found.text) == ("ok", "s3://there/tables: wrote, read, listed and deleted a file")
-    assert "s3://missing" in problem("--out", "s3://missing/tables", only="storage here")
+    assert "storage here: s3://missing/tables: cannot be written: NoSuchBucket" in problem(
+        "--out", "s3://missing/tables", only="storage here"
+    )
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     line = problem("--out", "s3://there/tables", only="storage here")
-    assert "check the URI, and the storage's endpoint and credentials" in line
+    assert "storage here: s3://there/tables: cannot be written: " in line
+    assert "look at the URI, and at the endpoint and the credentials in the environment" in line
 
 
 def test_an_output_folder_that_cannot_be_written_is_found(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert f"{tmp_path}/file" in problem("--out", str(tmp_path / "file" / "out"), only="storage here")
+    assert f"{tmp_path}/file/out: cannot be written" in problem("--out", str(tmp_path / "file" / "out"), only="storage here")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
