@@ -228,13 +228,17 @@ class _Listener(ThreadingHTTPServer):
         self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True)
         self.server_bind()
 
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
     def start(self) -> None:
         self.server_activate()
         self._thread.start()
 
     def stop(self) -> None:
         """Close the port and all connections."""
-        if self._thread.is_alive():
+        if self.alive:
             self.shutdown()
             self._thread.join()
         self.server_close()
@@ -257,9 +261,10 @@ class Proxy:
 
     def __init__(self, upstream: str) -> None:
         """`upstream` is the URL of the server."""
-        self._upstream = urlsplit(upstream).netloc
+        self.upstream = urlsplit(upstream).netloc
         self._lock = threading.Lock()
         self._rules: list[Rule] = []
+        self._timer: threading.Timer | None = None
         self.requests: Counter[tuple[str, str]] = Counter()
         self._listener = self._bind(0)
         self.port = self._listener.server_port
@@ -267,7 +272,7 @@ class Proxy:
         self._listener.start()
 
     def _bind(self, port: int) -> _Listener:
-        return _Listener(port, self._upstream, self._choose)
+        return _Listener(port, self.upstream, self._choose)
 
     def _choose(self, request: Request) -> Action:
         with self._lock:
@@ -282,6 +287,18 @@ class Proxy:
             self._rules.append(rule)
         return rule
 
+    def outage(self, action: Action, after: int, target: str = "", seconds: float | None = None) -> Rule:
+        """From the request number `after` for this target on, do this with every request, for `seconds` or until healed."""
+
+        def begin(exchange: Exchange) -> None:
+            self.fail(action)
+            if seconds is not None:
+                self._timer = threading.Timer(seconds, self.heal)
+                self._timer.start()
+            action(exchange)
+
+        return self.fail(begin, target=target, every=after, times=1)
+
     def heal(self) -> None:
         """Forward all requests from now on."""
         with self._lock:
@@ -293,17 +310,24 @@ class Proxy:
         yield self.fail(action, methods, target, every)
         self.heal()
 
-    def die(self) -> None:
-        """Break all connections, and refuse new ones."""
-        self._listener.stop()
-        self._listener = self._bind(self.port)
+    def die(self, _exchange: Exchange | None = None) -> None:
+        """Break all connections, and refuse new ones. This is an Action, too."""
+        with self._lock:
+            if self._listener.alive:
+                self._listener.stop()
+                self._listener = self._bind(self.port)
 
     def revive(self) -> None:
-        """Accept connections again."""
-        self._listener.start()
+        """Accept connections again, and forward all requests."""
+        self.heal()
+        with self._lock:
+            if not self._listener.alive:
+                self._listener.start()
 
     def stop(self) -> None:
         """End the proxy."""
+        if self._timer:
+            self._timer.cancel()
         self._listener.stop()
 
     def count(self, methods: str, key: str) -> int:
