@@ -10,7 +10,7 @@ from mnist_ray.cluster import runtime
 from mnist_ray.config import ScoreConfig
 from mnist_ray.console import Console
 from mnist_ray.data import storage
-from mnist_ray.errors import DataError, OutputError
+from mnist_ray.errors import DataError, OutputError, StorageError
 from mnist_ray.flags import scoring_pool
 from mnist_ray.run import processes
 from mnist_ray.run.clock import Clock
@@ -42,7 +42,7 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
     if finished:
         console.line(f"{len(finished):,} units are done already")
 
-    with _engine(config, planner, job, bundle) as (workers, results), owning(config.out) as owner:
+    with _resumable(), _engine(config, planner, job, bundle) as (workers, results), owning(config.out) as owner:
         if admit(config, digest) != held:
             raise OutputError(f"{config.out}: another job has written here meanwhile; check what it holds, then start again")
         if planner.planning:
@@ -62,6 +62,15 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
             f"{config.out}: none of {summary['inputs']:,} inputs could be scored ({reasons}); {config.out}/quarantine says why"
         )
     return summary
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Add to a StorageError how to continue."""
+    try:
+        yield
+    except StorageError as error:
+        raise error if "--resume" in str(error) else StorageError(f"{error}; run again with --resume") from None
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import torch
 from mnist_ray.data import datasets, object_store, patience
 from mnist_ray.data.digits import Splits
 from mnist_ray.data.images import encode_png
-from mnist_ray.run import processes
+from mnist_ray.run import owner, processes
 from tests.objectstore.bucket import Bucket, connect
 from tests.objectstore.proxy import Proxy
 from tests.objectstore.server import ACCESS_KEY, REGION, SECRET_KEY, s3_server
@@ -109,7 +109,15 @@ def in_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Storage may fail for 2 s only, and a request may take 1 s, in this process and in new ones."""
-    monkeypatch.setattr(patience, "PATIENCE_S", 2.0)
+    """In this process, storage may fail for 1 s, a request may take 1 s, and an owner is dead if it is silent for 1 s."""
+    monkeypatch.setattr(patience, "PATIENCE_S", 1.0)
     monkeypatch.setattr(object_store, "REQUEST_S", 1)
-    monkeypatch.setenv("MNIST_RAY_STORAGE_PATIENCE_S", "2")
+    monkeypatch.setattr(owner, "BEAT_S", 0.2)
+    monkeypatch.setattr(owner, "SILENT_S", 1.0)
+
+
+@pytest.fixture
+def short_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, a request may take 1 s, and pauses are short."""
+    monkeypatch.setattr(object_store, "REQUEST_S", 1)
+    monkeypatch.setattr(patience, "LONGEST_PAUSE_S", 0.4)

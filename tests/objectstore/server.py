@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tests.conftest import BIN, ROOT, free_port
+from tests.conftest import BIN, free_port
 
 ACCESS_KEY, SECRET_KEY, REGION = "tests", "tests-secret", "us-east-1"
 PACKAGES = ["ceph-mon", "ceph-osd", "radosgw"]
@@ -175,7 +175,7 @@ def _wait_for_http(url: str, process: subprocess.Popen[bytes]) -> None:
         with suppress(urllib.error.URLError, ConnectionError), urllib.request.urlopen(url, timeout=5):
             return
         time.sleep(0.1)
-    raise RuntimeError(f"{process.args}: does not answer at {url}; exit status {process.poll()}")
+    raise RuntimeError(f"{process.args!r}: does not answer at {url}; exit status {process.poll()}")
 
 
 def fetch(folder: Path) -> None:

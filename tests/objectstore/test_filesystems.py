@@ -11,8 +11,7 @@ from typing import Any, ClassVar
 import fsspec
 import pyarrow.parquet as pq
 import pytest
-from fsspec import AbstractFileSystem
-from fsspec.implementations.memory import MemoryFile
+from fsspec.implementations.memory import MemoryFileSystem
 
 from mnist_ray.data import listing, storage
 from tests.conftest import cli
@@ -20,69 +19,32 @@ from tests.conftest import cli
 pytestmark = pytest.mark.usefixtures("in_threads", "impatient")
 
 
-class HostFileSystem(AbstractFileSystem):
+class HostFileSystem(MemoryFileSystem):  # type: ignore[misc]
     """Files in memory, on several hosts. As with sftp and hdfs, a path within the file system has no host."""
 
     protocol = "hostfs"
-    hosts: ClassVar[dict[str, dict[str, bytes]]] = defaultdict(dict)
+    hosts: ClassVar[dict[str, tuple[dict[str, Any], list[str]]]] = defaultdict(lambda: ({}, [""]))
 
     def __init__(self, host: str = "", **more: Any) -> None:
         super().__init__(**more)
-        self._files = self.hosts[host]
+        self.store, self.pseudo_dirs = self.hosts[host]
 
     @classmethod
-    def _strip_protocol(cls, path: Any) -> Any:
+    def _strip_protocol(cls, path: str) -> str:
         rest = path.removeprefix("hostfs://")
-        return (rest if path == rest else "/" + rest.partition("/")[2]).rstrip("/") or "/"
+        return super()._strip_protocol(rest if rest == path else rest.partition("/")[2])  # type: ignore[no-any-return]
 
     @staticmethod
     def _get_kwargs_from_urls(path: str) -> dict[str, str]:
         return {"host": path.removeprefix("hostfs://").partition("/")[0]}
 
-    def ls(self, path: str, detail: bool = True, **more: Any) -> Any:
-        folder = self._strip_protocol(path).rstrip("/") + "/"
-        below = {name[len(folder) :].partition("/")[::2] for name in self._files if name.startswith(folder)}
-        if not below:
-            raise FileNotFoundError(path)
-        found = [self.info(folder + name) for name in sorted({name for name, _ in below})]
-        return found if detail else [info["name"] for info in found]
-
     def info(self, path: str, **more: Any) -> dict[str, Any]:
-        path = self._strip_protocol(path)
-        if path in self._files:
-            size = None if "unknown" in path else len(self._files[path])
-            return {"name": path, "size": size, "type": "file"}
-        if any(name.startswith(path.rstrip("/") + "/") for name in self._files):
-            return {"name": path, "size": 0, "type": "directory"}
-        raise FileNotFoundError(path)
+        found: dict[str, Any] = super().info(path, **more)
+        return {**found, "size": None} if "unknown" in path else found
 
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """A folder is there as soon as it holds a file."""
-
-    def _rm(self, path: str) -> None:
-        del self._files[self._strip_protocol(path)]
-
-    def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
-        path = self._strip_protocol(path)
-        for name in [name for name in self._files if name == path or name.startswith(path + "/")]:
-            self._rm(name)
-
-    def _open(self, path: str, mode: str = "rb", **more: Any) -> Any:
-        path = self._strip_protocol(path)
-        if mode == "rb":
-            if path not in self._files:
-                raise FileNotFoundError(path)
-            return MemoryFile(self, path, self._files[path])
-        return _Upload(self._files, path)
-
-
-class _Upload(MemoryFile):
-    def __init__(self, files: dict[str, bytes], path: str) -> None:
-        super().__init__(None, path)
-        self._files = files
-
-    def close(self) -> None:
-        self._files[self.path] = self.getvalue()
+    def ls(self, path: str, detail: bool = True, **more: Any) -> list[Any]:
+        found: list[Any] = super().ls(path, detail, **more)
+        return [self.info(info["name"]) for info in found] if detail else found
 
 
 @pytest.fixture
@@ -138,7 +100,7 @@ class _Web(BaseHTTPRequestHandler):
 
     files: ClassVar[dict[str, bytes]] = {}
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         data = self.files.get(self.path)
         self.send_response(200 if data is not None else 404)
         if "unknown" not in self.path:
@@ -170,9 +132,7 @@ def web(digit_folder: Path) -> Iterator[str]:
 def test_a_manifest_lists_images_of_a_web_server(web: str, run_dir: Path, tmp_path: Path) -> None:
     uris = [f"{web}/a/1.png", f"{web}/a/none.png", f"{web}/a/unknown.png"]
     (tmp_path / "list.txt").write_text("\n".join(uris))
-    done = cli(
-        "score", str(tmp_path / "list.txt"), "--model", str(run_dir), "--out", str(tmp_path / "out"), "--workers", "0"
-    )
+    done = cli("score", str(tmp_path / "list.txt"), "--model", str(run_dir), "--out", str(tmp_path / "out"), "--workers", "0")
     assert done.returncode == 0, done.stderr
     assert [row["source"] for row in rows(tmp_path / "out")] == [uris[0], uris[2]]
     assert [(row["source"], row["reason"]) for row in rows(tmp_path / "out", "quarantine")] == [(uris[1], "missing")]

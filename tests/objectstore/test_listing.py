@@ -34,8 +34,14 @@ print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - early)
 
 def _direct(bucket: Bucket) -> S3Store:
     """The bucket without the proxy."""
-    keys = {"access_key_id": ACCESS_KEY, "secret_access_key": SECRET_KEY, "region": REGION}
-    return S3Store(bucket.name, endpoint=f"http://{bucket.proxy.upstream}", client_options={"allow_http": True}, **keys)
+    return S3Store(
+        bucket.name,
+        endpoint=f"http://{bucket.proxy.upstream}",
+        region=REGION,
+        access_key_id=ACCESS_KEY,
+        secret_access_key=SECRET_KEY,
+        client_options={"allow_http": True},
+    )
 
 
 async def _fill(store: S3Store, number: int) -> None:
