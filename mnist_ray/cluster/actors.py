@@ -150,6 +150,8 @@ def stream(planner: Planner, job: Job, bundle: str, pool: tuple[int, int], needs
                     raise from_status(row["status"], row["result"])
                 yield UnitResult.from_json(row["result"])
         except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
+            if isinstance(cause := getattr(error, "cause", None), MnistRayError):  # the plan could not be read
+                raise type(cause)(first_line(cause)) from None
             raise ClusterError(f"scoring stopped: {first_line(error)}; run again with --resume to score the rest") from error
         finally:
             stop.set()

@@ -4,10 +4,11 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any
 
 from mnist_ray.data.patience import NotAFileError, patiently
-from mnist_ray.data.store import Found, Reader
+from mnist_ray.data.store import REQUEST_BYTES, Found, Reader
 from mnist_ray.errors import StorageError, first_line
 
 SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss")
@@ -26,15 +27,18 @@ class ObjectStore:
 
         self._root, self._bucket_exists = root, False
         insecure = any(os.environ.get(name, "").startswith("http://") for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"))
+        retry = {"max_retries": 3, "retry_timeout": timedelta(seconds=10)}  # quick ones: `patiently` waits out the others
         client = {"timeout": f"{REQUEST_S}s", "connect_timeout": f"{CONNECT_S}s", **({"allow_http": True} if insecure else {})}
-        self._store: Any = from_url(root, client_options=client, retry_config={"max_retries": 0})  # type: ignore[call-overload]
+        self._store: Any = from_url(root, client_options=client, retry_config=retry)  # type: ignore[call-overload]
 
     def read(self, path: str, limit: int) -> bytes:
         with _object_answers():
             found = self._store.get(path)
-            if found.meta["size"] <= limit:
+            size = min(found.meta["size"], limit)
+            if size == found.meta["size"] <= REQUEST_BYTES:
                 return found.bytes().to_bytes()  # type: ignore[no-any-return]
-            return self._store.get_range(path, start=0, length=limit).to_bytes()  # type: ignore[no-any-return]
+            pieces = [(start, min(REQUEST_BYTES, size - start)) for start in range(0, size, REQUEST_BYTES)]
+            return b"".join(self._store.get_range(path, start=start, length=length) for start, length in pieces)
 
     def open(self, path: str) -> Reader:
         with _object_answers():

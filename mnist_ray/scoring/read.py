@@ -140,26 +140,22 @@ def _batches(row: dict[str, Any], job: Job) -> Iterator[pa.RecordBatch | Rejecti
     """
     uri = storage.from_text(row["source"])
     (entry,) = stat_files([uri])
-    if entry.size < 0:
-        yield _unavailable(uri)
-    elif (entry.size, entry.version) != (row["size_bytes"], row["version"]):
+    if _differ(entry.size, row["size_bytes"], unknown=-1) or _differ(entry.version, row["version"], unknown=""):
         yield Rejection(Reason.CHANGED, "the file is not the one that was there when the plan was made")
-    else:
-        try:
-            with storage.open_input(uri) as stream:
-                yield from _range(stream, row, job)
-        except (OSError, pa.ArrowException) as error:
-            yield _unavailable(uri) if isinstance(error, ANSWERS) else Rejection(Reason.CORRUPT, first_line(error))
+        return
+    try:
+        with storage.open_input(uri) as stream:
+            yield from _range(stream, row, job)
+    except ANSWERS as error:
+        rejection = _rejection(error)
+        _require_visible([uri], [rejection])
+        yield rejection
+    except (OSError, pa.ArrowException) as error:
+        yield Rejection(Reason.CORRUPT, first_line(error))
 
 
-def _unavailable(uri: str) -> Rejection:
-    """What the storage says about a Parquet file that it does not open. Raises StorageError."""
-    (found,) = read_many([uri], 0)
-    if isinstance(found, bytes):
-        raise StorageError(f"{uri}: can be read, but not looked up; run again with --resume")
-    rejection = _rejection(found)
-    _require_visible([uri], [rejection])
-    return rejection
+def _differ(found: object, planned: object, unknown: object) -> bool:
+    return found != planned and unknown not in (found, planned)
 
 
 def _range(stream: pa.NativeFile, row: dict[str, Any], job: Job) -> Iterator[pa.RecordBatch]:
