@@ -270,7 +270,8 @@ def _token_here(_: DoctorConfig) -> str:
     if file and os.stat(file).st_mode & 0o077:
         raise Problem(f"{file}: other users may use it (mode {os.stat(file).st_mode & 0o777:o})", f"chmod 600 {file}")
     if not _token_mode():
-        return f"authentication is off on this machine: RAY_AUTH_MODE is not `token`{f'; a token is in {source}' if source else ''}"
+        found = f"; a token is in {source}" if source else ""
+        return f"authentication is off on this machine: RAY_AUTH_MODE is not `token`{found}"
     if not source:
         raise Problem("RAY_AUTH_MODE is `token`, and there is no token", GET_TOKEN)
     return f"RAY_AUTH_MODE is `token`, and the token is in {source}"
