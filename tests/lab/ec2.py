@@ -5,7 +5,6 @@ Run as a program it is the server. It prints one JSON line for each instance tha
 
 import argparse
 import json
-import threading
 import time
 from collections.abc import Callable, Iterable
 from io import BytesIO
