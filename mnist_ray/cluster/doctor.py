@@ -30,7 +30,7 @@ NODES_S = 60
 LEAVE_S = 5.0
 """Seconds to leave the cluster at the end."""
 SHOWN = 3
-"""Nodes with a problem that a line names."""
+"""Nodes with a problem, or failed launches, that a line names."""
 LAUNCH_FILE = "cluster.yaml"
 UNAUTHORIZED = "HTTP 401 or 403, InvalidAuthToken"
 """How a missing or wrong token shows elsewhere."""
@@ -374,7 +374,10 @@ def _resources(_: DoctorConfig) -> str:
     counts = ", ".join(f"{free.get(kind, 0):g} of {total.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
     text = f"{_num(_nodes(), 'node')}, {counts} free"
     if has.failed:
-        raise Problem(f"{text}; nodes failed to launch: {', '.join(has.failed)}", "look at `ray status` on the head")
+        raise Problem(
+            f"{text}; nodes failed to launch: {', '.join([*dict.fromkeys(has.failed)][:SHOWN])}",
+            "look at `ray status` on the head",
+        )
     if not has.grows and not has.cpus:
         raise Problem(f"{text}, and no autoscaler adds any", "add nodes")
     return f"{text}; an autoscaler adds more, launching now: {', '.join(has.launching) or 'nothing'}" if has.grows else text
