@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mnist_ray.artifact import seal
-from mnist_ray.cluster import runtime
+from mnist_ray.cluster import capacity, runtime
 from mnist_ray.cluster.fit import fit
 from mnist_ray.config import TrainConfig
 from mnist_ray.console import Console
@@ -17,21 +17,20 @@ from mnist_ray.data.datasets import load
 from mnist_ray.data.digits import Splits, hold_out
 from mnist_ray.data.order import GROUP_SIZE, num_groups
 from mnist_ray.errors import ModelError, OutputError, StorageError, UsageError
-from mnist_ray.flags import worker_range
+from mnist_ray.flags import output_path, worker_range
 from mnist_ray.run.owner import Owner, owning
 from mnist_ray.run.worker import LocalControl, work
 
 
 def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     """Run or continue a training job and return its metrics. Raises MnistRayError."""
-    run = storage.absolute(config.run_directory())
+    run = storage.absolute(output_path(config.run_directory()))
     if (metrics := finished(run, config)) is not None:
         console.line(f"{run} is done: nothing to train")
         return metrics
     splits = load(config.data, console.line)
     if config.patience:
         hold_out(splits.train, splits.origin)  # raises DataError if too few digits, before anything is written
-    runtime.warn_of_lost_output(config.run_directory(), console)
     with _engine(run, config, splits, console) as run_workers, owning(run) as owner:
         _begin(run, config, splits)
         ended = run_workers(owner)
@@ -56,8 +55,9 @@ def _engine(run: str, config: TrainConfig, splits: Splits, console: Console) -> 
     # This import takes seconds, so do it while Ray starts.
     threading.Thread(target=importlib.import_module, args=("ray.train.torch",)).start()
     with runtime.cluster(config.address) as owns_cluster:
-        needs = runtime.resources(fewest, most, config.device)
+        needs = capacity.needs(fewest, config.device, capacity.capacity())
         _require_work_for_all(config, most)  # checked second, because a larger batch does not help where there are too few CPUs
+        capacity.wait_for_room(fewest, needs, console)
         yield lambda owner: fit(config, splits, needs, owner, console, owns_cluster=owns_cluster)
 
 

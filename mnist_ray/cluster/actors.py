@@ -19,7 +19,9 @@ from ray.data.datasource import Datasource, ReadTask
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.util.metrics import Counter
 
-from mnist_ray.cluster import runtime
+from mnist_ray.cluster.capacity import granted_device
+from mnist_ray.cluster.watch import watching
+from mnist_ray.console import Console
 from mnist_ray.data import storage
 from mnist_ray.errors import ClusterError, MnistRayError, OutputError, first_line, from_status
 from mnist_ray.run.processes import predictor, score_ref
@@ -33,6 +35,7 @@ POLL_S = 0.5
 """Seconds between two looks at a plan that is not complete yet."""
 TASKS_PER_ACTOR = 2
 """Units sent to an actor: the one that it scores, and the next one."""
+_LOST_NODE = "units that its actors had not finished are scored again by others"
 RAY_EXTENSIONS = (
     "ray.data.arrow_pickled_object",
     "ray.data.arrow_tensor",
@@ -135,19 +138,22 @@ class Actor:
             return {"result": str(error), "status": error.exit_status}
 
 
-def stream(planner: Planner, job: Job, bundle: str, pool: tuple[int, int], needs: dict[str, float]) -> Generator[UnitResult]:
+def stream(
+    planner: Planner, job: Job, bundle: str, pool: tuple[int, int], needs: dict[str, float], console: Console
+) -> Generator[UnitResult]:
     """Plan the inputs and score the units in a pool of actors. Ray replaces a lost actor and scores its unit again.
 
     `pool` is the smallest and the largest number of actors, `needs` the resources of each. Raises MnistRayError.
     """
     results = _results(job, planner.skip, bundle, pool, needs)
     stop = threading.Event()
-    with ThreadPoolExecutor(1, "planner") as thread:
+    with ThreadPoolExecutor(1, "planner") as thread, watching(console, _LOST_NODE) as cluster:
         planning = thread.submit(_plan, planner, stop)
         try:
             for row in results.iter_rows():
                 if row["status"]:
                     raise from_status(row["status"], row["result"])
+                cluster.moved()
                 yield UnitResult.from_json(row["result"])
         except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
             if isinstance(cause := getattr(error, "cause", None), MnistRayError):  # the plan could not be read
@@ -168,7 +174,7 @@ def _results(job: Job, skip: frozenset[str], bundle: str, pool: tuple[int, int],
     units = ray.data.read_datasource(PlannedUnits(job.out, skip), num_cpus=0, label_selector=here, override_num_blocks=1)
     results: ray.data.Dataset = units.map(
         Actor,
-        fn_constructor_args=(job, bundle, runtime.granted_device(needs)),
+        fn_constructor_args=(job, bundle, granted_device(needs)),
         num_cpus=needs["CPU"],
         num_gpus=needs.get("GPU", 0),
         compute=ray.data.ActorPoolStrategy(min_size=pool[0], max_size=pool[1], max_tasks_in_flight_per_actor=TASKS_PER_ACTOR),
