@@ -152,7 +152,11 @@ class RayCluster:
         self._nodes: list[subprocess.Popen[bytes]] = []
         self._folder = tempfile.mkdtemp(prefix="ray-")  # in a shared one, Ray mixes up clusters of one machine
         ports = [f"--port={self.port}", f"--dashboard-port={self.jobs_port}", f"--ray-client-server-port={self.client_port}"]
-        self._start(cpus, "--head", "--node-ip-address=127.0.0.1", *ports, *self._head_flags())
+        try:
+            self._start(cpus, "--head", "--node-ip-address=127.0.0.1", *ports, *self._head_flags())
+        except BaseException:
+            self.stop()
+            raise
 
     def _head_flags(self) -> list[str]:
         """More flags for the head."""
