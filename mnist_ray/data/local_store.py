@@ -53,7 +53,13 @@ class LocalStore:
 
     def create(self, path: str, data: bytes) -> bool:
         with _scratch_file(path, data) as scratch, suppress(FileExistsError):
-            os.link(scratch, path)
+            try:
+                os.link(scratch, path)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                with open(path, "xb") as stream:
+                    stream.write(data)
             return True
         return False
 
@@ -63,6 +69,10 @@ class LocalStore:
                 shutil.rmtree(path)
             else:
                 os.unlink(path)
+
+
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK}
+"""What file systems without hard links say, such as FAT and some network mounts."""
 
 
 def _stat(path: str) -> os.stat_result | None:

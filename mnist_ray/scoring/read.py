@@ -102,14 +102,19 @@ def _require_visible(uris: list[str], found: list[Rejection | None]) -> None:
     """Raise StorageError if no file of several is accessible, or the folder of the only one is gone.
 
     All were listed when the plan was made. One file may have been deleted since. If all are gone, their storage is probably not
-    mounted here, or this machine sees another folder of this name.
+    mounted here, or this machine sees another folder of this name. If an object store says that an object is not there, this
+    holds for all machines.
     """
-    rejected = [rejection for rejection in found if rejection and rejection.reason in (Reason.MISSING, Reason.UNREADABLE)]
-    if len(rejected) == len(uris) and (len(uris) > 1 or not storage.is_folder(uris[0].rpartition("/")[0])):
-        raise StorageError(
-            f"{uris[0]}: {rejected[0].detail} on {platform.node()}. The job listed {len(uris)} such files, and none can be "
-            "read there. Share their folder with this machine and run with --resume; if they were deleted, give --overwrite"
-        )
+    remote = not storage.is_local(uris[0])
+    wanted = (Reason.UNREADABLE,) if remote else (Reason.MISSING, Reason.UNREADABLE)
+    rejected = [rejection for rejection in found if rejection and rejection.reason in wanted]
+    if len(rejected) < len(uris) or (len(uris) == 1 and storage.is_folder(uris[0].rpartition("/")[0])):
+        return
+    advice = "Check the permissions" if remote else "Share their folder with this machine"
+    raise StorageError(
+        f"{uris[0]}: {rejected[0].detail} on {platform.node()}. The job listed {len(uris)} such files, and none can be "
+        f"read there. {advice} and run with --resume; if they were deleted, give --overwrite"
+    )
 
 
 def _read_rows(row: dict[str, Any], job: Job) -> Iterator[Chunk]:

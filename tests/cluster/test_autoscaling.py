@@ -70,7 +70,6 @@ def test_training_scales_up_and_back_down(cluster: AutoscalingCluster, tmp_path:
     with cluster.nodes_over_time() as nodes:
         printed = _finish(start_cli("train", *flags, "--address", cluster.address))
         wait_for(lambda: nodes[-1] == 1)
-    assert "asks for 4 x (1 CPU); the cluster has 0 CPUs" in printed
     assert (nodes[0], max(nodes), nodes[-1]) == (1, 5, 1)
     assert "epoch 2/2" in printed
 
@@ -101,9 +100,9 @@ def test_the_pool_of_auto_grows_with_the_work(
         job = start_cli("score", str(tmp_path / "list.txt"), *flags)
         wait_for(lambda: nodes[-1] >= 3, job)
         job.send_signal(signal.SIGTERM)
-        printed = _finish(job, status=143)
+        _finish(job, status=143)
         wait_for(lambda: nodes[-1] == 1)
-    assert "asks for 1 x (1 CPU)" in printed
+    assert nodes[:2] == [1, 2], "the pool did not start with one actor"
 
 
 @pytest.mark.parametrize(
