@@ -8,6 +8,7 @@ from functools import partial
 
 from mnist_ray.data.patience import ANSWERS, patiently
 from mnist_ray.data.storage import is_local, resolve
+from mnist_ray.errors import StorageError
 
 REMOTE_READERS = 32
 """Requests in flight. One round trip to an object store takes 10 to 100 ms."""
@@ -25,7 +26,7 @@ TIMED_FILES = 32
 def _read_limited(uri: str, limit: int) -> bytes | OSError:
     store, path = resolve(uri)
     try:
-        with suppress(OSError):  # the usual case, without the cost of `patiently`
+        with suppress(OSError, StorageError):  # the usual case, without the cost of `patiently`
             return store.read(path, limit + 1)
         return patiently(uri, "read", partial(store.read, path, limit + 1))
     except ANSWERS as error:

@@ -81,12 +81,15 @@ def resolve(uri: str) -> tuple[Store, str]:
 def _ask(uri: str, verb: str, action: Callable[[Store, str], T], patience_s: float | None = None) -> T:
     """The result of an action on the store and path of a URI. Raises FileNotFoundError, or StorageError for all else."""
     store, path = resolve(uri)
+    return _strictly(uri, verb, partial(action, store, path), patience_s)
+
+
+def _strictly(uri: str, verb: str, action: Callable[[], T], patience_s: float | None = None) -> T:
+    """Like `patiently` for a file of ours: of the storage's answers, only that there is no such file is expected."""
     try:
-        return patiently(uri, verb, partial(action, store, path), patience_s)
+        return patiently(uri, verb, action, patience_s)
     except FileNotFoundError:
         raise FileNotFoundError(f"{uri}: there is no such file") from None
-    except StorageError as error:
-        raise error if str(error).startswith(uri) else StorageError(f"{uri}: cannot be {verb}: {error}") from None
     except ANSWERS as error:
         raise StorageError(f"{uri}: cannot be {verb}: {error.strerror or error}") from None
 
@@ -117,10 +120,10 @@ def read(uri: str, patience_s: float | None = None) -> bytes:
 
 
 class _File(io.RawIOBase):
-    """A file whose every read is tried again after a fault. Raises StorageError if the storage does not recover."""
+    """A file whose every read is tried again after a fault, by `ask`. Raises StorageError if the storage does not recover."""
 
-    def __init__(self, uri: str, reader: Reader) -> None:
-        self._uri, self._reader, self._position = uri, reader, 0
+    def __init__(self, uri: str, reader: Reader, ask: Callable[[str, str, Callable[[], bytes]], bytes]) -> None:
+        self._uri, self._reader, self._ask, self._position = uri, reader, ask, 0
 
     def readable(self) -> bool:
         return True
@@ -141,7 +144,7 @@ class _File(io.RawIOBase):
         pieces = []
         while left > 0:
             read = partial(self._reader.read_at, self._position, min(left, REQUEST_BYTES))
-            if not (data := patiently(self._uri, "read", read)):
+            if not (data := self._ask(self._uri, "read", read)):
                 break  # the file has become shorter
             pieces.append(data)
             self._position += len(data)
@@ -161,18 +164,18 @@ class _File(io.RawIOBase):
 
 def open_file(uri: str) -> pa.NativeFile:
     """Open a seekable file of ours for Parquet readers. Raises FileNotFoundError or StorageError; its reads, StorageError."""
-    return pa.PythonFile(_File(uri, _ask(uri, "read", lambda store, path: store.open(path))), mode="r")
+    return pa.PythonFile(_File(uri, _ask(uri, "read", lambda store, path: store.open(path)), _strictly), mode="r")
 
 
 def open_input(uri: str) -> pa.NativeFile:
     """Like `open_file` for a file of the user. Raises one of `patience.ANSWERS` for what is wrong with this file alone."""
     store, path = resolve(uri)
-    return pa.PythonFile(_File(uri, patiently(uri, "read", lambda: store.open(path))), mode="r")
+    return pa.PythonFile(_File(uri, patiently(uri, "read", lambda: store.open(path)), patiently), mode="r")
 
 
 def open_stream(uri: str) -> io.BufferedReader:
     """Open a file to read it once from its start. Raises FileNotFoundError or StorageError; so do its reads."""
-    return io.BufferedReader(_File(uri, _ask(uri, "read", lambda store, path: store.open(path))), 1 << 20)
+    return io.BufferedReader(_File(uri, _ask(uri, "read", lambda store, path: store.open(path)), _strictly), 1 << 20)
 
 
 def write(uri: str, data: bytes, patience_s: float | None = None) -> None:

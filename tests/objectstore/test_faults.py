@@ -137,7 +137,7 @@ def test_training_waits_for_a_fault_to_pass(fault: str, bucket: Bucket, inputs: 
 
 
 @pytest.mark.usefixtures("in_threads", "impatient")
-@pytest.mark.parametrize("fault", ["dead", "denied", *slow("silent", "503")])
+@pytest.mark.parametrize("fault", ["dead", "denied", *slow("silent", "503", "key deleted")])
 def test_scoring_stops_if_a_fault_stays(fault: str, bucket: Bucket, inputs: Inputs, reference: Reference) -> None:
     """It ends with status 8 and has quarantined nothing. With --resume it completes."""
     actions: dict[str, px.Action] = {
@@ -145,6 +145,7 @@ def test_scoring_stops_if_a_fault_stays(fault: str, bucket: Bucket, inputs: Inpu
         "silent": px.silence,
         "503": px.answer(503, "SlowDown"),
         "denied": px.answer(403, "AccessDenied"),
+        "key deleted": px.answer(403, "InvalidAccessKeyId"),
     }
     bucket.proxy.outage(actions[fault], 60, rf"{inputs.bucket.name}/digits/.*\.png")
     done = cli(*score(bucket, inputs))
@@ -184,10 +185,12 @@ def test_the_table_of_an_outage_is_not_called_damaged(bucket: Bucket, inputs: In
         assert "damaged" not in done.stderr
         assert "delete" not in done.stderr
         assert "--overwrite" not in done.stderr
-    bucket.proxy.heal()
-    bucket.proxy.fail(px.answer(503, "SlowDown"), target="/predictions/")
-    done = cli("verify", f"{bucket.uri}/out")
-    assert (done.returncode, "delete" in done.stderr) == (8, False), done.stderr
+    for folder, action in (("predictions", px.answer(503, "SlowDown")), ("plan", px.answer(403, "AccessDenied"))):
+        bucket.proxy.heal()
+        bucket.proxy.fail(action, "GET", f"/out/{folder}/")
+        for command in (["verify", f"{bucket.uri}/out"], score(bucket, inputs, "--resume")):
+            done = cli(*command)
+            assert (done.returncode, "delete" in done.stderr, "--overwrite" in done.stderr) == (8, False, False), done.stderr
 
 
 @pytest.mark.usefixtures("in_threads", "impatient")
