@@ -47,7 +47,7 @@ def new_token() -> str:
 
 
 def notice(token: str) -> dict[str, str] | None:
-    """The notice, for example {"action": "terminate", "time": "2026-01-31T12:00:00Z"}; None if there is none. Raises OSError."""
+    """The notice, such as {"action": "terminate", "time": "2026-01-31T12:00:00Z"}, or None. Raises OSError and ValueError."""
     try:
         return dict(json.loads(ask("/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token})))
     except HTTPError as error:

@@ -1,13 +1,15 @@
 """The command line: one function per command. Only this module prints results and converts errors to exit statuses."""
 
+import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import tyro
 from tyro.extras import subcommand_cli_from_dict
 
-from mnist_ray.config import EvaluateConfig, PredictConfig, ScoreConfig, TrainConfig, VerifyConfig
+from mnist_ray.config import DoctorConfig, EvaluateConfig, PredictConfig, ScoreConfig, TrainConfig, VerifyConfig
 from mnist_ray.console import Console
 from mnist_ray.errors import EXIT_STATUSES, MnistRayError
 
@@ -100,12 +102,31 @@ def verify(config: VerifyConfig, console: Console) -> None:
     )
 
 
-_COMMANDS: dict[type, Callable[[Any, Console], None]] = {
+def doctor(config: DoctorConfig, console: Console) -> int:
+    """Check the set-up, and print a line per check; returns the exit status, 1 if there is a problem."""
+    from mnist_ray.cluster.doctor import examine
+
+    findings = []
+    for finding in examine(config):
+        findings.append(finding)
+        if not config.json:
+            console.line(finding.to_text())
+    num_problems = sum(finding.state == "problem" for finding in findings)
+    if config.json:
+        document = {"problems": num_problems, "findings": [asdict(finding) for finding in findings]}
+        console.line(json.dumps(document, indent=2, ensure_ascii=False))
+    else:
+        console.line(f"{num_problems} problem{'s' if num_problems > 1 else ''} found" if num_problems else "no problem found")
+    return int(num_problems > 0)
+
+
+_COMMANDS: dict[type, Callable[[Any, Console], int | None]] = {
     TrainConfig: train,
     ScoreConfig: score,
     EvaluateConfig: evaluate,
     PredictConfig: predict,
     VerifyConfig: verify,
+    DoctorConfig: doctor,
 }
 
 
@@ -115,11 +136,10 @@ def main(args: list[str] | None = None) -> int:
         kinds: dict[str, Callable[..., Any]] = {command.__name__: kind for kind, command in _COMMANDS.items()}
         flat = (tyro.conf.OmitArgPrefixes,)
         config = subcommand_cli_from_dict(kinds, args=args, prog="mnist-ray", description=DESCRIPTION, config=flat)
-        _COMMANDS[type(config)](config, Console())
+        return _COMMANDS[type(config)](config, Console()) or 0
     except MnistRayError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return 0
