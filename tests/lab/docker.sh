@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Stands for Docker on a lab host, as far as Ray's launcher uses it, and for deploy/Dockerfile's image. The container shares all
-# with its host but its home and its environment: it does not show whether the image can be built, holds what the nodes need,
+# with its host but its environment: it does not show whether the image can be built, holds what the nodes need,
 # or works without root.
 set -euo pipefail
 state=/run/docker-stand-in
@@ -16,8 +16,7 @@ pull() {
 run() {
   local home
   home=$(sed -n s/^HOME=//p $image/env)
-  mkdir -p "$home"
-  cp -r /etc/skel/. "$home"
+  ln -s ~ "$home" # SSH takes ~ from the list of users, which the container shares
   while [ $# -gt 0 ]; do
     case $1 in
     --name) name=$2 ;;

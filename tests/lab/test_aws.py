@@ -26,7 +26,8 @@ JOBS = "http://127.0.0.1:8265"
 ON_NODES = """import json, ray, sys
 from ray.util.placement_group import placement_group
 ray.init()
-ray.get(placement_group([{"CPU": 2}] * int(sys.argv[1]), strategy="STRICT_SPREAD").ready())
+if workers := int(sys.argv[1]):
+    ray.get(placement_group([{"CPU": 2}] * workers, strategy="STRICT_SPREAD").ready())
 print("nodes:", json.dumps(ray.nodes()))
 """
 PREEMPTED = 3
@@ -45,7 +46,7 @@ class Cluster:
 
     def on(self, workers: int) -> list[dict[str, Any]]:
         """All nodes of the cluster, after a job has asked for so many workers at once."""
-        printed = self.submit("python", "-c", f"'{ON_NODES}'", str(workers))
+        printed = self.submit("python", "-c", ON_NODES, str(workers))
         found: list[dict[str, Any]] = json.loads(re.findall("nodes: (.*)", printed)[-1])
         return found
 
