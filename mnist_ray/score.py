@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from mnist_ray.artifact import seal
-from mnist_ray.cluster import runtime
+from mnist_ray.cluster import capacity, runtime
 from mnist_ray.config import ScoreConfig
 from mnist_ray.console import Console
 from mnist_ray.data import storage
-from mnist_ray.errors import OutputError
+from mnist_ray.errors import DataError, OutputError
 from mnist_ray.flags import scoring_pool
 from mnist_ray.run import processes
 from mnist_ray.run.clock import Clock
@@ -42,7 +42,7 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
     if finished:
         console.line(f"{len(finished):,} units are done already")
 
-    with _engine(config, planner, job, bundle) as (workers, results), owning(config.out) as owner:
+    with _engine(config, planner, job, bundle, console) as (workers, results), owning(config.out) as owner:
         if admit(config, digest) != held:
             raise OutputError(f"{config.out}: another job has written here meanwhile; check what it holds, then start again")
         if planner.planning:
@@ -55,12 +55,20 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
         sweep(config.out, planned)
         for unit in planned & finished.keys():
             tally.add(finished[unit])
-        return commit(plan, job, tally, {**clock.report(tally.total.seconds, workers), **planner.changes})
+        summary = commit(plan, job, tally, {**clock.report(tally.total.seconds, workers), **planner.changes})
+    if not summary["predicted"]:
+        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in summary["reasons"].items())
+        raise DataError(
+            f"{config.out}: none of {summary['inputs']:,} inputs could be scored ({reasons}); {config.out}/quarantine says why"
+        )
+    return summary
 
 
 @contextmanager
-def _engine(config: ScoreConfig, planner: Planner, job: Job, bundle: str) -> Iterator[tuple[int, Generator[UnitResult]]]:
-    """The number of workers and the results of the units. Planning and scoring begin with the first result that is asked for.
+def _engine(
+    config: ScoreConfig, planner: Planner, job: Job, bundle: str, console: Console
+) -> Iterator[tuple[int, Generator[UnitResult]]]:
+    """The smallest number of workers, and the results. Planning and scoring begin with the first result that is asked for.
 
     The workers are processes of this machine, or actors of a Ray cluster that has room for them. Nothing is started if nothing
     is to be done.
@@ -76,9 +84,11 @@ def _engine(config: ScoreConfig, planner: Planner, job: Job, bundle: str) -> Ite
         with runtime.cluster(config.address):
             from mnist_ray.cluster import actors
 
-            pool = (fewest, most) if most > 0 else (runtime.size(config.device),) * 2
-            needs = runtime.resources(*pool, config.device)
-            yield pool[1], actors.stream(planner, job, bundle, pool, needs)
+            has = capacity.capacity()
+            pool = (fewest, most) if most > 0 else (1, capacity.size(config.device, has))
+            needs = capacity.needs(pool[0], config.device, has)
+            capacity.wait_for_room(pool[0], needs, console)
+            yield pool[0], actors.stream(planner, job, bundle, pool, needs)
 
 
 def _nothing() -> Generator[UnitResult]:
