@@ -25,7 +25,7 @@ TOKEN = "a-session-token"
 
 
 class RecordedApi:
-    """A WSGI application around moto's. Bodies that are not calls of EC2's or IAM's kind, such as S3's objects, pass through."""
+    """A WSGI application around moto's. What is not a call of EC2's kind, such as an object of S3, passes through."""
 
     def __init__(self, moto: Callable[..., Iterable[bytes]], folder: Path) -> None:
         self.moto, self.folder = moto, folder

@@ -9,8 +9,10 @@ The tests use one cluster, in the order of a user's day.
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,14 +24,9 @@ from tests.lab.ec2 import Account
 pytestmark = pytest.mark.slow
 
 BUCKET, LAPTOP, IMAGE = "digits", "203.0.113.7/32", "ami-12345678901234567"
+RUN, TABLE = f"s3://{BUCKET}/runs/first", f"s3://{BUCKET}/tables/first"
 JOBS = "http://127.0.0.1:8265"
-ON_NODES = """import json, ray, sys
-from ray.util.placement_group import placement_group
-ray.init()
-if workers := int(sys.argv[1]):
-    ray.get(placement_group([{"CPU": 2}] * workers, strategy="STRICT_SPREAD").ready())
-print("nodes:", json.dumps(ray.nodes()))
-"""
+NODES = "import json, ray; ray.init(); print('nodes:', json.dumps(ray.nodes()))"
 PREEMPTED = 3
 """Ray's code of the death of a node that was drained because its machine is taken back."""
 
@@ -44,11 +41,19 @@ class Cluster:
         """Run a job to its end through the forwarded port. What it prints."""
         return self.account.run("ray", "job", "submit", "--address", JOBS, "--", *words, RAY_AUTH_MODE="token")
 
-    def on(self, workers: int) -> list[dict[str, Any]]:
-        """All nodes of the cluster, after a job has asked for so many workers at once."""
-        printed = self.submit("python", "-c", ON_NODES, str(workers))
-        found: list[dict[str, Any]] = json.loads(re.findall("nodes: (.*)", printed)[-1])
+    def nodes(self) -> list[dict[str, Any]]:
+        """All nodes that the cluster ever had."""
+        found: list[dict[str, Any]] = json.loads(re.findall("nodes: (.*)", self.submit("python", "-c", NODES))[-1])
         return found
+
+    def markets(self) -> list[str]:
+        """The markets of the nodes that are there."""
+        return sorted(node["Labels"].get("market", "head") for node in self.nodes() if node["Alive"])
+
+    def keys(self, prefix: str) -> set[str]:
+        """The keys below a prefix of the bucket, without the prefix."""
+        listed = self.account.call("s3", "list_objects_v2", Bucket=BUCKET, Prefix=prefix)
+        return {item["Key"].removeprefix(prefix) for item in listed.get("Contents", [])}
 
     def asked(self, since: int = 0) -> list[dict[str, Any]]:
         """The calls for machines, without the first ones."""
@@ -116,10 +121,11 @@ def test_a_job_without_the_token_is_refused(cluster: Cluster) -> None:
     assert "Unauthorized" in done.stdout
 
 
-def test_a_job_starts_a_spot_worker(cluster: Cluster) -> None:
-    nodes = cluster.on(1)
-    assert sorted(node["Labels"].get("market", "head") for node in nodes) == ["head", "spot"]
+def test_training_starts_a_spot_worker(cluster: Cluster) -> None:
+    cluster.submit("mnist-ray", "train", "--workers", "2", "--data", "mnist5k", "--epochs", "1", "--out", RUN)
+    assert {"digest.json", "metrics.json"} <= cluster.keys("runs/first/")
     assert [(market(call), call["refused"]) for call in cluster.asked()] == [("on-demand", False), ("spot", False)]
+    assert cluster.markets() == ["head", "spot"]
 
 
 def test_machines_are_asked_for_as_the_file_says(cluster: Cluster) -> None:
@@ -141,23 +147,25 @@ def test_a_spot_notice_drains_the_worker(cluster: Cluster) -> None:
     notice = json.dumps({"action": "terminate", "time": f"{end:%Y-%m-%dT%H:%M:%SZ}"})
     account.lab.ssh(account.host(instance), f"echo '{notice}' > /run/notice")
     wait_for(lambda: instance not in account.running())
-    dead = [node for node in cluster.on(0) if not node["Alive"]]
+    dead = [node for node in cluster.nodes() if not node["Alive"]]
     assert [node["DeathReason"] for node in dead] == [PREEMPTED]
     assert "AWS will terminate this spot instance" in dead[0]["DeathReasonMessage"]
 
 
-def test_where_there_are_no_spot_machines_workers_start_on_demand(cluster: Cluster) -> None:
-    since = len(cluster.asked())
-    cluster.account.shortage(True)
-    nodes = cluster.on(1)
-    cluster.account.shortage(False)
-    alive = [node for node in nodes if node["Alive"]]
-    assert sorted(node["Labels"].get("market", "head") for node in alive) == ["head", "on-demand"]
+def test_where_there_are_no_spot_machines_scoring_starts_a_worker_on_demand(cluster: Cluster, digit_folder: Path) -> None:
+    account, since = cluster.account, len(cluster.asked())
+    copy = "import sys; from pyarrow import fs; fs.copy_files(*sys.argv[1:])"
+    account.run(sys.executable, "-c", copy, str(digit_folder), f"s3://{BUCKET}/scans")
+    account.shortage(True)
+    cluster.submit("mnist-ray", "score", f"s3://{BUCKET}/scans", "--model", RUN, "--out", TABLE, "--workers", "1")
+    account.shortage(False)
+    assert cluster.markets() == ["head", "on-demand"]
     *refused, bought = cluster.asked(since)
     assert {(market(call), call["refused"]) for call in refused} == {("spot", True)}
     assert len({call["SubnetId"] for call in refused}) == 3, "spot machines are asked for in all zones"
     assert (market(bought), bought["refused"]) == ("on-demand", False)
     assert bought["IamInstanceProfile.Name"] == "mnist-ray-worker"
+    assert "300" in account.run("mnist-ray", "verify", TABLE)
 
 
 def test_down_ends_all_machines(cluster: Cluster) -> None:
