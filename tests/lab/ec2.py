@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
@@ -80,6 +81,20 @@ class Account:
     def running(self) -> list[str]:
         """Ids of the instances that cost money."""
         return [name for name, instance in self.instances().items() if instance["state"] not in ("terminated", "shutting-down")]
+
+    def story(self) -> str:
+        """How often each call was made, and the machines that were asked for and ended, in seconds since the first call."""
+        lines = [json.loads(line) for line in (self.folder / "calls.jsonl").read_text().splitlines()]
+        told = [f"{count:5} {action}" for action, count in Counter(call["Action"] for call in lines).most_common()]
+        for call in lines:
+            at = f"{call['seconds'] - lines[0]['seconds']:5.0f} s"
+            if call["Action"] == "RunInstances":
+                market = call.get("InstanceMarketOptions.MarketType", "on-demand")
+                answer = "no capacity" if call["refused"] else "started"
+                told.append(f"{at} {market} {call['InstanceType']} in {call['SubnetId']}: {answer}")
+            elif call["Action"] == "TerminateInstances":
+                told.append(f"{at} ends {', '.join(value for key, value in call.items() if key.startswith('InstanceId'))}")
+        return "\n".join(told)
 
     def host(self, instance: str) -> Host:
         """The host of an instance."""

@@ -123,7 +123,7 @@ def test_a_job_without_the_token_is_refused(cluster: Cluster) -> None:
 
 def test_training_starts_a_spot_worker(cluster: Cluster) -> None:
     cluster.submit("mnist-ray", "train", "--workers", "2", "--data", "mnist5k", "--epochs", "1", "--out", RUN)
-    assert {"digest.json", "metrics.json"} <= cluster.keys("runs/first/")
+    assert {"model/digest.json", "metrics.json"} <= cluster.keys("runs/first/")
     assert [(market(call), call["refused"]) for call in cluster.asked()] == [("on-demand", False), ("spot", False)]
     assert cluster.markets() == ["head", "spot"]
 
@@ -171,3 +171,4 @@ def test_where_there_are_no_spot_machines_scoring_starts_a_worker_on_demand(clus
 def test_down_ends_all_machines(cluster: Cluster) -> None:
     cluster.account.run("ray", "down", "--yes", cluster.file)
     wait_for(lambda: not cluster.account.running())
+    print(cluster.account.story())
