@@ -12,6 +12,7 @@ from tyro.extras import subcommand_cli_from_dict
 from mnist_ray.config import DoctorConfig, EvaluateConfig, PredictConfig, ScoreConfig, TrainConfig, VerifyConfig
 from mnist_ray.console import Console
 from mnist_ray.errors import EXIT_STATUSES, MnistRayError
+from mnist_ray.flags import output_path
 
 DESCRIPTION = f"""Distributed training and batch scoring of handwritten digits on Ray.
 
@@ -30,24 +31,25 @@ def train(config: TrainConfig, console: Console) -> None:
         f"on {metrics['num_images']:,} images of {metrics['data']}"
     )
     console.line(f"trained {metrics['samples_seen']:,} samples in {metrics['train_seconds']:.1f} s")
-    console.line(f"run directory: {config.run_directory()}, model bundle: {config.run_directory()}/model")
+    run = output_path(config.run_directory())
+    console.line(f"run directory: {run}, model bundle: {run}/model")
 
 
 def score(config: ScoreConfig, console: Console) -> None:
     """Score images, and print the counts and where the table is."""
     from mnist_ray.score import score as run_scoring
 
-    summary = run_scoring(config, console)
+    summary, out = run_scoring(config, console), output_path(config.out)
     accuracy = "" if summary["accuracy"] is None else f", accuracy {summary['accuracy']:.2%}"
     console.line(
         f"{summary['inputs']:,} inputs = {summary['predicted']:,} predicted + {summary['quarantined']:,} quarantined{accuracy}"
     )
     if stale := summary.get("changed", 0) + summary.get("vanished", 0):
-        console.line(f"{stale:,} inputs have changed or are gone since they were scored: {config.out}/changes.parquet")
+        console.line(f"{stale:,} inputs have changed or are gone since they were scored: {out}/changes.parquet")
     for reason, count in summary["reasons"].items():
         console.line(f"  quarantined, {reason}: {count:,}")
     console.line(f"{summary['images_per_second']:,.0f} images/s over {summary['seconds']['total']:.1f} s")
-    console.line(f"predictions: {config.out}/predictions, summary: {config.out}/summary.json")
+    console.line(f"predictions: {out}/predictions, summary: {out}/summary.json")
 
 
 def evaluate(config: EvaluateConfig, console: Console) -> None:
@@ -61,7 +63,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> None:
     model = bundle.load(config.model)
     splits = load(config.data, console.line)
     report = measure(splits.test, Predictor.ready(model, pick_device(config.device)))
-    out = config.out or storage.join(seal.find(config.model).rpartition("/")[0], "evaluation.json")
+    out = output_path(config.out or storage.join(seal.find(config.model).rpartition("/")[0], "evaluation.json"))
     storage.write_json(out, {**report.to_json(), "data": splits.card, "model_digest": model.digest})
     console.line(report.to_text())
     console.line(f"written to {out}")

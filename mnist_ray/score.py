@@ -1,5 +1,6 @@
 """The scoring job: from a ScoreConfig to a prediction table."""
 
+import os
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -10,8 +11,8 @@ from mnist_ray.cluster import capacity, runtime
 from mnist_ray.config import ScoreConfig
 from mnist_ray.console import Console
 from mnist_ray.data import storage
-from mnist_ray.errors import DataError, OutputError
-from mnist_ray.flags import scoring_pool
+from mnist_ray.errors import DataError, OutputError, StorageError
+from mnist_ray.flags import output_path, scoring_pool
 from mnist_ray.run import processes
 from mnist_ray.run.clock import Clock
 from mnist_ray.run.owner import Owner, owning
@@ -29,8 +30,9 @@ SMALL_JOB = 200_000
 def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
     """Run a scoring job, or continue it, to its commit record, and return its summary. Raises MnistRayError."""
     clock = Clock()
-    runtime.warn_of_lost_output(config.out, console)
-    config = replace(config, inputs=tuple(storage.absolute(item) for item in config.inputs), out=storage.absolute(config.out))
+    config = replace(
+        config, inputs=tuple(storage.absolute(item) for item in config.inputs), out=storage.absolute(output_path(config.out))
+    )
     bundle = seal.find(config.model)
     _, digest = seal.read(bundle)
 
@@ -42,7 +44,8 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
     if finished:
         console.line(f"{len(finished):,} units are done already")
 
-    with _engine(config, planner, job, bundle, console) as (workers, results), owning(config.out) as owner:
+    engine = _engine(config, planner, job, bundle, console)
+    with _resumable(), engine as (workers, results), owning(config.out) as owner:
         if admit(config, digest) != held:
             raise OutputError(f"{config.out}: another job has written here meanwhile; check what it holds, then start again")
         if planner.planning:
@@ -65,6 +68,15 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
 
 
 @contextmanager
+def _resumable() -> Iterator[None]:
+    """Add to a StorageError how to continue."""
+    try:
+        yield
+    except StorageError as error:
+        raise error if "--resume" in str(error) else StorageError(f"{error}; run again with --resume") from None
+
+
+@contextmanager
 def _engine(
     config: ScoreConfig, planner: Planner, job: Job, bundle: str, console: Console
 ) -> Iterator[tuple[int, Generator[UnitResult]]]:
@@ -74,7 +86,8 @@ def _engine(
     is to be done.
     """
     fewest, most = scoring_pool(config.workers)
-    small = config.workers == "auto" and not config.address and planner.at_most(SMALL_JOB)
+    cluster = config.address or os.environ.get("RAY_ADDRESS")
+    small = config.workers == "auto" and not cluster and planner.at_most(SMALL_JOB)
     if planner.at_most(0):
         yield 0, _nothing()
     elif most == 0 or small:
@@ -88,7 +101,7 @@ def _engine(
             pool = (fewest, most) if most > 0 else (1, capacity.size(config.device, has))
             needs = capacity.needs(pool[0], config.device, has)
             capacity.wait_for_room(pool[0], needs, console)
-            yield pool[0], actors.stream(planner, job, bundle, pool, needs)
+            yield pool[0], actors.stream(planner, job, bundle, pool, needs, console)
 
 
 def _nothing() -> Generator[UnitResult]:

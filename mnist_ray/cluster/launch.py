@@ -272,7 +272,9 @@ RULES = (
     ),
     Rule(
         "gcp",
-        on_nodes("networkInterfaces", lambda cards: not cards or any("accessConfigs" in card for card in cards)),
+        on_nodes(
+            "networkInterfaces", lambda cards: not items(cards) or any(at(card, "accessConfigs") for card in items(cards))
+        ),
         "the machine gets a public address; name a subnetwork without accessConfigs",
     ),
     Rule(
@@ -283,7 +285,8 @@ RULES = (
     Rule(
         "aws",
         on_nodes(
-            "BlockDeviceMappings", lambda disks: not disks or any(at(disk, "Ebs.Encrypted") is not True for disk in disks)
+            "BlockDeviceMappings",
+            lambda disks: not items(disks) or any(not_true(at(disk, "Ebs.Encrypted")) for disk in items(disks)),
         ),
         "the disk is not encrypted; add a BlockDeviceMapping with Encrypted: true",
     ),

@@ -6,7 +6,7 @@ from itertools import islice
 from typing import NamedTuple, TypeVar
 
 from mnist_ray.data.patience import ANSWERS, NotAFileError, patiently
-from mnist_ray.data.storage import absolute, is_local, join, resolve
+from mnist_ray.data.storage import absolute, is_local, resolve
 from mnist_ray.errors import DataError, StorageError
 
 REMOTE_READERS = 32
@@ -69,10 +69,10 @@ def walk(folder: str) -> Iterator[FileEntry]:
     cannot be addressed.
     """
     store, path = resolve(folder)
-    folder = absolute(folder) if is_local(folder) else folder
+    folder = absolute(folder) if is_local(folder) else folder.rstrip("/")
     try:
         for found in store.walk(path):
-            yield FileEntry(join(folder, found.path), found.size, found.version)
+            yield FileEntry(f"{folder}/{found.path}", found.size, found.version)
     except NotAFileError as error:
         raise DataError(f"{folder}: cannot be listed: {error}") from None
     except OSError as error:

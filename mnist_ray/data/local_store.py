@@ -17,8 +17,7 @@ class LocalStore:
     """Files of this machine. Its methods are documented in `Store`."""
 
     def read(self, path: str, limit: int) -> bytes:
-        with _local_answers():
-            handle, size = _open_local(path)
+        handle, size = _open_local(path)
         try:
             data = os.read(handle, min(size, limit - 1) + 1)
             # If the size is as expected, the file has been read to its end. This saves one system call per file.
@@ -30,13 +29,11 @@ class LocalStore:
             os.close(handle)
 
     def open(self, path: str) -> Reader:
-        with _local_answers():
-            return _LocalReader(path)
+        return _LocalReader(path)
 
     def find(self, path: str) -> Found | None:
-        with _local_answers(), suppress(FileNotFoundError, NotADirectoryError):
-            return _found_at(path, path)
-        return None
+        info = _stat(path)
+        return _found(info, path) if info else None
 
     def walk(self, path: str) -> Iterator[Found]:
         return _walk_local(path, "", frozenset())
@@ -47,15 +44,22 @@ class LocalStore:
         return []
 
     def is_folder(self, path: str) -> bool:
-        return os.path.isdir(path)
+        info = _stat(path)
+        return info is not None and stat.S_ISDIR(info.st_mode)
 
     def write(self, path: str, data: bytes) -> None:
         with _scratch_file(path, data) as scratch:
             os.replace(scratch, path)
 
     def create(self, path: str, data: bytes) -> bool:
-        with _scratch_file(path, data) as scratch, suppress(FileExistsError):
-            os.link(scratch, path)
+        with suppress(FileExistsError), _scratch_file(path, data) as scratch:
+            try:
+                os.link(scratch, path)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                with open(path, "xb") as stream:
+                    stream.write(data)
             return True
         return False
 
@@ -67,9 +71,21 @@ class LocalStore:
                 os.unlink(path)
 
 
-def _found_at(file: str, path: str) -> Found | None:
-    """The size and version of the file at the absolute path `file`; None if it is not a regular file."""
-    info = os.stat(file)
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK}
+"""What file systems without hard links say, such as FAT and some network mounts."""
+
+
+def _stat(path: str) -> os.stat_result | None:
+    """What the file system knows about a path; None if there is nothing."""
+    try:
+        return os.stat(path)
+    except (OSError, ValueError) as error:
+        if isinstance(answer := _answer(error), (FileNotFoundError, NotADirectoryError, NotAFileError)):
+            return None
+        raise answer from None
+
+
+def _found(info: os.stat_result, path: str) -> Found | None:
     return Found(path, info.st_size, str(info.st_mtime_ns)) if stat.S_ISREG(info.st_mode) else None
 
 
@@ -85,30 +101,28 @@ def _walk_local(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> 
             continue
         found = None
         with suppress(OSError):  # broken links, pipes and sockets are listed too, so that the table accounts for them
-            found = _found_at(entry.path, prefix + entry.name)
+            found = _found(os.stat(entry.path), prefix + entry.name)
         yield found or Found(prefix + entry.name, -1, "")
 
 
 _ANSWER_CODES = {errno.ELOOP: FileNotFoundError, errno.ENAMETOOLONG: FileNotFoundError, errno.ENXIO: NotAFileError}
 
 
-@contextmanager
-def _local_answers() -> Iterator[None]:
-    """Turn the other errors that say something about a file into answers."""
-    try:
-        yield
-    except ValueError as error:  # a null byte
-        raise NotAFileError(str(error)) from None
-    except OSError as error:
-        if kind := _ANSWER_CODES.get(error.errno or 0):
-            raise kind(error.strerror) from None
-        raise
+def _answer(error: OSError | ValueError) -> OSError:
+    """The error, as an answer if it says something about the file."""
+    if isinstance(error, ValueError):  # a null byte
+        return NotAFileError(str(error))
+    kind = _ANSWER_CODES.get(error.errno or 0)
+    return kind(error.strerror) if kind else error
 
 
 def _open_local(path: str) -> tuple[int, int]:
     """A file handle and the size of the file."""
-    # Without O_NONBLOCK, opening a FIFO that has no writer would block forever.
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        # Without O_NONBLOCK, opening a FIFO that has no writer would block forever.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        raise _answer(error) from None
     info = os.fstat(handle)
     if not stat.S_ISREG(info.st_mode):
         os.close(handle)
@@ -130,7 +144,7 @@ class _LocalReader:
 @contextmanager
 def _scratch_file(path: str, data: bytes) -> Iterator[str]:
     """A hidden file with this content beside `path`, deleted at the end."""
-    folder = os.path.dirname(path)
+    folder = os.path.dirname(path) or "."
     os.makedirs(folder, exist_ok=True)
     scratch = os.path.join(folder, f".{uuid.uuid4().hex}.tmp")
     try:

@@ -21,11 +21,8 @@ from mnist_ray.data.fsspec_store import FsspecStore
 from mnist_ray.data.local_store import LocalStore
 from mnist_ray.data.object_store import ObjectStore
 from mnist_ray.data.patience import ANSWERS, patiently
-from mnist_ray.data.store import Found, Reader, Store
+from mnist_ray.data.store import REQUEST_BYTES, Found, Reader, Store
 from mnist_ray.errors import StorageError, first_line
-
-REQUEST_BYTES = 8 << 20
-"""Most bytes of one request, so that a slow connection is not taken for a dead one."""
 
 T = TypeVar("T")
 
@@ -75,7 +72,7 @@ def _open_store(root: str) -> tuple[Store, Callable[[str], str]]:
 def resolve(uri: str) -> tuple[Store, str]:
     """The store of a path or URI and the path within it. Keys are not percent-decoded. Raises StorageError."""
     if is_local(uri):
-        return _LOCAL, absolute(uri)
+        return _LOCAL, uri.removeprefix("file://")
     scheme, _, rest = uri.partition("://")
     store, to_path = _open_store(f"{scheme}://{rest.partition('/')[0]}")
     return store, to_path(uri)
@@ -138,18 +135,23 @@ class _File(io.RawIOBase):
     def tell(self) -> int:
         return self._position
 
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer)
-        done, length = 0, min(len(view), self._reader.size - self._position)
-        while done < length:
-            start, size = self._position + done, min(length - done, REQUEST_BYTES)
-            data = patiently(self._uri, "read", partial(self._reader.read_at, start, size))
-            if not data:
+    def read(self, size: int = -1) -> bytes:
+        left = max(self._reader.size - self._position, 0)
+        left = left if size < 0 else min(left, size)
+        pieces = []
+        while left > 0:
+            read = partial(self._reader.read_at, self._position, min(left, REQUEST_BYTES))
+            if not (data := patiently(self._uri, "read", read)):
                 break  # the file has become shorter
-            view[done : done + len(data)] = data
-            done += len(data)
-        self._position += done
-        return done
+            pieces.append(data)
+            self._position += len(data)
+            left -= len(data)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
     def close(self) -> None:
         if not self.closed:

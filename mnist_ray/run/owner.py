@@ -115,8 +115,15 @@ class Owner:
             if record.get("token") == self.token:
                 return
         if record and _alive(self.run, record):
-            raise OutputError(f"{self.run}: {_describe(record)}, is writing here; wait for it, stop it, or give another --out")
+            raise self._refused(record)
         storage.write(uri, self._next_record())
+        if record:  # another job may take over from the same dead one: the last to write is the owner
+            time.sleep(BEAT_S / 2)
+            if (record := read(self.run)) and record["token"] != self.token:
+                raise self._refused(record)
+
+    def _refused(self, record: dict[str, Any]) -> OutputError:
+        return OutputError(f"{self.run}: {_describe(record)}, is writing here; wait for it, stop it, or give another --out")
 
     def beat(self) -> None:
         """Update the record every `BEAT_S`, and at once after a signal, until released or replaced."""

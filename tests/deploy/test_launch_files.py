@@ -172,6 +172,28 @@ def test_a_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
         assert "\n" not in problem
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("file", [AWS, GCP, LOCAL, TRAIN])
+def test_a_value_of_a_wrong_type_is_no_crash(tmp_path: Path, file: str) -> None:
+    """Each value of the file in turn becomes null, and a list of null. What YAML aliases share changes together, and once."""
+    broken, config = tmp_path / "broken.yaml", load(file)
+    seen: set[int] = set()
+
+    def check(value: Any) -> None:
+        for key, part in list(value.items() if isinstance(value, dict) else enumerate(value)):
+            for wrong in (None, [None]):
+                value[key] = wrong
+                broken.write_text(json.dumps(config))
+                assert isinstance(lint(str(broken)), list)
+            value[key] = part
+            if isinstance(part, dict | list) and id(part) not in seen:
+                seen.add(id(part))
+                check(part)
+
+    check(config)
+    assert config == load(file)
+
+
 @pytest.mark.parametrize("file", UP)
 def test_ray_accepts_the_file_as_it_is(file: str) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config

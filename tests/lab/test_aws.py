@@ -9,6 +9,7 @@ The tests use one cluster, in the order of a user's day.
 
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -24,8 +25,9 @@ from tests.lab.ec2 import Account
 pytestmark = pytest.mark.slow
 
 BUCKET, LAPTOP, IMAGE = "digits", "203.0.113.7/32", "ami-12345678901234567"
-RUN, TABLE = f"s3://{BUCKET}/runs/first", f"s3://{BUCKET}/tables/first"
+RUN, SECOND, TABLE = (f"s3://{BUCKET}/{name}" for name in ("runs/first", "runs/second", "tables/first"))
 JOBS = "http://127.0.0.1:8265"
+SUBMIT = ("ray", "job", "submit", "--address", JOBS, "--")
 NODES = "import json, ray; ray.init(); print('nodes:', json.dumps(ray.nodes()))"
 PREEMPTED = 3
 """Ray's code of the death of a node that was drained because its machine is taken back."""
@@ -39,7 +41,15 @@ class Cluster:
 
     def submit(self, *words: str) -> str:
         """Run a job to its end through the forwarded port. What it prints."""
-        return self.account.run("ray", "job", "submit", "--address", JOBS, "--", *words, RAY_AUTH_MODE="token")
+        return self.account.run(*SUBMIT, *words, RAY_AUTH_MODE="token")
+
+    def start(self, *words: str) -> subprocess.Popen[bytes]:
+        """Submit a job. What it prints stands in `log`."""
+        return self.account.start("job", *SUBMIT, *words, RAY_AUTH_MODE="token")
+
+    def log(self) -> str:
+        """What the job of `start` has printed."""
+        return (self.account.folder / "job.log").read_text()
 
     def nodes(self) -> list[dict[str, Any]]:
         """All nodes that the cluster ever had."""
@@ -115,8 +125,7 @@ def test_only_ssh_is_open_and_not_to_everyone(cluster: Cluster) -> None:
 
 
 def test_a_job_without_the_token_is_refused(cluster: Cluster) -> None:
-    submit = ["ray", "job", "submit", "--address", JOBS, "--", "true"]
-    done = cluster.account.lab.run(*submit, RAY_AUTH_MODE="disabled", check=False)
+    done = cluster.account.lab.run(*SUBMIT, "true", RAY_AUTH_MODE="disabled", check=False)
     assert done.returncode != 0
     assert "Unauthorized" in done.stdout
 
@@ -140,16 +149,22 @@ def test_machines_are_asked_for_as_the_file_says(cluster: Cluster) -> None:
         assert "mnist-ray" in [value for key, value in call.items() if key.startswith("TagSpecification.2.Tag")]
 
 
-def test_a_spot_notice_drains_the_worker(cluster: Cluster) -> None:
-    account = cluster.account
+def test_training_moves_to_another_machine_when_aws_takes_a_spot_machine_back(cluster: Cluster) -> None:
+    account, since = cluster.account, len(cluster.asked())
     (instance,) = [name for name in account.running() if account.instances()[name]["spot"]]
+    training = cluster.start("mnist-ray", "train", "--workers", "2", "--data", "mnist5k", "--seconds", "60", "--out", SECOND)
+    wait_for(lambda: "epoch 1" in cluster.log(), training)
     end = datetime.now(UTC) + timedelta(minutes=2)
     notice = json.dumps({"action": "terminate", "time": f"{end:%Y-%m-%dT%H:%M:%SZ}"})
     account.lab.ssh(account.host(instance), f"echo '{notice}' > /run/notice")
-    wait_for(lambda: instance not in account.running())
-    dead = [node for node in cluster.nodes() if not node["Alive"]]
-    assert [node["DeathReason"] for node in dead] == [PREEMPTED]
-    assert "AWS will terminate this spot instance" in dead[0]["DeathReasonMessage"]
+    wait_for(lambda: instance not in account.running(), training)
+    assert training.wait(600) == 0, cluster.log()
+    print(cluster.log())
+    assert "model/digest.json" in cluster.keys("runs/second/")
+    assert [(market(call), call["refused"]) for call in cluster.asked(since)] == [("spot", False)]
+    (dead,) = [node for node in cluster.nodes() if not node["Alive"]]
+    assert dead["DeathReason"] == PREEMPTED
+    assert "AWS will terminate this spot instance" in dead["DeathReasonMessage"]
 
 
 def test_where_there_are_no_spot_machines_scoring_starts_a_worker_on_demand(cluster: Cluster, digit_folder: Path) -> None:
@@ -157,9 +172,9 @@ def test_where_there_are_no_spot_machines_scoring_starts_a_worker_on_demand(clus
     copy = "import sys; from pyarrow import fs; fs.copy_files(*sys.argv[1:])"
     account.run(sys.executable, "-c", copy, str(digit_folder), f"s3://{BUCKET}/scans")
     account.shortage(True)
-    cluster.submit("mnist-ray", "score", f"s3://{BUCKET}/scans", "--model", RUN, "--out", TABLE, "--workers", "1")
+    cluster.submit("mnist-ray", "score", f"s3://{BUCKET}/scans", "--model", RUN, "--out", TABLE, "--workers", "3")
     account.shortage(False)
-    assert cluster.markets() == ["head", "on-demand"]
+    assert cluster.markets() == ["head", "on-demand", "spot"]
     *refused, bought = cluster.asked(since)
     assert {(market(call), call["refused"]) for call in refused} == {("spot", True)}
     assert len({call["SubnetId"] for call in refused}) == 3, "spot machines are asked for in all zones"
