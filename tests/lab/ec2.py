@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -38,6 +39,8 @@ class Account:
     def __init__(self) -> None:
         if lacking := [name for name in ("boto3", "moto") if find_spec(name) is None]:
             pytest.skip(f"an AWS account of the lab needs {' and '.join(lacking)}: pip install 'mnist-ray[test]'")
+        if shutil.which("patch") is None:
+            pytest.skip("an AWS account of the lab needs patch: apt-get install patch")
         self.lab = Lab(f"{GATEWAY}/16", VARIABLES)
         self.folder = self.lab.folder / "aws"
         self.folder.mkdir()
