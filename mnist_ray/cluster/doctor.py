@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from mnist_ray.cluster import node, runtime
 from mnist_ray.cluster.address import Answer, asks_for_token, probe
+from mnist_ray.cluster.capacity import capacity
 from mnist_ray.config import DoctorConfig
 from mnist_ray.data import storage
 from mnist_ray.errors import DataError, MnistRayError, first_line
@@ -29,14 +30,14 @@ NODES_S = 60
 LEAVE_S = 5.0
 """Seconds to leave the cluster at the end."""
 SHOWN = 3
-"""Nodes with a problem that a line names."""
+"""Nodes with a problem, or failed launches, that a line names."""
 LAUNCH_FILE = "cluster.yaml"
 UNAUTHORIZED = "HTTP 401 or 403, InvalidAuthToken"
 """How a missing or wrong token shows elsewhere."""
 GET_TOKEN = "copy ~/.ray/auth_token from the cluster's head to the same place here, and `chmod 600` it"
 GIVE_ADDRESS = "give --address HOST:6379, where HOST is the cluster's head"
 SAME_VERSIONS = "use the same image or constraints.txt everywhere, down to Python's patch version"
-STORAGE = "check the URI, and the storage's endpoint and credentials in the environment of this machine and of the nodes"
+STORAGE = "look at the URI, and at the endpoint and the credentials in the environment, here and on the nodes"
 JOIN = "look at the logs in /tmp/ray/session_latest/logs, and whether the nodes' ports are open to each other"
 
 
@@ -65,7 +66,7 @@ class Problem(Exception):  # noqa: N818
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A function that returns what it found, or raises Problem or Skip."""
+    """A function that returns what it found, or raises Problem, a group of Problems, or Skip."""
 
     name: str
     run: Callable[[DoctorConfig], str]
@@ -83,8 +84,9 @@ def examine(config: DoctorConfig) -> Iterator[Finding]:
     try:
         for check in CHECKS:
             before = next((done[name] for name in check.needs if done[name].state != "ok"), None)
-            done[check.name] = finding = _skipped(check, before) if before else child.ask(check)
-            yield finding
+            findings = [_skipped(check, before)] if before else child.ask(check)
+            done[check.name] = findings[0]
+            yield from findings
     finally:
         child.stop(LEAVE_S)
 
@@ -102,19 +104,19 @@ class _Child:
         self._config = config
         self._running: tuple[SpawnProcess, Connection] | None = None
 
-    def ask(self, check: Check) -> Finding:
+    def ask(self, check: Check) -> list[Finding]:
         """What a check finds, or that it gave no answer."""
         _, pipe = self._running = self._running or self._start()
         try:
             pipe.send(check.name)
             if pipe.poll(check.limit_s):
-                finding: Finding = pipe.recv()
-                return finding
+                findings: list[Finding] = pipe.recv()
+                return findings
             why = f"no answer within {check.limit_s:.0f} s"
         except (EOFError, OSError):
             why = "the process that checked this has died"
         self.stop(0)
-        return Finding(check.name, "problem", why, check.stuck)
+        return [Finding(check.name, "problem", why, check.stuck)]
 
     def _start(self) -> tuple[SpawnProcess, Connection]:
         context = multiprocessing.get_context("spawn")
@@ -147,17 +149,23 @@ def _answer(pipe: Connection, config: DoctorConfig) -> None:
             pipe.send(_run(checks[pipe.recv()], config))
 
 
-def _run(check: Check, config: DoctorConfig) -> Finding:
+def _run(check: Check, config: DoctorConfig) -> list[Finding]:
+    """What a check found: one finding, or several problems."""
     try:
-        return Finding(check.name, "ok", check.run(config))
+        if "joining" in check.needs:  # again, if the process that joined was replaced; else Ray would start a cluster
+            _joined(_target(config))
+        return [Finding(check.name, "ok", check.run(config))]
     except Skip as reason:
-        return Finding(check.name, "skipped", str(reason))
+        return [Finding(check.name, "skipped", str(reason))]
+    except ExceptionGroup as group:
+        return [Finding(check.name, "problem", *problem.args) for problem in group.exceptions]
     except Problem as problem:
-        return Finding(check.name, "problem", *problem.args)
+        return [Finding(check.name, "problem", *problem.args)]
     except MnistRayError as error:  # its message says what to do
-        return Finding(check.name, "problem", str(error))
+        return [Finding(check.name, "problem", str(error))]
     except Exception as error:
-        return Finding(check.name, "problem", f"the check failed: {type(error).__name__}: {first_line(error)}", check.stuck)
+        why = f"the check failed: {type(error).__name__}: {first_line(error)}"
+        return [Finding(check.name, "problem", why, check.stuck)]
 
 
 def _versions_here(_: DoctorConfig) -> str:
@@ -196,7 +204,7 @@ def _launch_file(config: DoctorConfig) -> str:
     from mnist_ray.cluster.launch import lint
 
     if faults := lint(path):
-        raise Problem(f"{path}: {'; '.join(faults)}", "see docs/clusters.md")
+        raise ExceptionGroup("problems of a launch file", [Problem(f"{path}: {fault}") for fault in faults])
     return f"{path}: no known trap"
 
 
@@ -228,7 +236,8 @@ def _target(config: DoctorConfig) -> str:
     if given.startswith("ray://"):
         raise Problem(f"{given} is an address of Ray Client, which jobs cannot use", GIVE_ADDRESS)
     target = given.partition("://")[2].rstrip("/") if "://" in given else given
-    if not target.rpartition(":")[2].isdecimal():
+    port = target.rpartition(":")[2]
+    if not (port.isdecimal() and int(port) < 2**16):
         raise Problem(f"{given}: expected HOST:PORT", GIVE_ADDRESS)
     return target
 
@@ -261,7 +270,8 @@ def _token_here(_: DoctorConfig) -> str:
     if file and os.stat(file).st_mode & 0o077:
         raise Problem(f"{file}: other users may use it (mode {os.stat(file).st_mode & 0o777:o})", f"chmod 600 {file}")
     if not _token_mode():
-        return f"token authentication is off here: RAY_AUTH_MODE is not `token`{f'; a token is in {source}' if source else ''}"
+        unused = f"; a token is in {source}" if source else ""
+        return f"authentication is off on this machine: RAY_AUTH_MODE is not `token`{unused}"
     if not source:
         raise Problem("RAY_AUTH_MODE is `token`, and there is no token", GET_TOKEN)
     return f"RAY_AUTH_MODE is `token`, and the token is in {source}"
@@ -360,12 +370,17 @@ def _joined(target: str) -> None:
 def _resources(_: DoctorConfig) -> str:
     import ray
 
-    total, free = ray.cluster_resources(), ray.available_resources()
+    total, free, has = ray.cluster_resources(), ray.available_resources(), capacity()
     counts = ", ".join(f"{free.get(kind, 0):g} of {total.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
     text = f"{_num(_nodes(), 'node')}, {counts} free"
-    if not total.get("CPU"):
-        raise Problem(text, "add nodes")
-    return text
+    if has.failed:
+        raise Problem(
+            f"{text}; nodes failed to launch: {', '.join([*dict.fromkeys(has.failed)][:SHOWN])}",
+            "look at `ray status` on the head",
+        )
+    if not has.grows and not has.cpus:
+        raise Problem(f"{text}, and no autoscaler adds any", "add nodes")
+    return f"{text}; an autoscaler adds more, launching now: {', '.join(has.launching) or 'nothing'}" if has.grows else text
 
 
 @cache
@@ -414,30 +429,37 @@ def _described() -> dict[str, Any]:
     return _on_nodes(node.describe)
 
 
+def _answers(found: dict[str, Any]) -> dict[str, Any]:
+    """What the nodes returned. Raises Problem if one failed or was too slow."""
+    failures = {id_: first_line(one) if isinstance(one, Exception) else "" for id_, one in found.items()}
+    _require_none(failures, JOIN)
+    return found
+
+
 def _versions_on_nodes(_: DoctorConfig) -> str:
-    here = node.versions()[0]
-
-    def fault(found: Any) -> str:
-        if isinstance(found, Exception):
-            return first_line(found)
-        return "; ".join([*filter(None, [differences(here, found["versions"])]), *found["faults"]])
-
-    _require_none({id_: fault(found) for id_, found in _described().items()}, SAME_VERSIONS)
-    images = {found["versions"].get("image") for found in _described().values()} - {None}
-    return f"{_num(_described(), 'node')}, with the versions of this machine{f', image {images.pop()}' if images else ''}"
+    here, found = node.versions()[0], _answers(_described())
+    faults = {id_: [differences(here, one["versions"]), *one["faults"]] for id_, one in found.items()}
+    _require_none({id_: "; ".join(filter(None, texts)) for id_, texts in faults.items()}, SAME_VERSIONS)
+    images = {one["versions"].get("image") for one in found.values()} - {None}
+    return f"{_num(found, 'node')}, with the versions of this machine{f', image {images.pop()}' if images else ''}"
 
 
 def _devices_on_nodes(_: DoctorConfig) -> str:
-    def fault(id_: str, found: Any) -> str:
-        if isinstance(found, Exception):
-            return first_line(found)
+    found = _answers(_described())
+    faults = {}
+    for id_, one in found.items():
         offered = _nodes()[id_][1].get("GPU", 0)
-        return f"Ray offers {offered:g} GPUs and PyTorch can use {found['gpus']}" if found["gpus"] < offered else ""
-
-    advice = "install the GPU's driver, and torch built for CUDA"
-    _require_none({id_: fault(id_, found) for id_, found in _described().items()}, advice)
-    counts = Counter(found["devices"] for found in _described().values())
+        faults[id_] = f"Ray offers {offered:g} GPUs and PyTorch can use {one['gpus']}" if one["gpus"] < offered else ""
+    _require_none(faults, "install the GPU's driver, and torch built for CUDA")
+    counts = Counter(one["devices"] for one in found.values())
     return "; ".join(f"{count} x {text}" for text, count in counts.items())
+
+
+def _node_types(_: DoctorConfig) -> str:
+    known = [one["node_types"] for one in _answers(_described()).values() if one["node_types"]]
+    if not known:
+        raise Skip("no node knows the launch file of the cluster")
+    return f"the autoscaler may launch {', '.join(f'{count} x {name}' for name, count in known[0].items())}"
 
 
 def _storage_on_nodes(config: DoctorConfig) -> str:
@@ -449,15 +471,16 @@ def _storage_on_nodes(config: DoctorConfig) -> str:
     finally:
         storage.delete(file)
         node.remove_folders(missing)
-    blind = {id_: "does not see the file that this machine wrote" for id_, result in found.items() if result == (False, "")}
-    share = "mount the folder on every node" if storage.is_local(folder) else "give all nodes the same endpoint and credentials"
-    _require_none({id_: blind.get(id_, "") for id_ in found}, f"{share}, or give --out a URI such as s3://BUCKET/FOLDER")
-    _require_none({id_: first_line(one) if isinstance(one, Exception) else one[1] for id_, one in found.items()}, STORAGE)
+    results = _answers(found)
+    blind = {id_: "" if sees else "does not see the file that this machine wrote" for id_, (sees, _) in results.items()}
+    share = "mount the folder on every node, or give --out a URI such as s3://BUCKET/FOLDER"
+    _require_none(blind, share if storage.is_local(folder) else STORAGE)
+    _require_none({id_: fault for id_, (_, fault) in results.items()}, STORAGE)
     return f"{_num(found, 'node')}: read the file that this machine wrote, and wrote another one"
 
 
 CHECKS = (
-    Check("versions here", _versions_here, 60),
+    Check("versions here", _versions_here, 90),
     Check("devices here", _devices_here, 30),
     Check("MNIST", _mnist, 60),
     Check("launch file", _launch_file, 30),
@@ -471,6 +494,7 @@ CHECKS = (
     Check("resources", _resources, 30, ("joining",)),
     Check("versions on nodes", _versions_on_nodes, NODES_S + 30, ("joining",)),
     Check("devices on nodes", _devices_on_nodes, NODES_S + 30, ("joining",)),
+    Check("node types", _node_types, NODES_S + 30, ("joining",)),
     Check("storage on nodes", _storage_on_nodes, NODES_S + 30, ("storage here", "joining"), STORAGE),
 )
 """All checks, in the order in which they run."""

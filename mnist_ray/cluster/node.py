@@ -12,9 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+PATIENCE_S = 5.0
+"""Seconds for which a storage may fail. Jobs wait longer."""
+
 
 def describe() -> dict[str, Any]:
-    """The `versions` of this machine, their `faults` and its `devices` (text), and its number of `gpus`.
+    """The `versions` of this machine, their `faults`, its `devices` (text), number of `gpus`, and known `node_types`.
 
     Must run before anything else has imported torch: it undoes that Ray hides the GPUs from a task that asks for none.
     """
@@ -22,7 +25,7 @@ def describe() -> dict[str, Any]:
         del os.environ["CUDA_VISIBLE_DEVICES"]
     found, faults = versions()
     text, gpus = devices()
-    return {"versions": found, "faults": faults, "devices": text, "gpus": gpus}
+    return {"versions": found, "faults": faults, "devices": text, "gpus": gpus, "node_types": node_types()}
 
 
 def versions() -> tuple[dict[str, str], list[str]]:
@@ -46,15 +49,27 @@ def builds(torch: str, torchvision: str) -> list[str]:
     return [f"torch {torch} and torchvision {torchvision} are not a pair"] if len(labels - {""}) > 1 else []
 
 
-def container_image() -> str:
-    """The container image that the launch file of `ray up` names; empty if this machine does not know it."""
+def launch_file() -> dict[str, Any]:
+    """What `ray up` left on the head of its cluster; empty on any other machine."""
     try:
         import yaml
 
-        cluster = yaml.safe_load(Path("~/ray_bootstrap_config.yaml").expanduser().read_text())
-        return str(cluster["docker"]["image"] or "")
-    except Exception:  # not the head of a cluster that `ray up` has started, or no containers
-        return ""
+        found = yaml.safe_load(Path("~/ray_bootstrap_config.yaml").expanduser().read_text())
+        return found if isinstance(found, dict) else {}
+    except Exception:
+        return {}
+
+
+def container_image() -> str:
+    """The container image of the cluster; empty if this machine does not know it."""
+    return str((launch_file().get("docker") or {}).get("image") or "")
+
+
+def node_types() -> dict[str, int]:
+    """The types of workers that the cluster's autoscaler may launch, and the largest number of each; empty as `launch_file`."""
+    cluster = launch_file()
+    found = {name: kind.get("max_workers", 0) for name, kind in cluster.get("available_node_types", {}).items()}
+    return {name: count for name, count in found.items() if name != cluster.get("head_node_type")}
 
 
 def devices() -> tuple[str, int]:
@@ -88,8 +103,9 @@ def use_storage(folder: str) -> str:
 
     A local folder that does not exist is made, and removed at the end.
     """
-    from mnist_ray.data import storage
+    from mnist_ray.data import patience, storage
 
+    patience.PATIENCE_S = PATIENCE_S
     name, missing = scratch_name(), missing_folders(folder)
     file, content = storage.join(folder, name), os.urandom(64)
     try:
@@ -103,7 +119,7 @@ def use_storage(folder: str) -> str:
             storage.delete(file)
         return f"{file}: is still there after it was deleted" if name in storage.names(folder) else ""
     except Exception as error:
-        return first_line(error)
+        return first_line(error).replace(f"/{name}", "")
     finally:
         remove_folders(missing)
 
@@ -128,13 +144,14 @@ def share_storage(folder: str, name: str, content: bytes) -> tuple[bool, str]:
 
     Returns whether this machine sees the driver's file, and what failed, empty if nothing did.
     """
-    from mnist_ray.data import storage
-
     try:
+        from mnist_ray.data import patience, storage
+
+        patience.PATIENCE_S = PATIENCE_S
         if storage.read(storage.join(folder, name)) != content:
             return False, ""
     except FileNotFoundError:
         return False, ""
     except Exception as error:
-        return True, first_line(error)
+        return True, first_line(error).replace(f"/{name}", "")
     return True, use_storage(folder)
