@@ -45,7 +45,7 @@ class Cluster:
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:
         """Submit a job. What it prints stands in `log`."""
-        return self.account.start("job", *SUBMIT, *words, RAY_AUTH_MODE="token")
+        return self.account.start("job", *SUBMIT, *words, RAY_AUTH_MODE="token", PYTHONUNBUFFERED="1")
 
     def log(self) -> str:
         """What the job of `start` has printed."""
