@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -146,8 +145,6 @@ def _read_table(file: str) -> LabelledDigits:
 
 
 def write_folder(digits: LabelledDigits, folder: str) -> None:
-    """Write digits as PNG files with one subfolder per class: `FOLDER/7/00042.png` is image 42, a seven."""
+    """Write digits as PNG files with one subfolder per class: `FOLDER/7/00042.png` is image 42, a seven. Raises StorageError."""
     for position, (image, label) in enumerate(zip(digits.images, digits.labels, strict=True)):
-        file = Path(folder, str(label), f"{position:05d}.png")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(encode_png(image))
+        storage.write(storage.join(folder, str(label), f"{position:05d}.png"), encode_png(image))
