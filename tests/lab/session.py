@@ -17,7 +17,9 @@ BUCKET = "digits"
 PORT = 5055
 JOBS = "http://127.0.0.1:8265"
 """Where `ray dashboard` brings the head's Jobs API to."""
-NOISE = re.compile(r"\x1b\[[\d;]*m|\r|.*\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\b.*|Shared connection to .* closed\.|^Warning: Perm.*", re.M)
+NOISE = re.compile(
+    r"\x1b\[[\d;]*m|\r|.*\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\b.*|Shared connection to .* closed\.|^Warning: Perm.*", re.M
+)
 """Colours, lines of Ray's log and lines of ssh: what a transcript does without."""
 
 
@@ -116,9 +118,15 @@ class Cluster(Session):
         """What `ray status` says on the head."""
         return self.lab.run("ray", "exec", self.file, "ray status", check=False, **self.variables).stdout
 
-    def hosts_of(self, process: str) -> list[Host]:
-        """The workers on which a Ray process of this name runs."""
-        return [host for host in self.workers if any(command.startswith(process) for command in descendants(host.pid).values())]
+    def hosts_of(self, actor: str) -> list[Host]:
+        """The workers with a living Ray node on which actors of this class run."""
+        title = re.compile(f"ray::_?{actor}")
+        return [host for host in self.workers if self.node_id(host) and any(map(title.match, descendants(host.pid).values()))]
+
+    def node_id(self, host: Host) -> str:
+        """The id of a host's Ray node, which its main process was started with; empty if there is none."""
+        raylets = [command for command in descendants(host.pid).values() if re.match(r"\S*/raylet ", command)]
+        return "".join(re.findall(r"--node_id=(\w+)", " ".join(raylets))[:1])
 
     def ray_processes(self) -> dict[str, list[str]]:
         """The command lines of Ray's processes on each host that has any."""
