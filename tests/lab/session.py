@@ -46,7 +46,7 @@ class Session:
         self._s3_log = lab.folder / "s3.log"
         lab.start(self._s3_log, "moto_server", "-H", str(lab.gateway.ip), "-p", str(PORT))
         wait_for(lambda: "Running on" in self._s3_log.read_text())
-        lab.run("python", "-c", f"import boto3; boto3.client('s3').create_bucket(Bucket='{BUCKET}')", **variables)
+        lab.run("python", "-c", f"import boto3; boto3.client('s3').create_bucket(Bucket='{BUCKET}')", variables=variables)
 
     def run(self, *words: str, show: str = "", status: int = 0, **more: str) -> str:
         """Run a command, print it with its output and its seconds, and return what it printed.
@@ -58,7 +58,7 @@ class Session:
             **more: Environment variables.
         """
         began = time.monotonic()
-        done = self.lab.run(*words, check=False, **{**self.variables, **more})
+        done = self.lab.run(*words, variables={**self.variables, **more}, check=False)
         self._print(words, done.stdout, show, time.monotonic() - began)
         assert done.returncode == status, done.stdout
         return done.stdout
@@ -74,7 +74,7 @@ class Session:
     def read(self, key: str) -> str:
         """A text in the bucket."""
         program = f"from mnist_ray.data import storage; print(storage.read('s3://{BUCKET}/{key}').decode(), end='')"
-        return self.lab.run("python", "-c", program, **self.variables).stdout
+        return self.lab.run("python", "-c", program, variables=self.variables).stdout
 
     def writes(self, pattern: str) -> list[Write]:
         """The objects written so far whose keys match a pattern, oldest first; a multipart upload counts when it is begun."""
@@ -116,7 +116,7 @@ class Cluster(Session):
 
     def status(self) -> str:
         """What `ray status` says on the head."""
-        return self.lab.run("ray", "exec", self.file, "ray status", check=False, **self.variables).stdout
+        return self.lab.run("ray", "exec", self.file, "ray status", variables=self.variables, check=False).stdout
 
     def hosts_of(self, actor: str) -> list[Host]:
         """The workers with a living Ray node on which actors of this class run."""

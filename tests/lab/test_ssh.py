@@ -10,14 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from subprocess import Popen
 
 import pytest
 
 from tests.conftest import wait_for
 from tests.lab.hosts import Host, Lab
-from tests.lab.session import BUCKET, Cluster, s3_variables
+from tests.lab.session import BUCKET, Cluster, Write, s3_variables
 
 pytestmark = pytest.mark.slow
 
@@ -67,52 +67,75 @@ def preempt(cluster: Cluster, host: Host) -> threading.Timer:
     return threading.Timer(NOTICE_S, cluster.lab.remove, (host,))
 
 
-FAULTS = (cut, kill, preempt)
+Fault = Callable[[Cluster, Host], threading.Timer]
+"""Hits a host at once. Returns what happens to it later."""
+FAULTS: tuple[Fault, ...] = (cut, kill, preempt)
 
 
-def strike(
-    fault: Callable[[Cluster, Host], threading.Timer], cluster: Cluster, job: Job, process: Popen[bytes]
-) -> threading.Timer:
-    """Let a fault hit a host that works for the job. Waits until two others do, and prints what was lost."""
-    victim = cluster.hosts_of(job.actor)[0]
-    began = time.time()
-    later = fault(cluster, victim)
-    later.start()
-    if fault is preempt:
-        wait_for(lambda: victim not in cluster.hosts_of(job.actor), process)
-    lost = time.time()
-    saved = [write.at for write in cluster.writes(job.progress) if job.shared or write.host == victim.address]
-    wait_for(lambda: len([host for host in cluster.hosts_of(job.actor) if host != victim]) == 2, process)
-    again = time.time()
-    wait_for(lambda: cluster.writes(job.progress)[-1].at > again, process)
-    print(
-        f"{fault.__name__} {victim.address}: {max(0.0, lost - saved[-1]):.0f} s of work lost (at most); worker gone after "
-        f"{lost - began:.0f} s, two others run after {again - began:.0f} s, next file after {time.time() - began:.0f} s",
-        flush=True,
-    )
-    return later
+class Ordeal:
+    """A job under faults, each of which hits another host that works for it."""
 
+    def __init__(self, cluster: Cluster, job: Job) -> None:
+        self.cluster, self.job = cluster, job
+        self._log = cluster.lab.folder / "job.log"
+        self._process = cluster.start_job(self._log, *job.flags)
+        self._struck: set[str] = set()
+        self._later: list[threading.Timer] = []
 
-def survive(cluster: Cluster, job: Job) -> None:
-    """Run a job through all faults to its end."""
-    log = cluster.lab.folder / "job.log"
-    process = cluster.start_job(log, *job.flags)
-    try:
-        wait_for(lambda: len(cluster.writes(job.progress)) > 2, process)
-        timers = [strike(fault, cluster, job, process) for fault in FAULTS]
-        assert process.wait(400) == 0
-    except BaseException:
-        print(log.read_text())
-        raise
-    for timer in timers:
-        timer.join()
+    def endure(self) -> None:
+        """See the job through all faults to its end."""
+        try:
+            wait_for(lambda: len(self._saved()) > 2, self._process)
+            for fault in FAULTS:
+                self._strike(fault)
+            assert self._process.wait(400) == 0
+        except BaseException:
+            print(self._log.read_text())
+            raise
+        for timer in self._later:
+            timer.join()
+
+    def _strike(self, fault: Fault) -> None:
+        """Let a fault hit a host. Waits until two others work and have saved something, and prints what was lost."""
+        victim = self._working()[0]
+        self._struck.add(self.cluster.node_id(victim))
+        began = time.time()
+        self._later.append(fault(self.cluster, victim))
+        self._later[-1].start()
+        if fault is preempt:
+            wait_for(lambda: victim not in self.cluster.hosts_of(self.job.actor), self._process)
+        gone = time.time()
+        repeated = self._work_since_the_last_file(victim, gone)
+        wait_for(lambda: len(self._working()) == 2, self._process)
+        again = time.time()
+        wait_for(lambda: self._saved()[-1].at > again, self._process)
+        print(
+            f"{fault.__name__} {victim.address}: at most {repeated:.0f} s of work lost; its worker ended after "
+            f"{gone - began:.0f} s, two others run after {again - began:.0f} s, the next file is saved after "
+            f"{time.time() - began:.0f} s",
+            flush=True,
+        )
+
+    def _working(self) -> list[Host]:
+        """The hosts that work for the job. A host whose cable was pulled counts again when it has a new Ray node."""
+        hosts = self.cluster.hosts_of(self.job.actor)
+        return [host for host in hosts if self.cluster.node_id(host) not in self._struck]
+
+    def _saved(self) -> list[Write]:
+        return self.cluster.writes(self.job.progress)
+
+    def _work_since_the_last_file(self, victim: Host, end: float) -> float:
+        """Seconds since the victim's last file, but not more than it has ever needed for one."""
+        times = [write.at for write in self._saved() if self.job.shared or write.host == victim.address]
+        needed = [after - before for before, after in pairwise(times)]
+        return max(0.0, min(end - times[-1], max(needed)))
 
 
 def test_training_loses_no_sample_with_its_hosts() -> None:
     flags = [*TRAIN, "--epochs", "15", "--checkpoint-every", "20steps", "--out", f"s3://{BUCKET}/run"]
     with cluster_of(4) as cluster:
         cluster.up()
-        survive(cluster, Job(flags, "RayTrainWorker", "^run/checkpoints/.*/commit.json", shared=True))
+        Ordeal(cluster, Job(flags, "RayTrainWorker", "^run/checkpoints/.*/commit.json", shared=True)).endure()
         epochs = [json.loads(line) for line in cluster.read("run/history.jsonl").splitlines()]
     assert [epoch["epoch"] for epoch in epochs] == list(range(1, 16))
     assert sum(epoch["train_samples"] for epoch in epochs) == 15 * 4500
@@ -130,5 +153,5 @@ def test_scoring_loses_and_doubles_no_input_with_its_hosts(run_dir: Path) -> Non
         listing.write_text("\n".join(keys * 24))
         cluster.run("bash", "-c", f"python -c '{program}' s3://{BUCKET}/list.txt < {listing}", show="^$")
         flags = [*SCORE, f"s3://{BUCKET}/list.txt", "--model", str(run_dir), "--out", table, "--unit-rows", "40"]
-        survive(cluster, Job(flags, "MapWorker", "^table/predictions/", shared=False))
+        Ordeal(cluster, Job(flags, "MapWorker", "^table/predictions/", shared=False)).endure()
         assert "every one of 12,000 inputs is there exactly once" in cluster.run("mnist-ray", "verify", table)
