@@ -107,7 +107,12 @@ class Cluster(Session):
         self.run("bash", "-c", "umask 077; ray get-auth-token --generate", show="^$")
         self.run("ray", "up", "-y", self.file, show="^$")
         began = time.monotonic()
-        wait_for(lambda: f"/{len(self.workers)}.0 CPU" in self.status())
+        try:
+            wait_for(lambda: f"/{len(self.workers)}.0 CPU" in self.status())
+        except AssertionError:
+            logs = "tail -n 60 /tmp/ray/session_latest/logs/monitor.*"
+            print(self.status(), self.lab.ssh(self.head, logs, check=False).stdout)
+            raise
         print(f"(the last worker has joined)\n[{time.monotonic() - began:.1f} s]\n")
         forward = self.lab.start(self.lab.folder / "dashboard.log", "ray", "dashboard", self.file, **self.variables)
         answers = f"until (: </dev/tcp/127.0.0.1/{JOBS.rpartition(':')[2]}) 2>/dev/null; do sleep 0.1; done"

@@ -36,6 +36,28 @@ def cluster_of(workers: int) -> Iterator[Cluster]:
         yield Cluster(lab, variables, workers)
 
 
+def test_from_ray_up_to_a_table_in_a_bucket() -> None:
+    with cluster_of(2) as cluster:
+        cluster.up()
+        refused = cluster.submit(*TRAIN, show="Authentication|Token authentication", status=1, RAY_AUTH_MODE="disabled")
+        assert "Authentication required: Unauthorized: Missing authentication token" in refused
+        wrong = cluster.submit(*TRAIN, show="Authentication failed", status=1, RAY_AUTH_TOKEN="0" * 64)
+        assert "Invalid authentication token" in wrong
+        run, digits, table = (f"s3://{BUCKET}/{name}" for name in ("run", "digits", "table"))
+        cluster.submit(*TRAIN, "--epochs", "4", "--out", run)
+        assert json.loads(cluster.read("run/metrics.json"))["workers"] == 2
+        cluster.run("python", "jobs/write_digits.py", "--data", "mnist5k", "--out", digits)
+        cluster.submit(*SCORE, digits, "--model", run, "--out", table, "--unit-rows", "25")
+        assert {write.host for write in cluster.writes("^table/predictions/")} == {host.address for host in cluster.workers}
+        assert "every one of 500 inputs is there exactly once" in cluster.run("mnist-ray", "verify", table)
+        cluster.run("ray", "down", "-y", cluster.file)
+        left = cluster.ray_processes()
+        print(f"(Ray still runs on {', '.join(left)})\n")
+        assert set(left) == {host.address for host in cluster.workers}, "ray down ends workers now: simplify the stop command"
+        cluster.run("deploy/stop-local.sh", cluster.file)
+        assert not cluster.ray_processes()
+
+
 @dataclass(frozen=True)
 class Job:
     """A job with two workers: the class of its actors, and the files that show its progress."""
@@ -85,7 +107,7 @@ class Ordeal:
     def endure(self) -> None:
         """See the job through all faults to its end."""
         try:
-            wait_for(lambda: len(self._saved()) > 2, self._process)
+            wait_for(lambda: len(self._saved()) > 2 and len(self._working()) == 2, self._process)
             for fault in FAULTS:
                 self._strike(fault)
             assert self._process.wait(400) == 0
