@@ -130,7 +130,7 @@ def free_port() -> int:
 
 def descendants(pid: int) -> dict[int, str]:
     """Process ids and command lines of all processes below a process, parents before their children."""
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["ps", "-wweo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in listed.splitlines()]
     found: dict[int, str] = {}
     parents = [pid]

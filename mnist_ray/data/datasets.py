@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,9 @@ from mnist_ray.data.digits import LabelledDigits, Splits, checked, hold_out
 from mnist_ray.data.images import Grey, decode, digit_of, encode_png, to_digits
 from mnist_ray.data.mnist import MNIST_DIGESTS, MNIST_TERMS, download, find_idx, find_mnist, load_idx
 from mnist_ray.errors import DataError, StorageError
+
+WRITERS = 8
+"""Number of files that `write_folder` writes at a time."""
 
 
 def load(spec: str, report: Callable[[str], None] = lambda line: None) -> Splits:
@@ -146,8 +149,14 @@ def _read_table(file: str) -> LabelledDigits:
 
 
 def write_folder(digits: LabelledDigits, folder: str) -> None:
-    """Write digits as PNG files with one subfolder per class: `FOLDER/7/00042.png` is image 42, a seven."""
-    for position, (image, label) in enumerate(zip(digits.images, digits.labels, strict=True)):
-        file = Path(folder, str(label), f"{position:05d}.png")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(encode_png(image))
+    """Write digits as PNG files with one subfolder per class: `FOLDER/7/00042.png` is image 42, a seven.
+
+    Raises StorageError.
+    """
+
+    def write(position: int) -> None:
+        file = storage.join(folder, str(digits.labels[position]), f"{position:05d}.png")
+        storage.write(file, encode_png(digits.images[position]))
+
+    with ThreadPoolExecutor(WRITERS) as pool:  # each waits for its disk or its server
+        list(pool.map(write, range(len(digits))))

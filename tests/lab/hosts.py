@@ -153,11 +153,13 @@ class Lab:
         """A command that runs in the launcher's network."""
         return ["nsenter", f"--net=/proc/{self._network.pid}/ns/net", *words]
 
-    def run(self, *words: str, check: bool = True, timeout: float = 600, **more: str) -> subprocess.CompletedProcess[str]:
-        """Run a command in the launcher's network to its end and collect what it prints. `more` are environment variables."""
+    def run(
+        self, *words: str, variables: dict[str, str] | None = None, check: bool = True, timeout: float = 600
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in the launcher's network to its end, with more environment variables, and collect what it prints."""
         done = subprocess.run(
             self.command(*words),
-            env=self.environment(**more),
+            env=self.environment(variables),
             cwd=ROOT,
             check=False,
             timeout=timeout,
@@ -168,20 +170,20 @@ class Lab:
         assert done.returncode == 0 or not check, f"{' '.join(words)}: status {done.returncode}\n{done.stdout}"
         return done
 
-    def start(self, log: Path, *words: str, **more: str) -> subprocess.Popen[bytes]:
+    def start(self, log: Path, *words: str, **variables: str) -> subprocess.Popen[bytes]:
         """Start a command in the launcher's network that prints to the file `log`. It is killed when the lab closes."""
         with log.open("wb") as out:
             process = subprocess.Popen(
-                self.command(*words), env=self.environment(**more), cwd=ROOT, stdout=out, stderr=subprocess.STDOUT
+                self.command(*words), env=self.environment(variables), cwd=ROOT, stdout=out, stderr=subprocess.STDOUT
             )
         self._started.append(process)
         return process
 
-    def environment(self, **more: str) -> dict[str, str]:
+    def environment(self, variables: dict[str, str] | None = None) -> dict[str, str]:
         """The environment of the launcher's commands. Ray keeps what it knows of a cluster in the temporary folders."""
         tmp = str(self.folder / "tmp")
         own = {"HOME": str(self.home), "PATH": f"{BIN}:{SYSTEM_PATH}", "LANG": "C.UTF-8", "TMPDIR": tmp, "RAY_TMPDIR": tmp}
-        return {**own, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", **more}
+        return {**own, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", **(variables or {})}
 
     def ssh(self, host: Host, command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a shell command on a host that accepts the lab's key."""
