@@ -1,9 +1,10 @@
 """The scoring job: from a ScoreConfig to a prediction table."""
 
+import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from mnist_ray.artifact import seal
 from mnist_ray.cluster import runtime
@@ -14,9 +15,10 @@ from mnist_ray.errors import OutputError
 from mnist_ray.flags import scoring_pool
 from mnist_ray.run import processes
 from mnist_ray.run.clock import Clock
-from mnist_ray.run.owner import Owner, owning
+from mnist_ray.run.owner import Owner, owning, require_free
 from mnist_ray.scoring.admit import admit, begin
 from mnist_ray.scoring.commit import commit
+from mnist_ray.scoring.estimate import Estimate, Inventory, Workers
 from mnist_ray.scoring.job import Job, Tally, UnitResult
 from mnist_ray.scoring.parts import finished_units, sweep
 from mnist_ray.scoring.plan import Plan
@@ -26,9 +28,21 @@ SMALL_JOB = 200_000
 """Inputs up to which `--workers auto` scores without Ray. They take seconds, and Ray takes ten to start."""
 
 
-def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
-    """Run a scoring job, or continue it, to its commit record, and return its summary. Raises MnistRayError."""
-    clock = Clock()
+class _Start(NamedTuple):
+    """A job that has written nothing yet."""
+
+    config: ScoreConfig
+    bundle: str
+    digest: str
+    held: Plan | None
+    """The plan in the output folder, if the job continues."""
+    finished: dict[str, UnitResult]
+    planner: Planner
+    job: Job
+
+
+def _prepare(config: ScoreConfig, console: Console) -> _Start:
+    """Check the model and the output folder, and list the first inputs. Writes nothing. Raises MnistRayError."""
     runtime.warn_of_lost_output(config.out, console)
     config = replace(config, inputs=tuple(storage.absolute(item) for item in config.inputs), out=storage.absolute(config.out))
     bundle = seal.find(config.model)
@@ -38,10 +52,15 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
     plan = held or Plan(config.identity(), digest)
     finished = finished_units(config.out, plan.job_id) if held else {}
     planner = Planner(config, plan, finished)
-    job = Job.of(planner.plan, config.out)
     if finished:
         console.line(f"{len(finished):,} units are done already")
+    return _Start(config, bundle, digest, held, finished, planner, Job.of(planner.plan, config.out))
 
+
+def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
+    """Run a scoring job, or continue it, to its commit record, and return its summary. Raises MnistRayError."""
+    clock = Clock()
+    config, bundle, digest, held, finished, planner, job = _prepare(config, console)
     with _engine(config, planner, job, bundle) as (workers, results), owning(config.out) as owner:
         if admit(config, digest) != held:
             raise OutputError(f"{config.out}: another job has written here meanwhile; check what it holds, then start again")
@@ -58,6 +77,48 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
         return commit(plan, job, tally, {**clock.report(tally.total.seconds, workers), **planner.changes})
 
 
+def estimate(config: ScoreConfig, console: Console) -> Estimate:
+    """What `score` would do with the same configuration: its inputs, workers, time and cost.
+
+    Writes nothing. Lists all inputs and scores a sample of them in this process. Raises MnistRayError in the cases in which
+    `score` would not start.
+    """
+    config, bundle, _, _, _, planner, job = _prepare(config, console)
+    require_free(config.out)
+    began = time.perf_counter()
+    here = _without_ray(config, planner)
+    inventory = Inventory(seconds=time.perf_counter() - began)
+    workers = _workers(config, here)
+    predict = processes.predictor(bundle, config.device if here else "auto")
+    for inputs in inventory.count(planner.preview()):
+        console.progress(f"listing {inputs:,} inputs")
+    inventory.score_sample(job, predict)
+    return Estimate(inventory, planner.ignored, workers, config.price_per_node_hour)
+
+
+def _workers(config: ScoreConfig, here: bool) -> Workers:
+    """The workers that a job would have: processes of this machine, or actors of a cluster."""
+    if here:
+        cores = processes.cores()
+        return Workers(cores, {"CPU": 1}, 1, f"they are processes of this machine, which has {cores} CPUs")
+    with runtime.cluster(config.address):
+        pool, needs = _pool(config)
+        return Workers(pool[1], needs, runtime.nodes(pool[1], needs), runtime.describe())
+
+
+def _without_ray(config: ScoreConfig, planner: Planner) -> bool:
+    """Whether processes of this machine score the inputs. To know it, the first inputs may be listed."""
+    small = config.workers == "auto" and not config.address and planner.at_most(SMALL_JOB)
+    return small or scoring_pool(config.workers)[1] == 0
+
+
+def _pool(config: ScoreConfig) -> tuple[tuple[int, int], dict[str, float]]:
+    """The smallest and the largest number of actors of the connected cluster, and the resources of each."""
+    fewest, most = scoring_pool(config.workers)
+    pool = (fewest, most) if most > 0 else (runtime.size(config.device),) * 2
+    return pool, runtime.resources(*pool, config.device)
+
+
 @contextmanager
 def _engine(config: ScoreConfig, planner: Planner, job: Job, bundle: str) -> Iterator[tuple[int, Generator[UnitResult]]]:
     """The number of workers and the results of the units. Planning and scoring begin with the first result that is asked for.
@@ -65,19 +126,16 @@ def _engine(config: ScoreConfig, planner: Planner, job: Job, bundle: str) -> Ite
     The workers are processes of this machine, or actors of a Ray cluster that has room for them. Nothing is started if nothing
     is to be done.
     """
-    fewest, most = scoring_pool(config.workers)
-    small = config.workers == "auto" and not config.address and planner.at_most(SMALL_JOB)
     if planner.at_most(0):
         yield 0, _nothing()
-    elif most == 0 or small:
+    elif _without_ray(config, planner):
         with processes.scoring(planner.pending(), job, bundle, config.device) as results:
             yield processes.cores(), results
     else:
         with runtime.cluster(config.address):
             from mnist_ray.cluster import actors
 
-            pool = (fewest, most) if most > 0 else (runtime.size(config.device),) * 2
-            needs = runtime.resources(*pool, config.device)
+            pool, needs = _pool(config)
             yield pool[1], actors.stream(planner, job, bundle, pool, needs)
 
 

@@ -116,6 +116,23 @@ def granted_device(needs: dict[str, float]) -> Device:
     return "cuda" if "GPU" in needs else "cpu"
 
 
+def nodes(workers: int, needs: dict[str, float]) -> int:
+    """Number of nodes that so many workers fill, if all nodes are like the largest one that the cluster has now."""
+    import ray
+
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    fit = [min(int(there.get(name, 0) / number + 1e-9) for name, number in needs.items()) for there in alive]
+    return math.ceil(workers / max(1, *fit))
+
+
+def describe() -> str:
+    """The resources that the cluster has now."""
+    import ray
+
+    there = ray.cluster_resources()
+    return f"the cluster has {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs now"
+
+
 def _gpus_and_cpus() -> tuple[float, float]:
     """The most that the cluster can have: the autoscaler's maximum, or else what the cluster has now."""
     import ray

@@ -56,6 +56,12 @@ def _alive(run: str, record: dict[str, Any]) -> bool:
     return False
 
 
+def require_free(run: str) -> None:
+    """Raise OutputError if a living job owns the run directory. Writes nothing."""
+    if (record := read(run)) and _alive(run, record):
+        raise OutputError(f"{run}: {_describe(record)}, is writing here; wait for it, stop it, or give another --out")
+
+
 def require_ownership(run: str, token: str) -> None:
     """Read the record, and raise OutputError if it names another job than the one with this token."""
     record: dict[str, Any] = {}
@@ -105,8 +111,7 @@ class Owner:
 
     def claim(self) -> None:
         """Become the owner. Raises OutputError if a living job owns the directory."""
-        if (record := read(self.run)) and _alive(self.run, record):
-            raise OutputError(f"{self.run}: {_describe(record)}, is writing here; wait for it, stop it, or give another --out")
+        require_free(self.run)
         self._write()
 
     def beat(self) -> None:

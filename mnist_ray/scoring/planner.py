@@ -54,6 +54,16 @@ class Planner:
         self._new = chain(ahead, self._new)
         return left >= 0
 
+    def preview(self) -> Iterator[WorkUnit]:
+        """The units that are to be scored, with their inputs. Writes nothing; the planner cannot be used afterwards."""
+        units = chain(self.plan.units(self._out), self._new)
+        return (unit for unit in units if unit.id not in self._finished)
+
+    @property
+    def ignored(self) -> int:
+        """Files in input folders that are neither images nor Parquet, among those listed so far."""
+        return self._units.listing.ignored if self.planning else self.plan.ignored
+
     @property
     def skip(self) -> frozenset[str]:
         """Units of the plan that are not to be scored."""
@@ -92,7 +102,7 @@ class Planner:
             num_units=len(refs),
             num_inputs=sum(ref.num_inputs for ref in refs),
             fingerprint=fingerprint(refs),
-            ignored=self._units.listing.ignored,
+            ignored=self.ignored,
         )
         self.plan.save(self._out)
         return self.plan
