@@ -11,7 +11,7 @@ from mnist_ray.cluster import runtime
 from mnist_ray.config import ScoreConfig
 from mnist_ray.console import Console
 from mnist_ray.data import storage
-from mnist_ray.errors import OutputError
+from mnist_ray.errors import DataError, OutputError
 from mnist_ray.flags import scoring_pool
 from mnist_ray.run import processes
 from mnist_ray.run.clock import Clock
@@ -74,7 +74,13 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
         sweep(config.out, planned)
         for unit in planned & finished.keys():
             tally.add(finished[unit])
-        return commit(plan, job, tally, {**clock.report(tally.total.seconds, workers), **planner.changes})
+        summary = commit(plan, job, tally, {**clock.report(tally.total.seconds, workers), **planner.changes})
+    if not summary["predicted"]:
+        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in summary["reasons"].items())
+        raise DataError(
+            f"{config.out}: none of {summary['inputs']:,} inputs could be scored ({reasons}); {config.out}/quarantine says why"
+        )
+    return summary
 
 
 def estimate(config: ScoreConfig, console: Console) -> Estimate:

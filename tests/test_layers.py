@@ -19,7 +19,7 @@ RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
     "recipes": (set(), set(), set()),
     "flags": ({"errors"}, set(), set()),
     "config": ({"errors", "recipes", "flags"}, {"tyro"}, set()),
-    "data": ({"errors"}, DATA, {"torchvision", "mlxtend", "filelock"}),
+    "data": ({"errors"}, DATA, {"torchvision", "mlxtend", "filelock", "obstore"}),
     "learn": (TOP | {"config", "recipes", "flags", "data"}, DATA | {"torch"}, {"tensorboardX"}),
     "artifact": (TOP | {"config", "recipes", "data", "learn"}, DATA | {"torch", "safetensors"}, set()),
     "scoring": (TOP | {"config", "flags", "data"}, DATA, set()),

@@ -24,7 +24,7 @@ from mnist_ray.learn.step import DeviceDigits, evaluate
 class NoHistory(HistoryWriter):
     """Writes no history."""
 
-    def write(self, rows: list[dict[str, float]]) -> None:
+    def write(self, rows: list[dict[str, float]], patience_s: float | None = None) -> None:
         pass
 
 

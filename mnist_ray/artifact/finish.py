@@ -51,7 +51,7 @@ def finish(run: str, config: TrainConfig, splits: Splits, state: TrainState, dev
         "model_digest": digest,
         "fingerprint": config.fingerprint(),
     }
-    storage.write_json(storage.join(run, "metrics.json"), metrics, storage.PATIENT)
+    storage.write_json(storage.join(run, "metrics.json"), metrics)
 
 
 def _write_bundle(

@@ -18,9 +18,9 @@ def write(place: str, files: dict[str, bytes]) -> str:
     """Write the files of a bundle, and its seal last; returns the bundle's digest. Raises StorageError."""
     storage.delete(storage.join(place, _SEAL))
     for name, data in files.items():
-        storage.write(storage.join(place, name), data, storage.PATIENT)
+        storage.write(storage.join(place, name), data)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    storage.write_json(storage.join(place, _SEAL), {"bundle": _digest(hashes), "files": hashes}, storage.PATIENT)
+    storage.write_json(storage.join(place, _SEAL), {"bundle": _digest(hashes), "files": hashes})
     return _digest(hashes)
 
 

@@ -1,6 +1,7 @@
 """Scoring on Ray: the units of the plan stream through a pool of actors, and only their results come back."""
 
 import logging
+import platform
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -20,7 +21,7 @@ from ray.util.metrics import Counter
 
 from mnist_ray.cluster import runtime
 from mnist_ray.data import storage
-from mnist_ray.errors import ClusterError, MnistRayError, first_line, from_status
+from mnist_ray.errors import ClusterError, MnistRayError, OutputError, first_line, from_status
 from mnist_ray.run.processes import predictor, score_ref
 from mnist_ray.scoring.job import Job, UnitResult
 from mnist_ray.scoring.plan import FOLDER, UnitRef, load_plan, part_refs
@@ -98,6 +99,17 @@ class _Metrics:
                 self._seconds.inc(seconds, {"stage": stage})
 
 
+def _require_output(job: Job) -> None:
+    """Raise ClusterError if the output folder, as this node sees it, does not hold the plan of the job."""
+    with suppress(FileNotFoundError, OutputError):
+        if load_plan(job.out).job_id == job.id:
+            return
+    raise ClusterError(
+        f"{job.out}: the output folder of the driver is not visible on {platform.node()}; "
+        "give an --out that all nodes share, such as a bucket"
+    )
+
+
 class Actor:
     """A scoring worker. It loads and tests the model once, and then scores one unit per call.
 
@@ -106,12 +118,16 @@ class Actor:
 
     def __init__(self, job: Job, bundle: str, device: str) -> None:
         self._job, self._bundle, self._device, self._metrics = job, bundle, device, _Metrics()
+        self._sees_output = False
         with suppress(MnistRayError):  # the first unit reports it
             predictor(bundle, device)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """The result of the unit that this row names, or an error."""
         try:
+            if not self._sees_output:
+                _require_output(self._job)
+                self._sees_output = True
             result = score_ref(UnitRef(**row), self._job, self._bundle, self._device)
             self._metrics.add(result)
             return {"result": result.to_json(), "status": 0}

@@ -1,5 +1,6 @@
 """A training run as a Ray Train job: one process per worker; lost workers are replaced, or the group shrinks."""
 
+import platform
 import tempfile
 import threading
 import time
@@ -125,6 +126,11 @@ def _worker(launch: dict[str, Any]) -> dict[str, Any]:
     import ray.train
 
     try:
+        if not read(launch["run"]):
+            raise ClusterError(
+                f"{launch['run']}: the run directory of the driver is not visible on {platform.node()}; "
+                "give an --out that all nodes share, such as a bucket"
+            )
         control = RayControl(launch["run"], launch["token"], ray.train.get_context().get_world_rank())
         return {"ended": work(launch["run"], launch["config"], launch["device"], ray.get(launch["splits"]), control)}
     except MnistRayError as error:
@@ -150,7 +156,7 @@ class RayControl(RunControl):
     def _follow(self) -> None:
         while self._request != Request.ABANDON:
             with suppress(Exception):  # ignore transient storage errors here; the next write reports them
-                record = read(self._run)
+                record = read(self._run, patience_s=0)
                 if record.get("token", self._token) != self._token:
                     self._request = Request.ABANDON
                 elif record.get("stop"):

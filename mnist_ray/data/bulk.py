@@ -1,13 +1,13 @@
 """Reads the bytes of many files. A file that cannot be read does not affect the others."""
 
-import os
-import stat
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 
+from mnist_ray.data.patience import ANSWERS, patiently
 from mnist_ray.data.storage import is_local, resolve
-from mnist_ray.errors import StorageError
 
 REMOTE_READERS = 32
 """Requests in flight. One round trip to an object store takes 10 to 100 ms."""
@@ -23,37 +23,20 @@ TIMED_FILES = 32
 
 
 def _read_limited(uri: str, limit: int) -> bytes | OSError:
+    store, path = resolve(uri)
     try:
-        if is_local(uri):
-            return _read_local(uri, limit)
-        filesystem, path = resolve(uri)
-        with filesystem.open_input_stream(path, compression=None) as stream:
-            return stream.read(limit + 1)  # type: ignore[no-any-return]
-    except (OSError, ValueError, StorageError) as error:
-        return error if isinstance(error, OSError) else OSError(str(error))
-
-
-def _read_local(uri: str, limit: int) -> bytes:
-    # Without O_NONBLOCK, opening a FIFO that has no writer would block forever.
-    handle = os.open(uri.removeprefix("file://"), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        info = os.fstat(handle)
-        if not stat.S_ISREG(info.st_mode):
-            raise OSError("not a regular file")
-        data = os.read(handle, min(info.st_size, limit) + 1)
-        # If the size is as expected, the file has been read to its end. This saves one system call per file.
-        if len(data) != info.st_size:
-            while len(data) <= limit and (more := os.read(handle, limit + 1 - len(data))):
-                data += more
-        return data
-    finally:
-        os.close(handle)
+        with suppress(OSError):  # the usual case, without the cost of `patiently`
+            return store.read(path, limit + 1)
+        return patiently(uri, "read", partial(store.read, path, limit + 1))
+    except ANSWERS as error:
+        return error
 
 
 def read_many(uris: list[str], limit: int) -> Iterator[bytes | OSError]:
-    """Yield the content of each file, or the OSError that prevents reading it, in the order of `uris`.
+    """Yield the content of each file in the order of `uris`, or what the storage says about a file that it cannot give.
 
-    At most `limit + 1` bytes of a file are read: a result longer than `limit` means that the file is larger.
+    That is one of `patience.ANSWERS`. At most `limit + 1` bytes of a file are read: a result longer than `limit` means that the
+    file is larger. Raises StorageError if the storage fails.
     """
     readers = REMOTE_READERS
     if all(is_local(uri) for uri in uris):

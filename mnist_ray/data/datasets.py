@@ -125,7 +125,7 @@ def _read_parquet(files: list[str]) -> LabelledDigits:
 
 def _read_table(file: str) -> LabelledDigits:
     try:
-        with storage.open_file(file) as stream:
+        with storage.open_input(file) as stream:
             parquet = pq.ParquetFile(stream)
             image = columns.image_column(parquet.schema_arrow, "", file)
             label = columns.truth_column(parquet.schema_arrow, "", file)

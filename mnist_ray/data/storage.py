@@ -1,22 +1,35 @@
-"""Lists, reads, writes and deletes files at a path or URI. A write is atomic.
+"""Lists, reads, writes and deletes files at a path or URI. A write is atomic, and a fault of the storage is waited out.
 
-A path without a scheme is local. `s3://`, `gs://` and other schemes use `pyarrow.fs`, or fsspec if pyarrow does not support
-the scheme. Credentials and endpoints come only from the standard environment variables of each storage.
+A path without a scheme is local. `s3://`, `gs://`, `az://` and `abfs://` are served by obstore, other schemes by fsspec.
+Credentials and endpoints come only from the standard environment variables of each storage.
 """
 
+import io
 import json
 import os
 import re
-import time
-import uuid
-from contextlib import suppress
-from functools import lru_cache
-from typing import Any
+import sys
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, TypeVar
 
 import pyarrow as pa
-from pyarrow import fs
+from fsspec.core import url_to_fs
 
-from mnist_ray.errors import StorageError
+from mnist_ray.data import object_store
+from mnist_ray.data.fsspec_store import FsspecStore
+from mnist_ray.data.local_store import LocalStore
+from mnist_ray.data.object_store import ObjectStore
+from mnist_ray.data.patience import ANSWERS, patiently
+from mnist_ray.data.store import Found, Reader, Store
+from mnist_ray.errors import StorageError, first_line
+
+REQUEST_BYTES = 8 << 20
+"""Most bytes of one request, so that a slow connection is not taken for a dead one."""
+
+T = TypeVar("T")
+
+_LOCAL = LocalStore()
 
 
 def is_local(uri: str) -> bool:
@@ -48,144 +61,148 @@ def from_text(text: str) -> str:
 
 
 @lru_cache(maxsize=64)
-def _filesystem(root: str) -> tuple[fs.FileSystem, str]:
+def _open_store(root: str) -> tuple[Store, Callable[[str], str]]:
+    """The store of a URI's scheme and host, and the function from a URI to the path in this store."""
     try:
-        return fs.FileSystem.from_uri(root)  # type: ignore[no-any-return]
-    except pa.ArrowInvalid:
-        return fs.FileSystem.from_uri(f"fsspec+{root}")  # type: ignore[no-any-return]
-
-
-def resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    """The filesystem of a path or URI and the path within it. Keys are not percent-decoded. Raises StorageError."""
-    if is_local(uri):
-        return fs.LocalFileSystem(), absolute(uri)
-    scheme, _, rest = uri.partition("://")
-    bucket, _, key = rest.partition("/")
-    try:
-        filesystem, root = _filesystem(f"{scheme}://{bucket}")
+        if root.partition("://")[0] in object_store.SCHEMES:
+            return ObjectStore(root), lambda uri: uri[len(root) :].strip("/")
+        filesystem, _ = url_to_fs(f"{root}/")
+        return FsspecStore(filesystem), filesystem._strip_protocol
     except (OSError, ValueError, ImportError) as error:
-        raise StorageError(f"{uri}: cannot reach this storage: {error}") from None
-    return filesystem, f"{root.rstrip('/')}/{key}" if key else root
+        raise StorageError(f"{root}: cannot reach this storage: {first_line(error)}") from None
 
 
-def _kind(uri: str) -> fs.FileType:
-    filesystem, path = resolve(uri)
+def resolve(uri: str) -> tuple[Store, str]:
+    """The store of a path or URI and the path within it. Keys are not percent-decoded. Raises StorageError."""
+    if is_local(uri):
+        return _LOCAL, uri.removeprefix("file://")
+    scheme, _, rest = uri.partition("://")
+    store, to_path = _open_store(f"{scheme}://{rest.partition('/')[0]}")
+    return store, to_path(uri)
+
+
+def _ask(uri: str, verb: str, action: Callable[[Store, str], T], patience_s: float | None = None) -> T:
+    """The result of an action on the store and path of a URI. Raises FileNotFoundError, or StorageError for all else."""
+    store, path = resolve(uri)
     try:
-        return filesystem.get_file_info(path).type
-    except (OSError, ValueError) as error:  # pyarrow raises ValueError for a malformed key
-        raise StorageError(f"{uri}: cannot be read: {error}") from None
+        return patiently(uri, verb, partial(action, store, path), patience_s)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{uri}: there is no such file") from None
+    except StorageError as error:
+        raise error if str(error).startswith(uri) else StorageError(f"{uri}: cannot be {verb}: {error}") from None
+    except ANSWERS as error:
+        raise StorageError(f"{uri}: cannot be {verb}: {error.strerror or error}") from None
+
+
+def find(uri: str) -> Found | None:
+    """The size and the version of a file; None if there is no such file. Raises StorageError."""
+    return _ask(uri, "looked up", lambda store, path: store.find(path))
 
 
 def is_file(uri: str) -> bool:
     """Whether this is an existing file, not a folder. Raises StorageError."""
-    return os.path.isfile(absolute(uri)) if is_local(uri) else bool(_kind(uri) == fs.FileType.File)
+    return find(uri) is not None
 
 
 def is_folder(uri: str) -> bool:
     """Whether this is an existing folder; in an object store, whether any key starts with it. Raises StorageError."""
-    return os.path.isdir(absolute(uri)) if is_local(uri) else bool(_kind(uri) == fs.FileType.Directory)
+    return _ask(uri, "looked up", lambda store, path: store.is_folder(path))
 
 
 def names(folder: str) -> list[str]:
     """The sorted names of the files and folders directly in a folder; empty if there is no such folder. Raises StorageError."""
-    try:
-        if is_local(folder):
-            return sorted(os.listdir(absolute(folder)))
-        filesystem, path = resolve(folder)
-        found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    except FileNotFoundError:
-        return []
-    except NotADirectoryError:
-        raise StorageError(f"{folder}: is a file, expected a folder") from None
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be listed: {error}") from None
-    return sorted(info.base_name for info in found)
+    return _ask(folder, "listed", lambda store, path: store.names(path))
 
 
-def read(uri: str) -> bytes:
+def read(uri: str, patience_s: float | None = None) -> bytes:
     """The content of a file. Raises FileNotFoundError, or StorageError for any other failure."""
-    try:
-        with open_file(uri) as stream:
-            return stream.read()  # type: ignore[no-any-return]
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{uri}: there is no such file") from None
-    except (OSError, ValueError) as error:
-        raise StorageError(f"{uri}: cannot be read: {error}") from None
+    return _ask(uri, "read", lambda store, path: store.read(path, sys.maxsize), patience_s)
+
+
+class _File(io.RawIOBase):
+    """A file whose every read is tried again after a fault. Raises StorageError if the storage does not recover."""
+
+    def __init__(self, uri: str, reader: Reader) -> None:
+        self._uri, self._reader, self._position = uri, reader, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._reader.size}[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(self._reader.size - self._position, 0)
+        left = left if size < 0 else min(left, size)
+        pieces = []
+        while left > 0:
+            read = partial(self._reader.read_at, self._position, min(left, REQUEST_BYTES))
+            if not (data := patiently(self._uri, "read", read)):
+                break  # the file has become shorter
+            pieces.append(data)
+            self._position += len(data)
+            left -= len(data)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._reader.close()
+        super().close()
 
 
 def open_file(uri: str) -> pa.NativeFile:
-    """Open a seekable file for Parquet readers. Raises OSError or StorageError."""
-    if is_local(uri):
-        return pa.OSFile(os.fsencode(absolute(uri)))
-    filesystem, path = resolve(uri)
-    return filesystem.open_input_file(path)
+    """Open a seekable file of ours for Parquet readers. Raises FileNotFoundError or StorageError; its reads, StorageError."""
+    return pa.PythonFile(_File(uri, _ask(uri, "read", lambda store, path: store.open(path))), mode="r")
 
 
-def open_stream(uri: str) -> pa.NativeFile:
-    """Open a file to read it once from its start. Raises StorageError."""
-    filesystem, path = resolve(uri)
-    try:
-        return filesystem.open_input_stream(path, compression=None)
-    except (OSError, ValueError) as error:
-        raise StorageError(f"{uri}: cannot be read: {error}") from None
+def open_input(uri: str) -> pa.NativeFile:
+    """Like `open_file` for a file of the user. Raises one of `patience.ANSWERS` for what is wrong with this file alone."""
+    store, path = resolve(uri)
+    return pa.PythonFile(_File(uri, patiently(uri, "read", lambda: store.open(path))), mode="r")
 
 
-PATIENT = (1.0, 2.0, 4.0)
-"""Seconds to wait before each retry of a write that must not fail for a short outage."""
+def open_stream(uri: str) -> io.BufferedReader:
+    """Open a file to read it once from its start. Raises FileNotFoundError or StorageError; so do its reads."""
+    return io.BufferedReader(_File(uri, _ask(uri, "read", lambda store, path: store.open(path))), 1 << 20)
 
 
-def write(uri: str, data: bytes, waits: tuple[float, ...] = ()) -> None:
-    """Write a file atomically: readers see the old content or the new content, never a part of it.
-
-    A failed write is retried after each of `waits` seconds. Raises StorageError if the last try fails.
-    """
-    filesystem, path = resolve(uri)
-    for wait_s in (*waits, None):
-        try:
-            if is_local(uri):
-                _write_local(path, data)
-            else:
-                with filesystem.open_output_stream(path) as stream:  # the object becomes visible when its upload completes
-                    stream.write(data)
-            return
-        except OSError as error:
-            if wait_s is None:
-                raise StorageError(f"{uri}: cannot be written: {error}") from None
-            time.sleep(wait_s)
+def write(uri: str, data: bytes, patience_s: float | None = None) -> None:
+    """Write a file atomically: readers see the old content or the new content, never a part of it. Raises StorageError."""
+    _ask(uri, "written", lambda store, path: store.write(path, data), patience_s)
 
 
-def _write_local(path: str, data: bytes) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    scratch = os.path.join(os.path.dirname(path), f".{uuid.uuid4().hex}.tmp")
-    try:
-        with open(scratch, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(scratch, path)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(scratch)
+def create(uri: str, data: bytes) -> bool:
+    """Write a file only if there is none yet; returns whether it was written. Raises StorageError."""
+    return _ask(uri, "written", lambda store, path: store.create(path, data))
 
 
-def write_json(uri: str, value: Any, waits: tuple[float, ...] = ()) -> None:
-    """Write a value as indented JSON. Atomicity, `waits` and errors are those of `write`."""
-    write(uri, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(), waits)
+def write_json(uri: str, value: Any, patience_s: float | None = None) -> None:
+    """Write a value as indented JSON. Atomicity, `patience_s` and errors are those of `write`."""
+    write(uri, to_json(value), patience_s)
 
 
-def read_json(uri: str) -> Any:
+def to_json(value: Any) -> bytes:
+    """A value as indented JSON in UTF-8."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def read_json(uri: str, patience_s: float | None = None) -> Any:
     """The value in a JSON file. Raises FileNotFoundError, StorageError, or ValueError for damaged JSON."""
-    return json.loads(read(uri))
+    return json.loads(read(uri, patience_s))
 
 
-def delete(uri: str) -> None:
+def delete(uri: str, patience_s: float | None = None) -> None:
     """Delete a file, or a folder with everything in it. Does nothing if it does not exist. Raises StorageError."""
-    filesystem, path = resolve(uri)
-    kind = _kind(uri)
-    try:
-        if kind == fs.FileType.Directory:
-            filesystem.delete_dir(path)
-        elif kind != fs.FileType.NotFound:
-            filesystem.delete_file(path)
-    except OSError as error:
-        raise StorageError(f"{uri}: cannot be deleted: {error}") from None
+    _ask(uri, "deleted", lambda store, path: store.delete(path), patience_s)

@@ -18,21 +18,21 @@ class HistoryWriter:
         self._run = run
         self._written = 0
 
-    def write(self, rows: list[dict[str, float]]) -> None:
+    def write(self, rows: list[dict[str, float]], patience_s: float | None = None) -> None:
         """Replace `history.jsonl` by all rows, so that a continued run repeats no line, and write the events of the new rows.
 
-        Raises StorageError.
+        `patience_s` is that of `storage.write`. Raises StorageError.
         """
         lines = "".join(json.dumps(row) + "\n" for row in rows)
-        storage.write(storage.join(self._run, "history.jsonl"), lines.encode(), storage.PATIENT)
+        storage.write(storage.join(self._run, "history.jsonl"), lines.encode(), patience_s)
         if new := rows[self._written :]:
             try:
-                self._write_events(new)
+                self._write_events(new, patience_s)
             except OSError as error:
                 raise StorageError(f"{self._run}/tensorboard: cannot be written: {error}") from None
             self._written = len(rows)
 
-    def _write_events(self, rows: list[dict[str, float]]) -> None:
+    def _write_events(self, rows: list[dict[str, float]], patience_s: float | None) -> None:
         """Write an event file; in a temporary folder first, because a SummaryWriter completes its file only when closed."""
         from tensorboardX import SummaryWriter
 
@@ -44,4 +44,4 @@ class HistoryWriter:
                     for name in sorted(set(row) - set(NOT_CURVES)):
                         writer.add_scalar(name, row[name], int(row["samples_seen"]))
             for file in Path(folder).iterdir():
-                storage.write(storage.join(self._run, "tensorboard", file.name), file.read_bytes())
+                storage.write(storage.join(self._run, "tensorboard", file.name), file.read_bytes(), patience_s)

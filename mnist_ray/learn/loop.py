@@ -181,6 +181,6 @@ class Loop:
         state.tally = Tally()
         if dist.rank() == 0:
             with suppress(StorageError):  # the end of the run writes the whole history again
-                self.history.write(state.history)
+                self.history.write(state.history, patience_s=0)
         self._show(row["train_loss"])
         self.model.train()

@@ -89,25 +89,28 @@ def _places(run: str) -> list[str]:
 def save_checkpoint(run: str, state: TrainState, identity: str) -> None:
     """Write a checkpoint of the run with this `identity`, and delete the oldest checkpoints.
 
-    Raises StorageError if several attempts fail. The earlier checkpoints are then unchanged.
+    Raises StorageError if the storage does not recover. The earlier checkpoints are then unchanged.
     """
     place = storage.join(run, "checkpoints", f"samples-{state.samples_seen:012d}")
     data = state.to_bytes()
     marker = {"state.pt": hashlib.sha256(data).hexdigest(), "samples_seen": state.samples_seen, "meaning": identity}
     try:
-        storage.write(storage.join(place, "state.pt"), data, storage.PATIENT)
-        storage.write_json(storage.join(place, "commit.json"), marker, storage.PATIENT)
+        storage.write(storage.join(place, "state.pt"), data)
+        storage.write_json(storage.join(place, "commit.json"), marker)
     except StorageError as error:
-        earlier: list[str] = []
-        with suppress(StorageError):
-            earlier = [old.rpartition("/")[2] for old in _places(run) if storage.is_file(storage.join(old, "commit.json"))]
-        kept = f"earlier checkpoints are whole, the newest is {earlier[-1]}" if earlier else "there is no earlier checkpoint"
         raise StorageError(
-            f"{error} ({len(storage.PATIENT) + 1} attempts); {kept}; free space or repair the storage, then run the same "
-            "command again to continue"
+            f"{error}; {_describe_earlier(run)}; free space or repair the storage, then run the same command again to continue"
         ) from None
     with suppress(StorageError):  # an extra checkpoint does no harm
         _prune(run, place)
+
+
+def _describe_earlier(run: str) -> str:
+    try:
+        earlier = [old.rpartition("/")[2] for old in _places(run) if storage.is_file(storage.join(old, "commit.json"))]
+    except StorageError:
+        return "earlier checkpoints are unchanged"
+    return f"earlier checkpoints are whole, the newest is {earlier[-1]}" if earlier else "there is no earlier checkpoint"
 
 
 def _prune(run: str, newest: str) -> None:

@@ -31,10 +31,10 @@ def _place() -> str:
     return platform.node()
 
 
-def read(run: str) -> dict[str, Any]:
+def read(run: str, patience_s: float | None = None) -> dict[str, Any]:
     """The record of the job that owns the run directory; empty if there is no valid record. Raises StorageError."""
     with suppress(FileNotFoundError, ValueError):
-        record = storage.read_json(storage.join(run, _NAME))
+        record = storage.read_json(storage.join(run, _NAME), patience_s)
         return record if isinstance(record, dict) and "token" in record else {}
     return {}
 
@@ -66,7 +66,7 @@ def require_ownership(run: str, token: str) -> None:
     """Read the record, and raise OutputError if it names another job than the one with this token."""
     record: dict[str, Any] = {}
     with suppress(StorageError):  # ignore transient storage errors here; the next write reports them
-        record = read(run)
+        record = read(run, patience_s=0)
     if record.get("token", token) != token:
         raise _replaced(run, _describe(record))
 
@@ -92,6 +92,8 @@ class Owner:
         self._record: dict[str, Any] = {"token": self.token, "pid": os.getpid(), "place": _place(), "began": began, "beats": 0}
         self.released = False
         """Set to end the updates of the record."""
+        self._reachable = True
+        """Whether the last update succeeded."""
 
     def require(self) -> None:
         """Raise OutputError if another job is known to have taken the directory over."""
@@ -105,14 +107,21 @@ class Owner:
         if self.signal is not None:
             raise StoppedError(f"{self.run}: stopped as asked; {advice}")
 
-    def _write(self) -> None:
+    def _next_record(self) -> bytes:
         self._record["beats"] += 1
-        storage.write_json(storage.join(self.run, _NAME), {**self._record, "stop": self.signal is not None})
+        return storage.to_json({**self._record, "stop": self.signal is not None})
 
     def claim(self) -> None:
         """Become the owner. Raises OutputError if a living job owns the directory."""
+        uri, record = storage.join(self.run, _NAME), read(self.run)
+        if not record:
+            if storage.create(uri, self._next_record()):
+                return
+            record = read(self.run)  # of a job that started at the same moment, or of this one if the storage's answer was lost
+            if record.get("token") == self.token:
+                return
         require_free(self.run)
-        self._write()
+        storage.write(uri, self._next_record())
 
     def beat(self) -> None:
         """Update the record every `BEAT_S`, and at once after a signal, until released or replaced."""
@@ -120,12 +129,21 @@ class Owner:
             asked, until = self.signal, time.monotonic() + BEAT_S
             while time.monotonic() < until and self.signal == asked and not self.released:
                 time.sleep(0.1)
+            self._reachable = False
             with suppress(Exception):  # ignore transient storage errors here; the next write of results reports them
-                record = read(self.run)
+                record = read(self.run, patience_s=0)
                 if record and record["token"] != self.token:
                     self.replaced_by = _describe(record)
                 elif not self.released:
-                    self._write()
+                    storage.write(storage.join(self.run, _NAME), self._next_record(), patience_s=0)
+                self._reachable = True
+
+    def release(self) -> None:
+        """Delete the record if it is still this job's."""
+        if self._reachable:
+            with suppress(StorageError):
+                if read(self.run, patience_s=0).get("token") == self.token:
+                    storage.delete(storage.join(self.run, _NAME), patience_s=0)
 
 
 @contextmanager
@@ -152,8 +170,6 @@ def owning(run: str) -> Iterator[Owner]:
     finally:
         owner.released = True
         beating.join()
-        with suppress(StorageError):
-            if read(run).get("token") == owner.token:
-                storage.delete(storage.join(run, _NAME))
+        owner.release()
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -45,13 +45,13 @@ def clear(run: str) -> None:
 def publish(run: str, record: dict[str, Any]) -> None:
     """Write the record for the driver."""
     with suppress(StorageError):  # training goes on without this line
-        storage.write_json(storage.join(run, _NAME), record)
+        storage.write_json(storage.join(run, _NAME), record, patience_s=0)
 
 
 def show(run: str, printer: ProgressPrinter) -> dict[str, Any] | None:
     """Print and return the current record; None if there is no record yet, or the storage does not answer."""
     with suppress(MnistRayError, FileNotFoundError, ValueError):
-        record: dict[str, Any] = storage.read_json(storage.join(run, _NAME))
+        record: dict[str, Any] = storage.read_json(storage.join(run, _NAME), patience_s=0)
         printer.update(record)
         return record
     return None

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from mnist_ray.data import columns, storage
 from mnist_ray.data.images import digit_of
 from mnist_ray.data.listing import ImageFile, batches, stat_files
-from mnist_ray.errors import DataError, StorageError
+from mnist_ray.errors import DataError
 
 _BATCH = 1 << 14
 
@@ -71,20 +71,20 @@ def _csv(item: str) -> Iterator[pa.RecordBatch]:
 
 def _parquet(item: str, truth_column: str) -> Iterator[pa.RecordBatch]:
     try:
-        with storage.open_file(item) as stream:
+        with storage.open_input(item) as stream:
             parquet = pq.ParquetFile(stream)
             found = parquet.schema_arrow
             columns.require_unique(found, item)
             wanted = {columns.path_column(found), columns.truth_column(found, truth_column, item)}
             yield from parquet.iter_batches(_BATCH, columns=[name for name in found.names if name in wanted])
-    except OSError as error:  # pyarrow also raises it for a damaged page
+    except OSError as error:  # a damaged page
         raise _unreadable(item, error) from None
 
 
 def _lists_paths(item: str) -> bool:
-    """Whether a Parquet file lists paths instead of holding images. False if it cannot be read."""
+    """Whether a Parquet file lists paths instead of holding images. False if it is damaged. Raises StorageError."""
     try:
-        with storage.open_file(item) as stream:
+        with storage.open_input(item) as stream:
             schema = pq.read_schema(stream)
     except (OSError, pa.ArrowException):
         return False
@@ -107,8 +107,6 @@ def _images(item: str, found: Iterable[Batch]) -> Iterator[ImageFile]:
             yield from map(ImageFile, stat_files(uris), truths or map(digit_of, uris))
     except pa.ArrowException as error:
         raise _unreadable(item, error) from None
-    except OSError as error:
-        raise StorageError(f"{item}: cannot be read: {error}; run the same command again") from None
 
 
 def _unreadable(item: str, error: Exception) -> DataError:

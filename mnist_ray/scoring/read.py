@@ -1,5 +1,6 @@
 """The inputs of one unit, read and decoded in chunks."""
 
+import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from mnist_ray.data.cells import decode_cells
 from mnist_ray.data.containers import MAX_BYTES, Reason, Rejection
 from mnist_ray.data.images import SIDE, Digits, Grey, decode, normalise
 from mnist_ray.data.listing import stat_files
+from mnist_ray.data.patience import ANSWERS
 from mnist_ray.errors import StorageError, first_line
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.job import Job
@@ -67,6 +69,8 @@ def _read_files(rows: pa.Table, job: Job) -> Chunk:
     started = time.perf_counter()
     digits, rejected = normalise(decoded())
     decode_s = time.perf_counter() - started - read_s
+    if rejected and None not in sizes and min(sizes) >= 0:
+        _require_visible([storage.from_text(source) for source in sources], [rejected.get(row) for row in range(len(sources))])
     keys = {"source": rows["source"], "row": rows["first_row"], "size_bytes": rows["size_bytes"], "truth": rows["truth"]}
     return Chunk(digits, rejected, _with_nulls(keys, job), num_bytes, read_s, decode_s)
 
@@ -80,13 +84,32 @@ def _changed(data: bytes | OSError, size: int) -> Rejection | None:
 
 def to_grey(source: str, data: bytes | OSError) -> Grey | Rejection:
     """Decode the bytes of an image file, or the error of reading it, to grey levels uint8[H, W] or a Rejection."""
-    if isinstance(data, FileNotFoundError):
-        return Rejection(Reason.MISSING, "there is no such file")
     if isinstance(data, OSError):
-        return Rejection(Reason.UNREADABLE, data.strerror or str(data))
+        return _rejection(data)
     if source.lower().endswith(".parquet"):
         return Rejection(Reason.CORRUPT, "cannot be opened as Parquet; its rows are not counted")
     return decode(data)
+
+
+def _rejection(answer: OSError) -> Rejection:
+    """The Rejection of a file for which the storage has this answer."""
+    if isinstance(answer, FileNotFoundError):
+        return Rejection(Reason.MISSING, "there is no such file")
+    return Rejection(Reason.UNREADABLE, answer.strerror or str(answer))
+
+
+def _require_visible(uris: list[str], found: list[Rejection | None]) -> None:
+    """Raise StorageError if no file of several is accessible, or the folder of the only one is gone.
+
+    All were listed when the plan was made. One file may have been deleted since. If all are gone, their storage is probably not
+    mounted here, or this machine sees another folder of this name.
+    """
+    rejected = [rejection for rejection in found if rejection and rejection.reason in (Reason.MISSING, Reason.UNREADABLE)]
+    if len(rejected) == len(uris) and (len(uris) > 1 or not storage.is_folder(uris[0].rpartition("/")[0])):
+        raise StorageError(
+            f"{uris[0]}: {rejected[0].detail} on {platform.node()}. The job listed {len(uris)} such files, and none can be "
+            "read there. Share their folder with this machine and run with --resume; if they were deleted, give --overwrite"
+        )
 
 
 def _read_rows(row: dict[str, Any], job: Job) -> Iterator[Chunk]:
@@ -112,33 +135,32 @@ def _batches(row: dict[str, Any], job: Job) -> Iterator[pa.RecordBatch | Rejecti
     """
     uri = storage.from_text(row["source"])
     (entry,) = stat_files([uri])
-    if entry.size < 0 and storage.is_file(uri):
-        raise StorageError(f"{uri}: cannot be looked up; run again with --resume")
     if entry.size < 0:
-        yield Rejection(Reason.MISSING, "there is no such file")
+        yield _unavailable(uri)
     elif (entry.size, entry.version) != (row["size_bytes"], row["version"]):
         yield Rejection(Reason.CHANGED, "the file is not the one that was there when the plan was made")
     else:
-        done = 0
         try:
-            with storage.open_file(uri) as stream:
-                for batch in _range(stream, row, done, job):
-                    done += batch.num_rows
-                    yield batch
-        except (OSError, pa.ArrowException):
-            # Either the file is damaged or the storage failed. If the whole file can be read, it is damaged.
-            try:
-                yield from _range(pa.BufferReader(storage.read(uri)), row, done, job)
-            except FileNotFoundError:
-                yield Rejection(Reason.MISSING, "there is no such file")
-            except (OSError, pa.ArrowException) as error:
-                yield Rejection(Reason.CORRUPT, first_line(error))
+            with storage.open_input(uri) as stream:
+                yield from _range(stream, row, job)
+        except (OSError, pa.ArrowException) as error:
+            yield _unavailable(uri) if isinstance(error, ANSWERS) else Rejection(Reason.CORRUPT, first_line(error))
 
 
-def _range(stream: pa.NativeFile, row: dict[str, Any], done: int, job: Job) -> Iterator[pa.RecordBatch]:
-    """The record batches of a row range without its first `done` rows, from the row groups that hold them."""
+def _unavailable(uri: str) -> Rejection:
+    """What the storage says about a Parquet file that it does not open. Raises StorageError."""
+    (found,) = read_many([uri], 0)
+    if isinstance(found, bytes):
+        raise StorageError(f"{uri}: can be read, but not looked up; run again with --resume")
+    rejection = _rejection(found)
+    _require_visible([uri], [rejection])
+    return rejection
+
+
+def _range(stream: pa.NativeFile, row: dict[str, Any], job: Job) -> Iterator[pa.RecordBatch]:
+    """The record batches of a row range, from the row groups that hold it."""
     parquet = pq.ParquetFile(stream)
-    first, left = row["first_row"] + done, row["num_rows"] - done
+    first, left = row["first_row"], row["num_rows"]
     sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.metadata.num_row_groups)]
     ends = list(accumulate(sizes))
     groups = [group for group, end in enumerate(ends) if end > first and end - sizes[group] < first + left]

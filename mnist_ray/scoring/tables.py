@@ -61,10 +61,9 @@ def table_ranges(tables: list[FileEntry], config: ScoreConfig) -> tuple[pa.Schem
 
 
 def _footer(entry: FileEntry) -> pq.FileMetaData | None:
-    """The footer of a Parquet file, or None if the file is damaged. Raises StorageError if it cannot be read."""
-    for open_file in (storage.open_file, lambda uri: pa.BufferReader(storage.read(uri))):
-        with suppress(OSError, pa.ArrowException), open_file(entry.uri) as stream:
-            return pq.read_metadata(stream)
+    """The footer of a Parquet file, or None if the file is damaged or not accessible. Raises StorageError."""
+    with suppress(OSError, pa.ArrowException), storage.open_input(entry.uri) as stream:
+        return pq.read_metadata(stream)
     return None
 
 

@@ -1,10 +1,12 @@
+import errno
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mnist_ray.data import bulk, listing, storage
+from mnist_ray.data import bulk, listing, patience, storage
 from mnist_ray.errors import StorageError
 
 
@@ -97,3 +99,81 @@ def test_names_that_are_not_utf8_survive_conversion_to_text(tmp_path: Path) -> N
 def test_an_unknown_scheme_is_a_storage_error(uri: str) -> None:
     with pytest.raises(StorageError, match="cannot reach this storage"):
         storage.read(uri)
+
+
+class Faults:
+    """Makes a function of the operating system fail a number of times with an error code."""
+
+    def __init__(self, function: Callable[..., object], times: int, code: int) -> None:
+        self.function, self.left, self.code = function, times, code
+
+    def __call__(self, *args: object) -> object:
+        if self.left:
+            self.left -= 1
+            raise OSError(self.code, os.strerror(self.code))
+        return self.function(*args)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "PATIENCE_S", 1.0)
+
+
+def test_a_fault_is_waited_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    for call in ("read", "fsync"):
+        monkeypatch.setattr(os, call, Faults(getattr(os, call), 2, errno.EIO))
+    assert list(bulk.read_many([str(tmp_path / "a")], 10)) == [b"x"]
+    storage.write(str(tmp_path / "b"), b"y")
+    assert (tmp_path / "b").read_bytes() == b"y"
+    assert os.read.left == os.fsync.left == 0  # type: ignore[attr-defined]
+
+
+def test_a_lasting_fault_is_the_fault_of_the_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatient: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    monkeypatch.setattr(os, "read", Faults(os.read, 99, errno.EIO))
+    with pytest.raises(StorageError, match=r"a: cannot be read: Input/output error; tried for"):
+        list(bulk.read_many([str(tmp_path / "a")], 10))
+    assert caplog.messages == ["warning: local files: Input/output error; trying again for up to 1 s"]
+    before = os.read.left  # type: ignore[attr-defined]
+    with pytest.raises(StorageError):
+        storage.read(str(tmp_path / "a"))
+    assert os.read.left == before - 1, "a storage that is known to be gone is tried once"  # type: ignore[attr-defined]
+
+
+def test_what_a_file_itself_is_to_blame_for_is_not_tried_again(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "folder").mkdir()
+    names = ["loop", "none", "folder", "x" * 300, "null\0byte", "none/below"]
+    found = list(bulk.read_many([str(tmp_path / name) for name in names], 10))
+    kinds = [
+        FileNotFoundError,
+        FileNotFoundError,
+        patience.NotAFileError,
+        FileNotFoundError,
+        patience.NotAFileError,
+        FileNotFoundError,
+    ]
+    assert [type(error) for error in found] == kinds
+
+
+def test_a_file_is_created_once(place: str) -> None:
+    uri = storage.join(place, "record")
+    assert storage.create(uri, b"first")
+    assert not storage.create(uri, b"second")
+    assert storage.read(uri) == b"first"
+
+
+def test_parts_of_a_file_can_be_read(place: str) -> None:
+    uri = storage.join(place, "file")
+    storage.write(uri, bytes(range(100)))
+    with storage.open_file(uri) as stream:
+        assert stream.size() == 100
+        stream.seek(40)
+        assert stream.read(3) == bytes([40, 41, 42])
+        stream.seek(95)
+        assert stream.read(100) == bytes(range(95, 100))
+    with storage.open_stream(uri) as stream:
+        assert stream.read() == bytes(range(100))

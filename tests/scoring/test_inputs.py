@@ -1,4 +1,4 @@
-import io
+import errno
 import os
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mnist_ray.data import storage
+from mnist_ray.data import patience
 from mnist_ray.data.digits import Splits
 from mnist_ray.data.listing import ImageFile
 from mnist_ray.errors import DataError, StorageError
@@ -103,15 +103,12 @@ def test_manifests_of_other_programs(tree: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["txt", "csv"])
 def test_a_manifest_whose_storage_fails_is_named(suffix: str, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Failing(io.RawIOBase):
-        def readable(self) -> bool:
-            return True
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, "connection lost")
 
-        def readinto(self, _: object) -> int:
-            raise OSError("connection lost")
-
-    (tree / f"list.{suffix}").touch()
-    monkeypatch.setattr(storage, "open_stream", lambda _: pa.PythonFile(Failing(), "r"))
+    (tree / f"list.{suffix}").write_text("path\na.png\n")
+    monkeypatch.setattr(patience, "PATIENCE_S", 0)
+    monkeypatch.setattr(os, "pread", fail)
     with pytest.raises(StorageError, match=rf"list.{suffix}: cannot be read: .*connection lost"):
         listed(tree / f"list.{suffix}")
 

@@ -265,15 +265,17 @@ def test_parts_are_the_same_bytes_each_time(run: Run, digit_folder: Path, tmp_pa
 
 def test_what_an_earlier_attempt_rejected_is_not_counted_twice(run: Run, digit_folder: Path, tmp_path: Path, out: Path) -> None:
     """A job dies after it has written the quarantine part of a unit. Then the file that it rejected becomes readable."""
-    image = tmp_path / "a.png"
+    images = tmp_path / "images"
+    images.mkdir()
     good = next(digit_folder.rglob("*.png")).read_bytes()
-    image.write_bytes(bytes(len(good)))
-    run(image, out=out)
+    (images / "a.png").write_bytes(bytes(len(good)))
+    (images / "b.png").write_bytes(good)
+    run(images, out=out)
     next((out / "predictions").iterdir()).unlink()
-    image.write_bytes(good)
-    assert run(image, out=out, resume=True)["predicted"] == 1
+    (images / "a.png").write_bytes(good)
+    assert run(images, out=out, resume=True)["predicted"] == 2
     assert not list((out / "quarantine").iterdir())
-    assert verify(str(out)).predicted == 1
+    assert verify(str(out)).predicted == 2
 
 
 def test_the_output_of_another_job_is_never_mixed(
@@ -328,13 +330,21 @@ def test_a_file_that_changed_is_quarantined(run: Run, mnist5k: Splits, digit_fol
     assert (summary["predicted"], summary["reasons"]) == (10, {"changed": 11})
 
 
-def test_a_lost_quarantine_part_is_noticed(run: Run, tmp_path: Path, out: Path) -> None:
+def test_a_lost_quarantine_part_is_noticed(run: Run, digit_folder: Path, tmp_path: Path, out: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no")
-    run(tmp_path / "bad.png", out=out)
+    inputs = (tmp_path / "bad.png", next(digit_folder.rglob("*.png")))
+    run(*inputs, out=out)
     next((out / "quarantine").iterdir()).unlink()
     with pytest.raises(AccountingError, match="1 inputs missing"):
         verify(str(out))
-    assert run(tmp_path / "bad.png", out=out, resume=True)["scored_now"] == 1
+    assert run(*inputs, out=out, resume=True)["scored_now"] == 2
+    assert verify(str(out)).quarantined == 1
+
+
+def test_a_job_that_could_score_nothing_is_an_error(run: Run, tmp_path: Path, out: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no")
+    with pytest.raises(DataError, match=r"none of 1 inputs could be scored \(not_an_image: 1\); .*/quarantine says why"):
+        run(tmp_path / "bad.png", out=out)
     assert verify(str(out)).quarantined == 1
 
 
@@ -619,10 +629,10 @@ def test_an_overwrite_that_was_killed_can_start_again(
     run(digit_folder / "1", out=out)
     delete = storage.delete
 
-    def delete_or_die(uri: str) -> None:
+    def delete_or_die(uri: str, patience_s: float | None = None) -> None:
         if uri.endswith("/predictions"):
             raise KilledError
-        delete(uri)
+        delete(uri, patience_s)
 
     with monkeypatch.context() as patch:
         patch.setattr(storage, "delete", delete_or_die)
@@ -639,7 +649,7 @@ def test_a_table_whose_storage_fails_is_not_quarantined(
     write_table(tmp_path / "t.parquet", mnist5k.test.images[:20], mnist5k.test.labels[:20])
     with monkeypatch.context() as patch:
         patch.setattr(read, "stat_files", lambda uris: [FileEntry(uri, -1, "") for uri in uris])
-        with pytest.raises(StorageError, match=r"t.parquet: cannot be looked up; run again with --resume"):
+        with pytest.raises(StorageError, match=r"t.parquet: can be read, but not looked up; run again with --resume"):
             run(tmp_path / "t.parquet", out=out)
     assert run(tmp_path / "t.parquet", out=out, resume=True)["predicted"] == 20
 

@@ -1,0 +1,103 @@
+"""The file systems of fsspec, by any scheme that it knows."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from mnist_ray.data.patience import patiently
+from mnist_ray.data.store import Found, Reader
+from mnist_ray.errors import first_line
+
+
+class FsspecStore:
+    """A file system of fsspec. Its methods are documented in `Store`."""
+
+    def __init__(self, filesystem: Any) -> None:
+        self._fs = filesystem
+
+    def read(self, path: str, limit: int) -> bytes:
+        with _fsspec_faults(), self._fs.open(path, "rb") as stream:
+            return stream.read(limit)  # type: ignore[no-any-return]
+
+    def open(self, path: str) -> Reader:
+        with _fsspec_faults():
+            if self._fs.protocol[0].startswith("http"):  # many servers only send whole files
+                return _FsspecReader(io.BytesIO(self._fs.cat_file(path)))
+            return _FsspecReader(self._fs.open(path, "rb"))
+
+    def find(self, path: str) -> Found | None:
+        with _fsspec_faults(), suppress(FileNotFoundError):
+            self._fs.invalidate_cache()
+            info = self._fs.info(path)
+            return _fsspec_found(info, path) if info["type"] == "file" else None
+        return None
+
+    def walk(self, path: str) -> Iterator[Found]:
+        for info in sorted(patiently(path, "listed", lambda: self._list(path)), key=lambda info: str(info["name"])):
+            name = info["name"].rstrip("/").removeprefix(path.rstrip("/")).strip("/")
+            if info["type"] == "directory" and name:  # some file systems list the folder itself, too
+                yield from (found._replace(path=f"{name}/{found.path}") for found in self.walk(info["name"]))
+            elif name:
+                yield _fsspec_found(info, name)
+
+    def _list(self, path: str) -> list[dict[str, Any]]:
+        with _fsspec_faults():
+            self._fs.invalidate_cache()
+            return self._fs.ls(path, detail=True)  # type: ignore[no-any-return]
+
+    def names(self, path: str) -> list[str]:
+        with _fsspec_faults(), suppress(FileNotFoundError):
+            self._fs.invalidate_cache()
+            return sorted(name.rstrip("/").rpartition("/")[2] for name in self._fs.ls(path, detail=False))
+        return []
+
+    def is_folder(self, path: str) -> bool:
+        with _fsspec_faults():
+            self._fs.invalidate_cache()
+            return bool(self._fs.isdir(path))
+
+    def write(self, path: str, data: bytes) -> None:
+        with _fsspec_faults():
+            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            self._fs.pipe_file(path, data)
+
+    def create(self, path: str, data: bytes) -> bool:
+        with _fsspec_faults():
+            if self._fs.exists(path):
+                return False
+        self.write(path, data)
+        return True
+
+    def delete(self, path: str) -> None:
+        with _fsspec_faults(), suppress(FileNotFoundError):
+            self._fs.rm(path, recursive=True)
+
+
+class _FsspecReader:
+    def __init__(self, stream: Any) -> None:
+        self._stream, self.size = stream, stream.seek(0, io.SEEK_END)
+
+    def read_at(self, start: int, length: int) -> bytes:
+        with _fsspec_faults():
+            self._stream.seek(start)
+            return self._stream.read(length)  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def _fsspec_found(info: dict[str, Any], path: str) -> Found:
+    size = info.get("size")
+    return Found(path, -1 if size is None else size, str(info.get("ETag") or info.get("etag") or ""))
+
+
+@contextmanager
+def _fsspec_faults() -> Iterator[None]:
+    """File systems raise errors of many libraries. All but OSError count as faults."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(first_line(error)) from error

@@ -1,0 +1,143 @@
+"""The files of this machine."""
+
+import errno
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from operator import attrgetter
+
+from mnist_ray.data.patience import NotAFileError, patiently
+from mnist_ray.data.store import Found, Reader
+
+
+class LocalStore:
+    """Files of this machine. Its methods are documented in `Store`."""
+
+    def read(self, path: str, limit: int) -> bytes:
+        handle, size = _open_local(path)
+        try:
+            data = os.read(handle, min(size, limit - 1) + 1)
+            # If the size is as expected, the file has been read to its end. This saves one system call per file.
+            if len(data) != size:
+                while len(data) < limit and (more := os.read(handle, limit - len(data))):
+                    data += more
+            return data
+        finally:
+            os.close(handle)
+
+    def open(self, path: str) -> Reader:
+        return _LocalReader(path)
+
+    def find(self, path: str) -> Found | None:
+        try:
+            return _found_at(path, path)
+        except (OSError, ValueError) as error:
+            if isinstance(answer := _answer(error), (FileNotFoundError, NotADirectoryError, NotAFileError)):
+                return None
+            raise answer from None
+
+    def walk(self, path: str) -> Iterator[Found]:
+        return _walk_local(path, "", frozenset())
+
+    def names(self, path: str) -> list[str]:
+        with suppress(FileNotFoundError):
+            return sorted(os.listdir(path))
+        return []
+
+    def is_folder(self, path: str) -> bool:
+        return os.path.isdir(path)
+
+    def write(self, path: str, data: bytes) -> None:
+        with _scratch_file(path, data) as scratch:
+            os.replace(scratch, path)
+
+    def create(self, path: str, data: bytes) -> bool:
+        with _scratch_file(path, data) as scratch, suppress(FileExistsError):
+            os.link(scratch, path)
+            return True
+        return False
+
+    def delete(self, path: str) -> None:
+        with suppress(FileNotFoundError):
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
+
+
+def _found_at(file: str, path: str) -> Found | None:
+    """The size and version of the file at the absolute path `file`; None if it is not a regular file."""
+    info = os.stat(file)
+    return Found(path, info.st_size, str(info.st_mtime_ns)) if stat.S_ISREG(info.st_mode) else None
+
+
+def _walk_local(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[Found]:
+    """The files below a folder, by name. Links are followed, except to a folder that contains the link."""
+    place = os.stat(folder)
+    if (place.st_dev, place.st_ino) in above:
+        return
+    above |= {(place.st_dev, place.st_ino)}
+    for entry in patiently(folder, "listed", lambda: sorted(os.scandir(folder), key=attrgetter("name"))):
+        if entry.is_dir():
+            yield from _walk_local(entry.path, f"{prefix}{entry.name}/", above)
+            continue
+        found = None
+        with suppress(OSError):  # broken links, pipes and sockets are listed too, so that the table accounts for them
+            found = _found_at(entry.path, prefix + entry.name)
+        yield found or Found(prefix + entry.name, -1, "")
+
+
+_ANSWER_CODES = {errno.ELOOP: FileNotFoundError, errno.ENAMETOOLONG: FileNotFoundError, errno.ENXIO: NotAFileError}
+
+
+def _answer(error: OSError | ValueError) -> OSError:
+    """The error, as an answer if it says something about the file."""
+    if isinstance(error, ValueError):  # a null byte
+        return NotAFileError(str(error))
+    kind = _ANSWER_CODES.get(error.errno or 0)
+    return kind(error.strerror) if kind else error
+
+
+def _open_local(path: str) -> tuple[int, int]:
+    """A file handle and the size of the file."""
+    try:
+        # Without O_NONBLOCK, opening a FIFO that has no writer would block forever.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        raise _answer(error) from None
+    info = os.fstat(handle)
+    if not stat.S_ISREG(info.st_mode):
+        os.close(handle)
+        raise NotAFileError("not a regular file")
+    return handle, info.st_size
+
+
+class _LocalReader:
+    def __init__(self, path: str) -> None:
+        self._handle, self.size = _open_local(path)
+
+    def read_at(self, start: int, length: int) -> bytes:
+        return os.pread(self._handle, length, start)
+
+    def close(self) -> None:
+        os.close(self._handle)
+
+
+@contextmanager
+def _scratch_file(path: str, data: bytes) -> Iterator[str]:
+    """A hidden file with this content beside `path`, deleted at the end."""
+    folder = os.path.dirname(path) or "."
+    os.makedirs(folder, exist_ok=True)
+    scratch = os.path.join(folder, f".{uuid.uuid4().hex}.tmp")
+    try:
+        with open(scratch, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        yield scratch
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(scratch)

@@ -1,0 +1,175 @@
+"""The buckets of S3, Google and Azure, and of servers that speak their protocols, through obstore."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from mnist_ray.data.patience import NotAFileError, patiently
+from mnist_ray.data.store import Found, Reader
+from mnist_ray.errors import StorageError, first_line
+
+SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss")
+REQUEST_S = 15
+"""Seconds after which a request counts as unanswered. This includes its body."""
+CONNECT_S = 5
+"""Seconds to wait for a connection."""
+
+
+class ObjectStore:
+    """A bucket. Its methods are documented in `Store`. Credentials and the endpoint come from the environment."""
+
+    def __init__(self, root: str) -> None:
+        """`root` is the URI of the bucket. Raises OSError or ValueError for a URI that obstore refuses."""
+        from obstore.store import from_url
+
+        self._root, self._bucket_exists = root, False
+        insecure = any(os.environ.get(name, "").startswith("http://") for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"))
+        client = {"timeout": f"{REQUEST_S}s", "connect_timeout": f"{CONNECT_S}s", **({"allow_http": True} if insecure else {})}
+        self._store: Any = from_url(root, client_options=client, retry_config={"max_retries": 0})  # type: ignore[call-overload]
+
+    def read(self, path: str, limit: int) -> bytes:
+        with _object_answers():
+            found = self._store.get(path)
+            if found.meta["size"] <= limit:
+                return found.bytes().to_bytes()  # type: ignore[no-any-return]
+            return self._store.get_range(path, start=0, length=limit).to_bytes()  # type: ignore[no-any-return]
+
+    def open(self, path: str) -> Reader:
+        with _object_answers():
+            return _ObjectReader(self._store, path, self._store.head(path)["size"])
+
+    def find(self, path: str) -> Found | None:
+        try:
+            with _object_answers():
+                return _found(self._store.head(path), path)
+        except FileNotFoundError:
+            self._require_bucket()
+            return None
+
+    def _require_bucket(self) -> None:
+        """Raise StorageError if there is no such bucket. The answer to a HEAD request does not say it."""
+        if not self._bucket_exists:
+            with suppress(PermissionError):
+                self.is_folder("")
+            self._bucket_exists = True
+
+    def walk(self, path: str) -> Iterator[Found]:
+        last, pages = None, None
+
+        def next_page() -> list[dict[str, Any]] | None:
+            """The next page. After a fault, the listing goes on after the last key."""
+            nonlocal pages
+            ahead = pages or iter(self._store.list(path or None, offset=last, chunk_size=1000))
+            pages = None
+            with _object_answers():
+                page = next(ahead, None)
+            pages = ahead
+            return page
+
+        while page := patiently(f"{self._root}/{path}", "listed", next_page):
+            last = page[-1]["path"]
+            yield from (_found(meta, meta["path"][len(path) :].lstrip("/")) for meta in page)
+
+    def names(self, path: str) -> list[str]:
+        with _object_answers():
+            found = self._store.list_with_delimiter(path or None)
+        return sorted(name.rpartition("/")[2] for name in (*found["common_prefixes"], *(it["path"] for it in found["objects"])))
+
+    def is_folder(self, path: str) -> bool:
+        with _object_answers():
+            return any(self._store.list(path or None, chunk_size=1))
+
+    def write(self, path: str, data: bytes) -> None:
+        with _object_answers():
+            self._store.put(path, data)
+
+    def create(self, path: str, data: bytes) -> bool:
+        from obstore.exceptions import AlreadyExistsError, NotSupportedError
+
+        with _object_answers():
+            try:
+                self._store.put(path, data, mode="create")
+            except AlreadyExistsError:
+                return False
+            except (NotSupportedError, NotImplementedError):  # an older server
+                self._store.put(path, data)
+        return True
+
+    def delete(self, path: str) -> None:
+        with _object_answers():
+            for page in self._store.list(path or None):
+                self._store.delete([meta["path"] for meta in page])
+            with suppress(FileNotFoundError):
+                self._store.delete(path)
+
+
+class _ObjectReader:
+    def __init__(self, store: Any, path: str, size: int) -> None:
+        self._store, self._path, self.size = store, path, size
+
+    def read_at(self, start: int, length: int) -> bytes:
+        with _object_answers():
+            return self._store.get_range(self._path, start=start, length=length).to_bytes()  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Nothing stays open between two requests."""
+
+
+def _found(meta: dict[str, Any], path: str) -> Found:
+    # Not the time: listings and single requests may round it differently.
+    return Found(path, meta["size"], (meta["e_tag"] or "").strip('"'))
+
+
+_FINAL_STATUSES = range(300, 500)  # 301 is the answer to a wrong region
+_BUSY_STATUSES = {408, 425, 429}
+_PASSING_CODES = {
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "RequestTimeout",
+    "RequestTimeTooSkewed",
+    "SlowDown",
+    "TokenRefreshRequired",
+}
+"""Error codes of S3 that later requests may not get: credentials are renewed, and clocks are set."""
+
+
+@contextmanager
+def _object_answers() -> Iterator[None]:
+    """Turn obstore's errors into answers, faults (OSError) and refusals that stay (StorageError)."""
+    from obstore.exceptions import BaseError
+
+    try:
+        yield
+    except (BaseError, FileNotFoundError, PermissionError, ValueError) as error:
+        raise _object_error(error) from None
+
+
+def _object_error(error: Exception) -> Exception:
+    text = str(error)
+    if isinstance(error, ValueError) or type(error).__name__ == "InvalidPathError":
+        return NotAFileError(f"this is no valid key ({first_line(error)}); rename it")
+    code = found[1] if (found := re.search(r"<Code>(\w+)</Code>", text)) else ""
+    status = int(found[1]) if (found := re.search(r"status code: (\d{3})", text)) else 0
+    why = code or (f"HTTP status {status}" if status else _cause(text))
+    if code in _PASSING_CODES:
+        return OSError(why)
+    if isinstance(error, FileNotFoundError) and code != "NoSuchBucket":
+        return FileNotFoundError("there is no such file")
+    if status == 403 and code in ("", "AccessDenied"):
+        return PermissionError("access denied")
+    if "169.254.169.254" in text:
+        return OSError("no credentials found; set those of this storage in the environment, such as AWS_ACCESS_KEY_ID")
+    if status in _BUSY_STATUSES or status not in _FINAL_STATUSES:
+        return OSError(why)
+    return StorageError(f"{why}; check the bucket, the region and the credentials")
+
+
+def _cause(text: str) -> str:
+    """What went wrong below HTTP, in words."""
+    if found := re.search(r'message: "([^"]+)"', text):
+        return found[1].lower()
+    if "TimedOut" in text or "kind: Timeout" in text:
+        return f"no answer within {REQUEST_S} s"
+    return first_line(Exception(text)).rpartition(" - ")[2]
