@@ -70,11 +70,10 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
         tally = _score(results, planner, sum(unit.inputs for unit in finished.values()), clock, owner, console)
 
         plan = planner.complete()
-        planned = {ref.id for ref in plan.refs(config.out)}
-        sweep(config.out, planned)
-        for unit in planned & finished.keys():
+        sweep(config.out, planner.units)
+        for unit in planner.units.keys() & finished:
             tally.add(finished[unit])
-        summary = commit(plan, job, tally, {**clock.report(tally.total.seconds, workers), **planner.changes})
+        summary = commit(plan, planner.units, job, tally, {**clock.report(tally.total.seconds, workers), **planner.changes})
     if not summary["predicted"]:
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in summary["reasons"].items())
         raise DataError(

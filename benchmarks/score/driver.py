@@ -57,7 +57,7 @@ Write = Callable[[Job, UnitResult], None]
 
 
 class Stopwatch:
-    """Seconds by stage."""
+    """CPU seconds of this process by stage. Unlike the time of the clock, they do not depend on who else uses the machine."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -65,9 +65,9 @@ class Stopwatch:
     @contextmanager
     def time(self, stage: str) -> Iterator[None]:
         """Add the seconds of this block to a stage."""
-        started = time.perf_counter()
+        started = time.process_time()
         yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.process_time() - started
 
     def wrap(self, stage: str, work: Callable[..., Any]) -> Callable[..., Any]:
         """A function that does the same and counts its seconds."""
@@ -188,16 +188,16 @@ def job(kind: str, units: int, per_unit: int, scratch: str, write: Write, resume
         unit_rows=per_unit,
         resume=resume,
     )
-    before = memory("VmRSS")
+    before, began = memory("VmRSS"), time.perf_counter()
     with watch.time("total"):
         summary = scoring_job.score(config, Quiet())
     assert (summary["units"], summary["inputs"]) == (units, units * per_unit)
-    megabytes = memory("VmHWM") - before
+    megabytes, elapsed = memory("VmHWM") - before, time.perf_counter() - began
     with watch.time("verify"):
-        refs = list(load_plan(config.out).refs(config.out))
-        assert fingerprint(refs) == summary["plan"]
-        assert not strays(config.out, {ref.id for ref in refs})
-    return {**watch.seconds, "MB": megabytes}
+        planned = dict.fromkeys(ref.id for ref in load_plan(config.out).refs(config.out))
+        assert fingerprint(planned) == summary["plan"]
+        assert not strays(config.out, planned)
+    return {**watch.seconds, "elapsed": elapsed, "MB": megabytes}
 
 
 def measure(kind: str, units: int, per_unit: int, resume: bool) -> dict[str, float]:
@@ -212,13 +212,13 @@ def measure(kind: str, units: int, per_unit: int, resume: bool) -> dict[str, flo
 
 
 def report(units: int, found: dict[str, float]) -> None:
-    """Print one line: microseconds per unit by stage, without the no-op units, and memory."""
-    workers, total = found.get("workers", 0.0), found["total"]
-    stages = {name: value for name, value in found.items() if name not in ("workers", "total", "verify", "MB")}
-    parts = ", ".join(f"{name} {value / units * 1e6:.1f}" for name, value in stages.items())
+    """Print one line: CPU microseconds per unit by stage, without those of the no-op units, and memory."""
+    others = ("workers", "total", "verify", "elapsed", "MB")
+    stages = ", ".join(f"{name} {value / units * 1e6:.1f}" for name, value in found.items() if name not in others)
+    driver = found["total"] - found.get("workers", 0.0)
     print(
-        f"{units:9,} units: {total - workers:.1f} s, {(total - workers) / units * 1e6:.1f} us per unit ({parts}); "
-        f"verify's plan {found['verify'] / units * 1e6:.1f}; "
+        f"{units:9,} units: {driver:.1f} s of CPU, {driver / units * 1e6:.1f} us per unit ({stages}); {found['elapsed']:.0f} s "
+        f"in all; the plan in verify {found['verify'] / units * 1e6:.1f} us per unit; "
         f"{found['MB']:.0f} MB, {found['MB'] / units * 1e6:.0f} MB per million units",
         flush=True,
     )

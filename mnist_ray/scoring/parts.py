@@ -5,9 +5,8 @@ Both carry the id of the job, the digest of the model and the counts of the unit
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from fnmatch import fnmatch
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -98,19 +97,24 @@ def _footer(uri: str) -> pq.FileMetaData:
         return pq.read_metadata(stream)
 
 
-def strays(out: str, planned: Iterable[str]) -> list[str]:
+def unit_of(name: str) -> str:
+    """The unit of a part with this file name; empty if it is no part's name."""
+    unit = name.removeprefix("part-").removesuffix(".parquet")
+    return unit if part_name(unit) == name else ""
+
+
+def strays(out: str, planned: Collection[str]) -> list[str]:
     """The files in the folders of the tables that are the part of no planned unit. Hidden files are not counted."""
-    expected = set(map(part_name, planned))
     return [
         storage.join(out, table, name)
         for table in (PREDICTIONS, QUARANTINE)
         for name in storage.names(storage.join(out, table))
-        if name not in expected and not name.startswith(".")
+        if unit_of(name) not in planned and not name.startswith(".")
     ]
 
 
-def sweep(out: str, planned: Iterable[str]) -> None:
+def sweep(out: str, planned: Collection[str]) -> None:
     """Delete the parts of units that the plan does not hold, such as those of a plan that was interrupted or changed."""
     for uri in strays(out, planned):
-        if fnmatch(uri, f"*/{part_name('*')}"):
+        if unit_of(uri.rpartition("/")[2]):
             storage.delete(uri)
