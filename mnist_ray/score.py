@@ -1,5 +1,6 @@
 """The scoring job: from a ScoreConfig to a prediction table."""
 
+import gc
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
@@ -7,7 +8,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from mnist_ray.artifact import seal
-from mnist_ray.cluster import runtime
+from mnist_ray.cluster import capacity, runtime
 from mnist_ray.config import ScoreConfig
 from mnist_ray.console import Console
 from mnist_ray.data import storage
@@ -61,15 +62,15 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
     """Run a scoring job, or continue it, to its commit record, and return its summary. Raises MnistRayError."""
     clock = Clock()
     config, bundle, digest, held, finished, planner, job = _prepare(config, console)
-    with _engine(config, planner, job, bundle) as (workers, results), owning(config.out) as owner:
+    with _engine(config, planner, job, bundle, console) as (workers, results), owning(config.out) as owner:
         if admit(config, digest) != held:
             raise OutputError(f"{config.out}: another job has written here meanwhile; check what it holds, then start again")
         if planner.planning:
             begin(planner.plan, config.out, replace=held is None)
         clock.ready()
-        tally = _score(results, planner, sum(unit.inputs for unit in finished.values()), clock, owner, console)
-
-        plan = planner.complete()
+        with _few_objects_to_collect():
+            tally = _score(results, planner, sum(unit.inputs for unit in finished.values()), clock, owner, console)
+            plan = planner.complete()
         sweep(config.out, planner.units)
         for unit in planner.units.keys() & finished:
             tally.add(finished[unit])
@@ -80,6 +81,16 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
             f"{config.out}: none of {summary['inputs']:,} inputs could be scored ({reasons}); {config.out}/quarantine says why"
         )
     return summary
+
+
+@contextmanager
+def _few_objects_to_collect() -> Iterator[None]:
+    """Keep the garbage collector from scanning all imported modules again and again, a third of the time of planning."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def estimate(config: ScoreConfig, console: Console) -> Estimate:
@@ -95,8 +106,9 @@ def estimate(config: ScoreConfig, console: Console) -> Estimate:
     inventory = Inventory(seconds=time.perf_counter() - began)
     workers = _workers(config, here)
     predict = processes.predictor(bundle, config.device if here else "auto")
-    for inputs in inventory.count(planner.preview()):
-        console.progress(f"listing {inputs:,} inputs")
+    with _few_objects_to_collect():
+        for inputs in inventory.count(planner.preview()):
+            console.progress(f"listing {inputs:,} inputs")
     inventory.score_sample(job, predict)
     return Estimate(inventory, planner.ignored, workers, config.price_per_node_hour)
 
@@ -105,10 +117,10 @@ def _workers(config: ScoreConfig, here: bool) -> Workers:
     """The workers that a job would have: processes of this machine, or actors of a cluster."""
     if here:
         cores = processes.cores()
-        return Workers(cores, {"CPU": 1}, 1, f"they are processes of this machine, which has {cores} CPUs")
+        return Workers(cores, {"CPU": 1}, cores, f"they are processes of this machine, which has {cores} CPUs")
     with runtime.cluster(config.address):
-        pool, needs = _pool(config)
-        return Workers(pool[1], needs, runtime.nodes(pool[1], needs), runtime.describe())
+        (_, most), needs, has = _pool(config)
+        return Workers(most, needs, capacity.per_node(needs), str(has))
 
 
 def _without_ray(config: ScoreConfig, planner: Planner) -> bool:
@@ -117,16 +129,19 @@ def _without_ray(config: ScoreConfig, planner: Planner) -> bool:
     return small or scoring_pool(config.workers)[1] == 0
 
 
-def _pool(config: ScoreConfig) -> tuple[tuple[int, int], dict[str, float]]:
-    """The smallest and the largest number of actors of the connected cluster, and the resources of each."""
+def _pool(config: ScoreConfig) -> tuple[tuple[int, int], dict[str, float], capacity.Capacity]:
+    """The smallest and the largest number of actors of the connected cluster, the resources of each, and what is there."""
+    has = capacity.capacity()
     fewest, most = scoring_pool(config.workers)
-    pool = (fewest, most) if most > 0 else (runtime.size(config.device),) * 2
-    return pool, runtime.resources(*pool, config.device)
+    pool = (fewest, most) if most > 0 else (1, capacity.size(config.device, has))
+    return pool, capacity.needs(pool[0], config.device, has), has
 
 
 @contextmanager
-def _engine(config: ScoreConfig, planner: Planner, job: Job, bundle: str) -> Iterator[tuple[int, Generator[UnitResult]]]:
-    """The number of workers and the results of the units. Planning and scoring begin with the first result that is asked for.
+def _engine(
+    config: ScoreConfig, planner: Planner, job: Job, bundle: str, console: Console
+) -> Iterator[tuple[int, Generator[UnitResult]]]:
+    """The smallest number of workers, and the results. Planning and scoring begin with the first result that is asked for.
 
     The workers are processes of this machine, or actors of a Ray cluster that has room for them. Nothing is started if nothing
     is to be done.
@@ -140,8 +155,9 @@ def _engine(config: ScoreConfig, planner: Planner, job: Job, bundle: str) -> Ite
         with runtime.cluster(config.address):
             from mnist_ray.cluster import actors
 
-            pool, needs = _pool(config)
-            yield pool[1], actors.stream(planner, job, bundle, pool, needs)
+            pool, needs, _ = _pool(config)
+            capacity.wait_for_room(pool[0], needs, console)
+            yield pool[0], actors.stream(planner, job, bundle, pool, needs)
 
 
 def _nothing() -> Generator[UnitResult]:

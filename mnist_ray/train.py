@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mnist_ray.artifact import seal
-from mnist_ray.cluster import runtime
+from mnist_ray.cluster import capacity, runtime
 from mnist_ray.cluster.fit import fit
 from mnist_ray.config import TrainConfig
 from mnist_ray.console import Console
@@ -56,8 +56,9 @@ def _engine(run: str, config: TrainConfig, splits: Splits, console: Console) -> 
     # This import takes seconds, so do it while Ray starts.
     threading.Thread(target=importlib.import_module, args=("ray.train.torch",)).start()
     with runtime.cluster(config.address) as owns_cluster:
-        needs = runtime.resources(fewest, most, config.device)
+        needs = capacity.needs(fewest, config.device, capacity.capacity())
         _require_work_for_all(config, most)  # checked second, because a larger batch does not help where there are too few CPUs
+        capacity.wait_for_room(fewest, needs, console)
         yield lambda owner: fit(config, splits, needs, owner, console, owns_cluster=owns_cluster)
 
 

@@ -19,7 +19,7 @@ from ray.data.datasource import Datasource, ReadTask
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.util.metrics import Counter
 
-from mnist_ray.cluster import runtime
+from mnist_ray.cluster.capacity import granted_device
 from mnist_ray.data import storage
 from mnist_ray.errors import ClusterError, MnistRayError, OutputError, first_line, from_status
 from mnist_ray.run.processes import predictor, score_ref
@@ -166,7 +166,7 @@ def _results(job: Job, skip: frozenset[str], bundle: str, pool: tuple[int, int],
     units = ray.data.read_datasource(PlannedUnits(job.out, skip), num_cpus=0, label_selector=here, override_num_blocks=1)
     results: ray.data.Dataset = units.map(
         Actor,
-        fn_constructor_args=(job, bundle, runtime.granted_device(needs)),
+        fn_constructor_args=(job, bundle, granted_device(needs)),
         num_cpus=needs["CPU"],
         num_gpus=needs.get("GPU", 0),
         compute=ray.data.ActorPoolStrategy(min_size=pool[0], max_size=pool[1], max_tasks_in_flight_per_actor=TASKS_PER_ACTOR),

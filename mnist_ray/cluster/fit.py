@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from mnist_ray.cluster import runtime
+from mnist_ray.cluster.capacity import granted_device
 from mnist_ray.config import TrainConfig
 from mnist_ray.console import Console
 from mnist_ray.data.digits import Splits
@@ -43,7 +44,7 @@ def fit(
 
     `needs` are the resources of each worker; `owns_cluster` says that the cluster ends with this job. Raises MnistRayError.
     """
-    launch = {"run": owner.run, "config": config, "token": owner.token, "device": runtime.granted_device(needs)}
+    launch = {"run": owner.run, "config": config, "token": owner.token, "device": granted_device(needs)}
     outcome: Future[dict[str, Any]] = Future()
 
     def train() -> None:

@@ -1,12 +1,10 @@
-"""The Ray cluster of a job: join or start it, size its workers, and explain its failures."""
+"""The Ray cluster of a job: join or start it, and explain its failures."""
 
 import logging
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mnist_ray.config import Device
 from mnist_ray.console import Console
 from mnist_ray.data.storage import absolute, is_local
 from mnist_ray.errors import ClusterError, first_line
@@ -18,8 +16,6 @@ START_S, STARTS = 30, 20
 
 One start is short, because Ray may still count a node that has just died. With `--workers MIN:MAX` the next start is smaller.
 """
-WORKERS_PER_CPU = 4
-"""Largest number of workers that share one CPU (docs/decisions/0008)."""
 
 
 @contextmanager
@@ -71,75 +67,55 @@ def _unreachable(target: str, why: str) -> ClusterError:
 
 
 def _require_answer(target: str) -> None:
-    """Raise ClusterError if no gRPC server answers at HOST:PORT. `ray.init` would try for minutes and then exit the process."""
+    """Raise ClusterError if no Ray cluster at HOST:PORT lets this process in. `ray.init` would try for minutes.
+
+    One authenticated call tells whether it is the address or the token that is wrong.
+    """
     if target.startswith("ray://"):
         raise _unreachable(target, "jobs do not run through Ray Client")
     if ":" not in target or os.environ.get("RAY_USE_TLS") == "1":
         return
     import grpc
 
+    header = _token_header()
     with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
         try:
-            grpc.channel_ready_future(channel).result(timeout=ANSWER_S)
-        except grpc.FutureTimeoutError:
-            raise _unreachable(target, f"no answer within {ANSWER_S:.0f} s") from None
+            ask(b"", timeout=ANSWER_S, metadata=tuple(header.items()), wait_for_ready=True)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                raise ClusterError(f"the Ray cluster at {target} {_REFUSED[bool(header)]}") from None
+            late = error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+            raise _unreachable(target, f"no answer within {ANSWER_S:.0f} s" if late else error.details()) from None
 
 
-def resources(fewest: int, most: int, device: str) -> dict[str, float]:
-    """The resources of each of `fewest` to `most` workers: one GPU if the fewest can have one each, else up to one CPU.
+_REFUSED = {
+    False: "asks for a token: set RAY_AUTH_MODE=token, and give its token in RAY_AUTH_TOKEN, in the file that "
+    "RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token",
+    True: "refuses the token of this process: RAY_AUTH_TOKEN, or else the file that RAY_AUTH_TOKEN_PATH names, or else "
+    "~/.ray/auth_token must hold the token of that cluster",
+}
+"""What to do if a cluster refuses a call without a token, or with one."""
 
-    Raises ClusterError if the cluster can never provide them.
-    """
-    gpus, cpus = _gpus_and_cpus()
-    if device == "cuda" and gpus < fewest:
+
+def _token_header() -> dict[str, str]:
+    """What authenticates a call of this process; empty if RAY_AUTH_MODE is not `token`. Raises ClusterError without a token."""
+    from ray._raylet import (  # type: ignore[attr-defined]
+        AuthenticationMode,
+        AuthenticationTokenLoader,
+        get_authentication_mode,
+    )
+
+    if get_authentication_mode() != AuthenticationMode.TOKEN:
+        return {}
+    tokens = AuthenticationTokenLoader.instance()
+    if not tokens.has_token(ignore_auth_mode=True):
         raise ClusterError(
-            f"--workers {fewest} --device cuda: asks for {fewest} GPUs and the cluster has {gpus:g}; ask for fewer workers"
+            "RAY_AUTH_MODE=token, but there is no token: put it in RAY_AUTH_TOKEN, in a file that RAY_AUTH_TOKEN_PATH names, "
+            "or in ~/.ray/auth_token"
         )
-    if fewest > cpus * WORKERS_PER_CPU:
-        raise ClusterError(
-            f"--workers {fewest}: the cluster has {cpus:g} CPUs, and at most {WORKERS_PER_CPU} workers share one; "
-            f"ask for at most {int(cpus * WORKERS_PER_CPU)}, or add nodes"
-        )
-    # A whole number of workers per CPU fits on nodes of every size.
-    share = {"CPU": 1 / math.ceil(min(most, cpus * WORKERS_PER_CPU) / cpus)}
-    return {**share, "GPU": 1.0} if device != "cpu" and gpus >= fewest > 0 else share
-
-
-def size(device: str) -> int:
-    """Number of workers for the cluster at its largest: one per GPU, or one per CPU if it has no GPU or `device` is cpu."""
-    gpus, cpus = _gpus_and_cpus()
-    return (int(gpus) if device != "cpu" else 0) or max(1, int(cpus))
-
-
-def granted_device(needs: dict[str, float]) -> Device:
-    """The device of workers with these resources: a GPU only if they asked for one."""
-    return "cuda" if "GPU" in needs else "cpu"
-
-
-def nodes(workers: int, needs: dict[str, float]) -> int:
-    """Number of nodes that so many workers fill, if all nodes are like the largest one that the cluster has now."""
-    import ray
-
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    fit = [min(int(there.get(name, 0) / number + 1e-9) for name, number in needs.items()) for there in alive]
-    return math.ceil(workers / max(1, *fit))
-
-
-def describe() -> str:
-    """The resources that the cluster has now."""
-    import ray
-
-    there = ray.cluster_resources()
-    return f"the cluster has {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs now"
-
-
-def _gpus_and_cpus() -> tuple[float, float]:
-    """The most that the cluster can have: the autoscaler's maximum, or else what the cluster has now."""
-    import ray
-    from ray._private.state import state
-
-    found = state.get_max_resources_from_cluster_config() or ray.cluster_resources()
-    return found.get("GPU", 0), found.get("CPU", 0)
+    header: dict[str, str] = tokens.get_token_for_http_header()
+    return header
 
 
 def cause(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """What a scoring job would take: its inputs are counted, and a random sample of them is scored. Nothing is written."""
 
+import math
 import random
 import time
 from collections.abc import Iterable, Iterator
@@ -118,11 +119,12 @@ class Inventory:
 class Workers:
     """The workers that a job would have."""
 
-    number: int
+    most: int
+    """Their largest number."""
     needs: dict[str, float]
     """Resources of each worker."""
-    nodes: int
-    """Nodes that the workers fill."""
+    per_node: int
+    """How many of them fit on a node; 0 if that is not known yet."""
     place: str
     """Where they run, and which resources are there."""
 
@@ -139,10 +141,19 @@ class Estimate:
     """Price of a node for an hour."""
 
     @property
+    def number(self) -> int:
+        """Workers that have something to do."""
+        return min(self.workers.most, self.inventory.units)
+
+    @property
+    def work(self) -> float:
+        """The seconds that one worker would take for all inputs."""
+        return self.inventory.images.seconds + self.inventory.rows.seconds
+
+    @property
     def seconds(self) -> float:
         """How long the job takes after its start. The inputs are listed while they are scored."""
-        work = self.inventory.images.seconds + self.inventory.rows.seconds
-        return max(self.inventory.seconds, work / max(1, self.workers.number))
+        return max(self.inventory.seconds, self.work / max(1, self.number))
 
     def to_text(self) -> str:
         """The estimate as lines of text."""
@@ -151,18 +162,23 @@ class Estimate:
         lines = [
             f"inputs: {images.files:,} image files ({_size(images.bytes)}) and {rows.inputs:,} rows of {rows.files:,} Parquet "
             f"files ({_size(rows.bytes)}), in {self.inventory.units:,} units; {self.ignored:,} other files are ignored",
-            f"workers: {workers.number:,} with {each} each; {workers.place}",
+            f"workers: {self.number:,} with {each} each; {workers.place}",
             *_sample("image files", images),
             *_sample("rows", rows),
-            f"expected: {_duration(self.seconds)} after the start: {_duration(images.seconds + rows.seconds)} of work for "
-            f"{workers.number:,} workers, each as fast as this process; listing took {_duration(self.inventory.seconds)}",
+            f"expected: {_duration(self.seconds)} after the start: {_duration(self.work)} of work for {self.number:,} workers, "
+            f"each as fast as this process; listing took {_duration(self.inventory.seconds)}",
         ]
         if self.price:
-            hours = self.seconds * workers.nodes / 3600
-            lines.append(
-                f"cost: {hours * self.price:,.4g} for {hours:,.4g} node hours ({workers.nodes:,} x {self.price:g} per hour)"
-            )
+            lines.append(f"cost: {self._cost()}")
         return "\n".join(lines)
+
+    def _cost(self) -> str:
+        if not self.workers.per_node:
+            hours = self.seconds * self.number / 3600
+            return f"{hours * self.price:,.4g}, divided by the number of workers that fit on a node; there is no node yet"
+        nodes = math.ceil(self.number / self.workers.per_node)
+        hours = self.seconds * nodes / 3600
+        return f"{hours * self.price:,.4g} for {hours:,.4g} node hours ({nodes:,} x {self.price:g} per hour)"
 
 
 def _sample(name: str, kind: Kind) -> Iterator[str]:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 import mnist_ray
 from mnist_ray.data import storage
+from mnist_ray.data.listing import batches
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.job import Job, UnitResult
 
@@ -74,10 +75,12 @@ def read_part(job: Job, unit_id: str, table: str) -> tuple[pa.Table, UnitResult]
 
 def finished_units(out: str, job_id: str) -> dict[str, UnitResult]:
     """The units of a job whose parts are complete, by id. Reads only the footers of the parts."""
-    names = storage.names(storage.join(out, PREDICTIONS))
+    found: dict[str, UnitResult] = {}
     with ThreadPoolExecutor(_READERS) as pool:
-        results = pool.map(lambda name: _finished(out, job_id, name), names)
-        return {result.unit: result for result in results if result}
+        for names in batches(storage.names(storage.join(out, PREDICTIONS)), 1024):  # a pool holds all that it has been given
+            results = pool.map(lambda name: _finished(out, job_id, name), names)
+            found.update((result.unit, result) for result in results if result)
+    return found
 
 
 def _finished(out: str, job_id: str, name: str) -> UnitResult | None:

@@ -144,7 +144,7 @@ def test_a_cluster_is_asked_for_its_resources(ray_cluster: RayCluster, mixed: Pa
     job = start_cli("score", str(mixed), "--model", str(run_dir), "--out", str(tmp_path / "out"), *words)
     printed, errors = job.communicate(timeout=240)
     assert job.returncode == 0, errors
-    assert "workers: 2 with 1 CPU each; the cluster has 2 CPUs and 0 GPUs now\n" in printed
+    assert "workers: 2 with 1 CPU each; the cluster has 2 CPUs and 0 GPUs\n" in printed
     assert "node hours (1 x 1 per hour)" in printed
     assert not (tmp_path / "out").exists()
 
@@ -181,6 +181,12 @@ def estimated(listing_s: float, workers: Workers) -> Estimate:
 
 def test_the_slower_of_listing_and_work_decides() -> None:
     workers = Workers(4, {"CPU": 1}, 2, "")
+    assert estimated(0.5, Workers(1000, {"CPU": 1}, 2, "")).number == 10, "a unit has one worker"
     assert estimated(0.5, workers).seconds == pytest.approx(2.5)
     assert estimated(36.0, workers).seconds == pytest.approx(36.0)
     assert "cost: 0.01 for 0.02 node hours (2 x 0.5 per hour)" in estimated(36.0, workers).to_text()
+    unknown = Workers(4, {"CPU": 1}, 0, "")
+    assert (
+        "cost: 0.02, divided by the number of workers that fit on a node; there is no node"
+        in estimated(36.0, unknown).to_text()
+    )
