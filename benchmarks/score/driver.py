@@ -3,12 +3,14 @@
     python -m benchmarks.score.driver files --units 10000,100000,1000000 --inputs 10
     python -m benchmarks.score.driver rows --units 10000,100000,1000000 --inputs 1000
     python -m benchmarks.score.driver files --units 10000,100000 --inputs 10 --resume
+    python -m benchmarks.score.driver rows --units 2000,6000 --inputs 1000 --ray
 
 `files` plans image files and `rows` row ranges of Parquet files, `--inputs` in each unit. Their listing is generated. All else
 is the code of `mnist_ray.score`. It writes its plan and its records to a temporary folder. A no-op unit creates an empty file
 in place of its part. Results come back in random order from as many units as 100 nodes with 8 workers each hold at a time.
-With `--resume`, the parts have rows, and the measured job is a second one, which finds them all. Every job is a process of its
-own; its memory is the peak without that of an idle process.
+With `--resume`, the parts have rows, and the measured job is a second one, which finds them all. With `--ray`, two actors on a
+local cluster answer, through Ray Data as in a real job, and the start of Ray counts. Every job is a process of its own; its
+memory is the peak without that of an idle process.
 """
 
 import argparse
@@ -128,6 +130,24 @@ def write_rows(job: Job, result: UnitResult) -> None:
     write_part(job, result, pa.table(columns, schema=target), schema.QUARANTINE.empty_table())
 
 
+class NoOpActor:
+    """Answers for a unit as an actor of a cluster does."""
+
+    def __init__(self, job: Job, _bundle: str, _device: str) -> None:
+        self._job = job
+        Path(job.out, PREDICTIONS).mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        result = no_op_result(UnitRef(**row))
+        write_nothing(self._job, result)
+        return {"result": result.to_json(), "status": 0}
+
+
+def no_op_result(unit: UnitRef) -> UnitResult:
+    """What a worker says of a unit whose images are all zeros."""
+    return UnitResult(unit.id, predicted=unit.num_inputs, digits=[unit.num_inputs, *[0] * 9])
+
+
 def replace_workers(watch: Stopwatch, write: Write) -> None:
     """Answer for each unit with a result, after `IN_FLIGHT` others have been sent."""
 
@@ -141,8 +161,7 @@ def replace_workers(watch: Stopwatch, write: Write) -> None:
             if len(running) > IN_FLIGHT or not ref:
                 position = chance.randrange(len(running))
                 running[position], running[-1] = running[-1], running[position]
-                done = running.pop()
-                result = UnitResult(done.id, predicted=done.num_inputs, digits=[done.num_inputs, *[0] * 9])
+                result = no_op_result(running.pop())
                 with watch.time("workers"):
                     write(job, result)
                 with watch.time("count"):
@@ -172,18 +191,31 @@ def memory(name: str) -> float:
     return int(found[1]) / 1024 if found else float("nan")
 
 
-def job(kind: str, units: int, per_unit: int, scratch: str, write: Write, resume: bool = False) -> dict[str, float]:
+def replace_actors() -> None:
+    """Answer for each unit from an actor of a local Ray cluster."""
+    from benchmarks.score import driver  # workers do not know this module as __main__
+    from mnist_ray.cluster import actors
+
+    patch.object(actors, "Actor", driver.NoOpActor).start()
+
+
+def job(
+    kind: str, units: int, per_unit: int, scratch: str, write: Write, resume: bool = False, ray: bool = False
+) -> dict[str, float]:
     """One job: seconds by stage, and its memory."""
     watch = Stopwatch()
     replace_listing(kind, units, per_unit)
-    replace_workers(watch, write)
+    if ray:
+        replace_actors()
+    else:
+        replace_workers(watch, write)
     time_stages(watch)
     seal.write(f"{scratch}/model", dict.fromkeys(seal.FILES, b""))
     config = ScoreConfig(
         inputs=(FOLDER,),
         model=f"{scratch}/model",
         out=f"{scratch}/out",
-        workers="0",
+        workers="2" if ray else "0",
         probabilities="none",
         unit_rows=per_unit,
         resume=resume,
@@ -200,15 +232,15 @@ def job(kind: str, units: int, per_unit: int, scratch: str, write: Write, resume
     return {**watch.seconds, "elapsed": elapsed, "MB": megabytes}
 
 
-def measure(kind: str, units: int, per_unit: int, resume: bool) -> dict[str, float]:
-    """The measurements of one job. With `resume`, another job has written all parts before."""
+def measure(kind: str, units: int, per_unit: int, resume: bool, ray: bool) -> dict[str, float]:
+    """The measurements of one job. With `resume`, another job has written all parts before; with `ray`, it runs on Ray."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as scratch:
         if resume:
             with context.Pool(1) as pool:
                 pool.apply(job, (kind, units, per_unit, scratch, write_rows))
         with context.Pool(1) as pool:
-            return pool.apply(job, (kind, units, per_unit, scratch, write_nothing, resume))
+            return pool.apply(job, (kind, units, per_unit, scratch, write_nothing, resume, ray))
 
 
 def report(units: int, found: dict[str, float]) -> None:
@@ -231,12 +263,13 @@ def main() -> None:
     parser.add_argument("--units", default="10000,100000,1000000", help="sizes, separated by commas")
     parser.add_argument("--inputs", type=int, default=10, help="image files or rows of each unit")
     parser.add_argument("--resume", action="store_true", help="measure the job that finds all parts of another job")
+    parser.add_argument("--ray", action="store_true", help="send the units to no-op actors on Ray")
     parser.add_argument("--json", help="file for all measurements")
     args = parser.parse_args()
     measured: dict[str, dict[str, float]] = {}
     print(machine())
     for units in map(int, args.units.split(",")):
-        measured[str(units)] = measure(args.kind, units, args.inputs, args.resume)
+        measured[str(units)] = measure(args.kind, units, args.inputs, args.resume, args.ray)
         report(units, measured[str(units)])
         if args.json:
             Path(args.json).write_text(json.dumps({**vars(args), "machine": machine(), "measured": measured}, indent=1))
