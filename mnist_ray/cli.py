@@ -1,15 +1,18 @@
 """The command line: one function per command. Only this module prints results and converts errors to exit statuses."""
 
+import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import tyro
 from tyro.extras import subcommand_cli_from_dict
 
-from mnist_ray.config import EvaluateConfig, PredictConfig, ScoreConfig, TrainConfig, VerifyConfig
+from mnist_ray.config import DoctorConfig, EvaluateConfig, PredictConfig, ScoreConfig, TrainConfig, VerifyConfig
 from mnist_ray.console import Console
 from mnist_ray.errors import EXIT_STATUSES, MnistRayError
+from mnist_ray.flags import output_path
 
 DESCRIPTION = f"""Distributed training and batch scoring of handwritten digits on Ray.
 
@@ -28,7 +31,8 @@ def train(config: TrainConfig, console: Console) -> None:
         f"on {metrics['num_images']:,} images of {metrics['data']}"
     )
     console.line(f"trained {metrics['samples_seen']:,} samples in {metrics['train_seconds']:.1f} s")
-    console.line(f"run directory: {config.run_directory()}, model bundle: {config.run_directory()}/model")
+    run = output_path(config.run_directory())
+    console.line(f"run directory: {run}, model bundle: {run}/model")
 
 
 def score(config: ScoreConfig, console: Console) -> None:
@@ -40,17 +44,17 @@ def score(config: ScoreConfig, console: Console) -> None:
         console.line(estimate(config, console).to_text())
         console.line("nothing was written: this was a dry run")
         return
-    summary = run_scoring(config, console)
+    summary, out = run_scoring(config, console), output_path(config.out)
     accuracy = "" if summary["accuracy"] is None else f", accuracy {summary['accuracy']:.2%}"
     console.line(
         f"{summary['inputs']:,} inputs = {summary['predicted']:,} predicted + {summary['quarantined']:,} quarantined{accuracy}"
     )
     if stale := summary.get("changed", 0) + summary.get("vanished", 0):
-        console.line(f"{stale:,} inputs have changed or are gone since they were scored: {config.out}/changes.parquet")
+        console.line(f"{stale:,} inputs have changed or are gone since they were scored: {out}/changes.parquet")
     for reason, count in summary["reasons"].items():
         console.line(f"  quarantined, {reason}: {count:,}")
     console.line(f"{summary['images_per_second']:,.0f} images/s over {summary['seconds']['total']:.1f} s")
-    console.line(f"predictions: {config.out}/predictions, summary: {config.out}/summary.json")
+    console.line(f"predictions: {out}/predictions, summary: {out}/summary.json")
 
 
 def evaluate(config: EvaluateConfig, console: Console) -> None:
@@ -64,7 +68,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> None:
     model = bundle.load(config.model)
     splits = load(config.data, console.line)
     report = measure(splits.test, Predictor.ready(model, pick_device(config.device)))
-    out = config.out or storage.join(seal.find(config.model).rpartition("/")[0], "evaluation.json")
+    out = output_path(config.out or storage.join(seal.find(config.model).rpartition("/")[0], "evaluation.json"))
     storage.write_json(out, {**report.to_json(), "data": splits.card, "model_digest": model.digest})
     console.line(report.to_text())
     console.line(f"written to {out}")
@@ -105,12 +109,31 @@ def verify(config: VerifyConfig, console: Console) -> None:
     )
 
 
-_COMMANDS: dict[type, Callable[[Any, Console], None]] = {
+def doctor(config: DoctorConfig, console: Console) -> int:
+    """Check the set-up, and print a line per check; returns the exit status, 1 if there is a problem."""
+    from mnist_ray.cluster.doctor import examine
+
+    findings = []
+    for finding in examine(config):
+        findings.append(finding)
+        if not config.json:
+            console.line(finding.to_text())
+    num_problems = sum(finding.state == "problem" for finding in findings)
+    if config.json:
+        document = {"problems": num_problems, "findings": [asdict(finding) for finding in findings]}
+        console.line(json.dumps(document, indent=2, ensure_ascii=False))
+    else:
+        console.line(f"{num_problems} problem{'s' if num_problems > 1 else ''} found" if num_problems else "no problem found")
+    return int(num_problems > 0)
+
+
+_COMMANDS: dict[type, Callable[[Any, Console], int | None]] = {
     TrainConfig: train,
     ScoreConfig: score,
     EvaluateConfig: evaluate,
     PredictConfig: predict,
     VerifyConfig: verify,
+    DoctorConfig: doctor,
 }
 
 
@@ -120,11 +143,10 @@ def main(args: list[str] | None = None) -> int:
         kinds: dict[str, Callable[..., Any]] = {command.__name__: kind for kind, command in _COMMANDS.items()}
         flat = (tyro.conf.OmitArgPrefixes,)
         config = subcommand_cli_from_dict(kinds, args=args, prog="mnist-ray", description=DESCRIPTION, config=flat)
-        _COMMANDS[type(config)](config, Console())
+        return _COMMANDS[type(config)](config, Console()) or 0
     except MnistRayError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return 0

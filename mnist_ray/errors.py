@@ -6,7 +6,7 @@ its traceback, and the exit status is 1.
 
 EXIT_STATUSES = {
     0: "done",
-    1: "a defect of this program",
+    1: "a defect of this program, or a problem that doctor found",
     2: "wrong usage",
     3: "input data missing or damaged",
     4: "model missing or damaged",

@@ -1,10 +1,14 @@
 """Checks the values of flags, and parses --workers, --checkpoint-every and --probabilities."""
 
+import os
 import re
+from pathlib import Path
 from typing import Literal
 
 from mnist_ray.errors import UsageError
 
+_RAY_COPIES = "working_dir_files"
+"""Ray's folder for copies of working directories."""
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -12,6 +16,18 @@ def require(holds: bool, message: str) -> None:
     """Raise UsageError with this message if a condition does not hold."""
     if not holds:
         raise UsageError(message)
+
+
+def output_path(out: str) -> str:
+    """The absolute path, or the URI, that `--out` names.
+
+    A job of `ray job submit --working-dir` runs in a copy of that folder, which Ray deletes. There, a relative path is below
+    `~/mnist_ray` of the machine that runs the job.
+    """
+    if "://" in out:
+        return out
+    temporary = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and _RAY_COPIES in Path.cwd().parts
+    return os.path.abspath(os.path.join(Path.home() / "mnist_ray" if temporary else "", out))
 
 
 def worker_range(workers: str) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """The scoring job: from a ScoreConfig to a prediction table."""
 
 import gc
+import os
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
@@ -12,8 +13,8 @@ from mnist_ray.cluster import capacity, runtime
 from mnist_ray.config import ScoreConfig
 from mnist_ray.console import Console
 from mnist_ray.data import storage
-from mnist_ray.errors import DataError, OutputError
-from mnist_ray.flags import scoring_pool
+from mnist_ray.errors import DataError, OutputError, StorageError
+from mnist_ray.flags import output_path, scoring_pool
 from mnist_ray.run import processes
 from mnist_ray.run.clock import Clock
 from mnist_ray.run.owner import Owner, owning, require_free
@@ -44,8 +45,9 @@ class _Start(NamedTuple):
 
 def _prepare(config: ScoreConfig, console: Console) -> _Start:
     """Check the model and the output folder, and list the first inputs. Writes nothing. Raises MnistRayError."""
-    runtime.warn_of_lost_output(config.out, console)
-    config = replace(config, inputs=tuple(storage.absolute(item) for item in config.inputs), out=storage.absolute(config.out))
+    config = replace(
+        config, inputs=tuple(storage.absolute(item) for item in config.inputs), out=storage.absolute(output_path(config.out))
+    )
     bundle = seal.find(config.model)
     _, digest = seal.read(bundle)
 
@@ -62,7 +64,8 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
     """Run a scoring job, or continue it, to its commit record, and return its summary. Raises MnistRayError."""
     clock = Clock()
     config, bundle, digest, held, finished, planner, job = _prepare(config, console)
-    with _engine(config, planner, job, bundle, console) as (workers, results), owning(config.out) as owner:
+    engine = _engine(config, planner, job, bundle, console)
+    with _resumable(), engine as (workers, results), owning(config.out) as owner:
         if admit(config, digest) != held:
             raise OutputError(f"{config.out}: another job has written here meanwhile; check what it holds, then start again")
         if planner.planning:
@@ -81,6 +84,15 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
             f"{config.out}: none of {summary['inputs']:,} inputs could be scored ({reasons}); {config.out}/quarantine says why"
         )
     return summary
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Add to a StorageError how to continue."""
+    try:
+        yield
+    except StorageError as error:
+        raise error if "--resume" in str(error) else StorageError(f"{error}; run again with --resume") from None
 
 
 @contextmanager
@@ -125,7 +137,8 @@ def _workers(config: ScoreConfig, here: bool) -> Workers:
 
 def _without_ray(config: ScoreConfig, planner: Planner) -> bool:
     """Whether processes of this machine score the inputs. To know it, the first inputs may be listed."""
-    small = config.workers == "auto" and not config.address and planner.at_most(SMALL_JOB)
+    cluster = config.address or os.environ.get("RAY_ADDRESS")
+    small = config.workers == "auto" and not cluster and planner.at_most(SMALL_JOB)
     return small or scoring_pool(config.workers)[1] == 0
 
 
@@ -157,7 +170,7 @@ def _engine(
 
             pool, needs, _ = _pool(config)
             capacity.wait_for_room(pool[0], needs, console)
-            yield pool[0], actors.stream(planner, job, bundle, pool, needs)
+            yield pool[0], actors.stream(planner, job, bundle, pool, needs, console)
 
 
 def _nothing() -> Generator[UnitResult]:

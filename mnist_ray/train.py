@@ -17,21 +17,20 @@ from mnist_ray.data.datasets import load
 from mnist_ray.data.digits import Splits, hold_out
 from mnist_ray.data.order import GROUP_SIZE, num_groups
 from mnist_ray.errors import ModelError, OutputError, StorageError, UsageError
-from mnist_ray.flags import worker_range
+from mnist_ray.flags import output_path, worker_range
 from mnist_ray.run.owner import Owner, owning
 from mnist_ray.run.worker import LocalControl, work
 
 
 def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     """Run or continue a training job and return its metrics. Raises MnistRayError."""
-    run = storage.absolute(config.run_directory())
+    run = storage.absolute(output_path(config.run_directory()))
     if (metrics := finished(run, config)) is not None:
         console.line(f"{run} is done: nothing to train")
         return metrics
     splits = load(config.data, console.line)
     if config.patience:
         hold_out(splits.train, splits.origin)  # raises DataError if too few digits, before anything is written
-    runtime.warn_of_lost_output(config.run_directory(), console)
     with _engine(run, config, splits, console) as run_workers, owning(run) as owner:
         _begin(run, config, splits)
         ended = run_workers(owner)

@@ -145,21 +145,21 @@ class RayCluster:
     """A Ray head on this machine, and nodes that tests add to it."""
 
     def __init__(self, cpus: int = 2) -> None:
-        self.port, self.jobs_port = free_port(), free_port()
+        self.port, self.jobs_port, self.client_port = free_port(), free_port(), free_port()
         self.address, self.jobs_address = f"127.0.0.1:{self.port}", f"http://127.0.0.1:{self.jobs_port}"
         self._nodes: list[subprocess.Popen[bytes]] = []
         self._folder = tempfile.mkdtemp(prefix="ray-")  # in a shared one, Ray mixes up clusters of one machine
-        ports = [f"--port={self.port}", f"--dashboard-port={self.jobs_port}", f"--ray-client-server-port={free_port()}"]
+        ports = [f"--port={self.port}", f"--dashboard-port={self.jobs_port}", f"--ray-client-server-port={self.client_port}"]
         self._start(cpus, "--head", "--node-ip-address=127.0.0.1", *ports)
 
     @contextmanager
-    def another_node(self) -> Iterator[str]:
-        """A node with two more CPUs, removed at the end. Yields its id.
+    def another_node(self, *inside: str) -> Iterator[str]:
+        """A node with two more CPUs, removed at the end. Yields its id. `inside`: see `add_node`.
 
         Do not submit a job meanwhile: nodes of one machine unpack the working directory of a job at the same place.
         """
         before = set(self._alive())
-        self.add_node(2)
+        self.add_node(2, *inside)
         try:
             yield (set(self._alive()) - before).pop()
         finally:
@@ -168,9 +168,9 @@ class RayCluster:
             node.wait(60)
             self._wait_for_nodes()
 
-    def add_node(self, cpus: int) -> None:
-        """Add a node."""
-        self._start(cpus, f"--address={self.address}")
+    def add_node(self, cpus: int, *inside: str) -> None:
+        """Add a node; `inside` is a command line that runs the node's command, such as `unshare --mount`."""
+        self._start(cpus, f"--address={self.address}", inside=inside)
 
     def kill_node(self) -> None:
         """Kill all processes of the newest node, its raylet before its workers."""
@@ -191,8 +191,8 @@ class RayCluster:
             self.kill_node()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _start(self, cpus: int, *flags: str) -> None:
-        command = [str(BIN / "ray"), "start", "--block", f"--num-cpus={cpus}", "--disable-usage-stats", *flags]
+    def _start(self, cpus: int, *flags: str, inside: tuple[str, ...] = ()) -> None:
+        command = [*inside, str(BIN / "ray"), "start", "--block", f"--num-cpus={cpus}", "--disable-usage-stats", *flags]
         command += [f"--dashboard-agent-listen-port={free_port()}"]  # jobs fail on a node whose agent finds its port in use
         # The head checks its nodes every second instead of every three, so that a lost node is noticed sooner.
         health = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}

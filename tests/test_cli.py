@@ -9,7 +9,7 @@ import pytest
 
 from mnist_ray import errors
 from mnist_ray.cli import DESCRIPTION, main
-from mnist_ray.config import EvaluateConfig, PredictConfig, ScoreConfig, TrainConfig, VerifyConfig
+from mnist_ray.config import DoctorConfig, EvaluateConfig, PredictConfig, ScoreConfig, TrainConfig, VerifyConfig
 
 FLAGS = {
     TrainConfig: (
@@ -23,6 +23,7 @@ FLAGS = {
     EvaluateConfig: "model data out device",
     PredictConfig: "images model",
     VerifyConfig: "out",
+    DoctorConfig: "address out launch_file json",
 }
 
 
@@ -31,7 +32,7 @@ def test_the_list_of_flags_is_unchanged(config: type) -> None:
     assert [field.name for field in dataclasses.fields(config)] == FLAGS[config].split()
 
 
-@pytest.mark.parametrize("command", ["", "train", "score", "evaluate", "predict", "verify"])
+@pytest.mark.parametrize("command", ["", "train", "score", "evaluate", "predict", "verify", "doctor"])
 def test_help_imports_neither_torch_nor_ray(command: str) -> None:
     program = (
         "import sys\nfrom mnist_ray.cli import main\n"

@@ -24,11 +24,12 @@ RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
     "artifact": (TOP | {"config", "recipes", "data", "learn"}, DATA | {"torch", "safetensors"}, set()),
     "scoring": (TOP | {"config", "flags", "data"}, DATA, set()),
     "run": (TOP | {"config", "data", "scoring", "learn.control"}, set(), {"torch", "artifact", "learn"}),
-    "cluster": (TOP | {"config", "flags", "data", "run", "scoring", "learn.control"}, set(), {"ray", "grpc"}),
+    "cluster": (TOP | {"config", "flags", "data", "run", "scoring", "learn.control"}, set(), {"ray", "grpc", "yaml"}),
     "cluster/actors": (TOP | {"config", "data", "run", "scoring", "cluster"}, DATA | {"ray"}, set()),
+    "cluster/node": ({"data"}, set(), {"torch", "yaml"}),
     "train": (TOP | {"config", "flags", "data", "run", "cluster", "artifact.seal"}, set(), {"artifact"}),
     "score": (TOP | {"config", "flags", "data", "run", "cluster", "scoring", "artifact.seal"}, set(), set()),
-    "cli": (TOP | {"config"}, {"tyro"}, {"train", "score", "artifact", "scoring", "data"}),
+    "cli": (TOP | {"config", "flags"}, {"tyro"}, {"train", "score", "artifact", "scoring", "data", "cluster.doctor"}),
     "__main__": ({"cli"}, set(), set()),
 }
 

@@ -18,7 +18,7 @@ DOCUMENTS += sorted((ROOT / "docs").rglob("*.md"))
 
 def commands() -> list[list[str]]:
     """The command lines in the README's code blocks, without prompts, comments and output."""
-    blocks = re.findall(r"```\n(.*?)```", README, re.DOTALL)
+    blocks = re.findall(r"```\w*\n(.*?)```", README, re.DOTALL)
     lines = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
     known = ("make", "python", "mnist-ray", "ray")
     return [words for line in lines if line.startswith(known) and (words := shlex.split(line, comments=True))]

@@ -20,6 +20,8 @@ from ray.data.exceptions import ExecutionTimeoutError
 from ray.util.metrics import Counter
 
 from mnist_ray.cluster.capacity import granted_device
+from mnist_ray.cluster.watch import watching
+from mnist_ray.console import Console
 from mnist_ray.data import storage
 from mnist_ray.errors import ClusterError, MnistRayError, OutputError, first_line, from_status
 from mnist_ray.run.processes import predictor, score_ref
@@ -33,6 +35,7 @@ POLL_S = 0.5
 """Seconds between two looks at a plan that is not complete yet."""
 TASKS_PER_ACTOR = 2
 """Units sent to an actor: the one that it scores, and the next one."""
+_LOST_NODE = "units that its actors had not finished are scored again by others"
 RAY_EXTENSIONS = (
     "ray.data.arrow_pickled_object",
     "ray.data.arrow_tensor",
@@ -135,21 +138,26 @@ class Actor:
             return {"result": str(error), "status": error.exit_status}
 
 
-def stream(planner: Planner, job: Job, bundle: str, pool: tuple[int, int], needs: dict[str, float]) -> Generator[UnitResult]:
+def stream(
+    planner: Planner, job: Job, bundle: str, pool: tuple[int, int], needs: dict[str, float], console: Console
+) -> Generator[UnitResult]:
     """Plan the inputs and score the units in a pool of actors. Ray replaces a lost actor and scores its unit again.
 
     `pool` is the smallest and the largest number of actors, `needs` the resources of each. Raises MnistRayError.
     """
     results = _results(job, planner.skip, bundle, pool, needs)
     stop = threading.Event()
-    with ThreadPoolExecutor(1, "planner") as thread:
+    with ThreadPoolExecutor(1, "planner") as thread, watching(console, _LOST_NODE) as cluster:
         planning = thread.submit(_plan, planner, stop)
         try:
             for row in results.iter_rows():
                 if row["status"]:
                     raise from_status(row["status"], row["result"])
+                cluster.moved()
                 yield UnitResult.from_json(row["result"])
         except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
+            if isinstance(cause := getattr(error, "cause", None), MnistRayError):  # the plan could not be read
+                raise type(cause)(first_line(cause)) from None
             raise ClusterError(f"scoring stopped: {first_line(error)}; run again with --resume to score the rest") from error
         finally:
             stop.set()

@@ -29,9 +29,13 @@ class Capacity:
     """What a cluster has, and what its autoscaler says."""
 
     cpus: float
-    """CPUs of the nodes that are there."""
+    """CPUs of all nodes that are there."""
     gpus: float
-    """GPUs of the nodes that are there."""
+    """GPUs of all nodes that are there."""
+    free_cpus: float
+    """CPUs that nothing uses."""
+    free_gpus: float
+    """GPUs that nothing uses."""
     grows: bool = False
     """Whether an autoscaler may add nodes."""
     launching: tuple[str, ...] = ()
@@ -43,13 +47,15 @@ class Capacity:
 
     def __str__(self) -> str:
         """What is there, what is being launched, and what failed to launch."""
-        said = [f"the cluster has {self.cpus:g} CPUs and {self.gpus:g} GPUs"]
+        said = [
+            f"the cluster has {self.cpus:g} CPUs ({self.free_cpus:g} free) and {self.gpus:g} GPUs ({self.free_gpus:g} free)"
+        ]
         if self.grows:
             said.append(f"launching: {', '.join(self.launching) or 'nothing'}")
         if self.failed:
             said.append(f"failed to launch: {', '.join(self.failed)}")
         if self.impossible:
-            said.append("the autoscaler has no type of node for it, or all that its limits allow are there")
+            said.append("the autoscaler has no type of node for what is asked, or has reached its limits")
         return "; ".join(said)
 
 
@@ -58,7 +64,7 @@ def capacity() -> Capacity:
     deadline = time.monotonic() + FIRST_WORD_S
     while (found := _capacity()) is None:
         if time.monotonic() > deadline:  # nodes of a cloud, but no autoscaler
-            return _capacity(silent=True) or Capacity(0, 0)
+            return _capacity(silent=True) or Capacity(0, 0, 0, 0)
         time.sleep(POLL_S)
     return found
 
@@ -73,17 +79,21 @@ def _capacity(silent: bool = False) -> Capacity | None:
     gcs = GcsClient(address=ray.get_runtime_context().gcs_address)
     status = GetClusterStatusReply.FromString(gcs.get_cluster_status())
     nodes = [node for node in status.cluster_resource_state.node_states if node.status != NodeStatus.DEAD]
-    cpus, gpus = (sum(node.total_resources.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
+    there = [
+        sum(getattr(node, kind).get(name, 0.0) for node in nodes)
+        for kind in ("total_resources", "available_resources")
+        for name in ("CPU", "GPU")
+    ]
     if not is_autoscaler_v2(fetch_from_server=True, gcs_client=gcs):
         report = gcs.internal_kv_get(b"__autoscaling_status")
         told = json.loads(report).get("autoscaler_report") if report else None
-        return Capacity(cpus, gpus, **_said_by_v1(told)) if told or silent else None
+        return Capacity(*there, **_said_by_v1(told)) if told or silent else None
     # The autoscaler v2 must know the head as an instance of its cloud. Without a cloud, it only watches.
     if not any(node.instance_id for node in nodes if is_head_node(node)):
-        return Capacity(cpus, gpus)
+        return Capacity(*there)
     if silent or not status.autoscaling_state.autoscaler_state_version:
-        return Capacity(cpus, gpus) if silent else None
-    return Capacity(cpus, gpus, **_said_by_v2(status.autoscaling_state))
+        return Capacity(*there) if silent else None
+    return Capacity(*there, **_said_by_v2(status.autoscaling_state))
 
 
 def _said_by_v1(report: dict[str, Any] | None) -> dict[str, Any]:

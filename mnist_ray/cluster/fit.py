@@ -10,6 +10,7 @@ from typing import Any
 
 from mnist_ray.cluster import runtime
 from mnist_ray.cluster.capacity import granted_device
+from mnist_ray.cluster.watch import Watch, watching
 from mnist_ray.config import TrainConfig
 from mnist_ray.console import Console
 from mnist_ray.data.digits import Splits
@@ -28,6 +29,7 @@ MONITOR_S = 0.5
 """Seconds between two reads of the owner record by rank 0."""
 STOP_S = 15.0
 """Seconds without progress after which a job that was asked to stop ends: longer than all attempts to save take."""
+_LOST_NODE = "its workers are replaced when there is room, and training goes on from the newest checkpoint"
 GAUGES = {
     "loss": "Training loss of the last step, in nats per sample.",
     "samples_seen": "Training samples seen by the run.",
@@ -55,8 +57,9 @@ def fit(
 
     progress.clear(owner.run)
     threading.Thread(target=train, daemon=True).start()  # in the main thread, Ray would install its own signal handlers
-    if not _watch(outcome, config.workers, owner, console):
-        return False
+    with watching(console, _LOST_NODE) as cluster:
+        if not _watch(outcome, config.workers, owner, console, cluster):
+            return False
     try:
         answer = outcome.result()
     except Exception as error:
@@ -69,7 +72,7 @@ def fit(
     return bool(answer["ended"])
 
 
-def _watch(outcome: Future[dict[str, Any]], workers: str, owner: Owner, console: Console) -> bool:
+def _watch(outcome: Future[dict[str, Any]], workers: str, owner: Owner, console: Console, cluster: Watch) -> bool:
     """Print the progress until there is an outcome; returns False if the job was asked to stop and no worker reacts.
 
     Raises OutputError if another job takes the directory over, and ClusterError if no worker makes progress.
@@ -78,6 +81,7 @@ def _watch(outcome: Future[dict[str, Any]], workers: str, owner: Owner, console:
     while not wait([outcome], POLL_S).done:
         if (now := progress.show(owner.run, printer)) != record:
             record, moved = now, time.monotonic()
+            cluster.moved()
         owner.require()
         still = time.monotonic() - moved
         if owner.signal is not None and still > STOP_S:  # no worker can save: all are lost, or have not started yet

@@ -5,8 +5,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mnist_ray.console import Console
-from mnist_ray.data.storage import absolute, is_local
 from mnist_ray.errors import ClusterError, first_line
 
 ANSWER_S = 10.0
@@ -34,8 +32,10 @@ def cluster(address: str) -> Iterator[bool]:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ.setdefault("RAY_enable_metrics_collection", "0")
     import ray
+    from ray._private import worker
 
     logging.getLogger("ray").setLevel(logging.ERROR)  # the job prints its own messages
+    worker.print_to_stdstream = lambda *_, **__: None  # Ray's about lost nodes and retries, up to 40 lines each: watch.py
     _require_answer(target)
     try:
         ray.init(address=target, log_to_driver=False, configure_logging=False, include_dashboard=dashboard)
@@ -49,14 +49,6 @@ def cluster(address: str) -> Iterator[bool]:
         yield owns_cluster
     finally:
         ray.shutdown()
-
-
-def warn_of_lost_output(out: str, console: Console) -> None:
-    """Warn if `out` is lost with the job: in a submitted job, a relative path lies in a temporary working directory."""
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and is_local(out) and not os.path.isabs(out):
-        console.line(
-            f"warning: {absolute(out)} is in a temporary folder of this job; give --out an absolute path or a URI to keep it"
-        )
 
 
 def _unreachable(target: str, why: str) -> ClusterError:

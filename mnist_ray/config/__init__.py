@@ -9,7 +9,7 @@ from mnist_ray.config.score import ScoreConfig
 from mnist_ray.config.train import TrainConfig
 from mnist_ray.flags import Device, require
 
-__all__ = ["Device", "EvaluateConfig", "PredictConfig", "ScoreConfig", "TrainConfig", "VerifyConfig"]
+__all__ = ["Device", "DoctorConfig", "EvaluateConfig", "PredictConfig", "ScoreConfig", "TrainConfig", "VerifyConfig"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,3 +45,21 @@ class VerifyConfig:
 
     out: tyro.conf.Positional[str]
     """Output folder of score (path or URI)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DoctorConfig:
+    """Check this machine, a Ray cluster, a storage and a launch file, and say what to do about each problem.
+
+    Nothing is started, downloaded or changed. Each check has a time limit of at most 90 s. Exit status 1 says that there is a
+    problem.
+    """
+
+    address: str = ""
+    """Ray cluster to check. Default: RAY_ADDRESS, or else only this machine is checked."""
+    out: str = ""
+    """Output folder of a job (path or URI). A small file is written, read and deleted there, from here and from each node."""
+    launch_file: str = ""
+    """Launch file of `ray up` to check. Default: cluster.yaml in the current folder, if there is one."""
+    json: bool = False
+    """Print one JSON document instead of lines."""

@@ -32,12 +32,8 @@ class LocalStore:
         return _LocalReader(path)
 
     def find(self, path: str) -> Found | None:
-        try:
-            return _found_at(path, path)
-        except (OSError, ValueError) as error:
-            if isinstance(answer := _answer(error), (FileNotFoundError, NotADirectoryError, NotAFileError)):
-                return None
-            raise answer from None
+        info = _stat(path)
+        return _found(info, path) if info else None
 
     def walk(self, path: str) -> Iterator[Found]:
         return _walk_local(path, "", frozenset())
@@ -48,15 +44,22 @@ class LocalStore:
         return []
 
     def is_folder(self, path: str) -> bool:
-        return os.path.isdir(path)
+        info = _stat(path)
+        return info is not None and stat.S_ISDIR(info.st_mode)
 
     def write(self, path: str, data: bytes) -> None:
         with _scratch_file(path, data) as scratch:
             os.replace(scratch, path)
 
     def create(self, path: str, data: bytes) -> bool:
-        with _scratch_file(path, data) as scratch, suppress(FileExistsError):
-            os.link(scratch, path)
+        with suppress(FileExistsError), _scratch_file(path, data) as scratch:
+            try:
+                os.link(scratch, path)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                with open(path, "xb") as stream:
+                    stream.write(data)
             return True
         return False
 
@@ -68,9 +71,21 @@ class LocalStore:
                 os.unlink(path)
 
 
-def _found_at(file: str, path: str) -> Found | None:
-    """The size and version of the file at the absolute path `file`; None if it is not a regular file."""
-    info = os.stat(file)
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK}
+"""What file systems without hard links say, such as FAT and some network mounts."""
+
+
+def _stat(path: str) -> os.stat_result | None:
+    """What the file system knows about a path; None if there is nothing."""
+    try:
+        return os.stat(path)
+    except (OSError, ValueError) as error:
+        if isinstance(answer := _answer(error), (FileNotFoundError, NotADirectoryError, NotAFileError)):
+            return None
+        raise answer from None
+
+
+def _found(info: os.stat_result, path: str) -> Found | None:
     return Found(path, info.st_size, str(info.st_mtime_ns)) if stat.S_ISREG(info.st_mode) else None
 
 
@@ -86,7 +101,7 @@ def _walk_local(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> 
             continue
         found = None
         with suppress(OSError):  # broken links, pipes and sockets are listed too, so that the table accounts for them
-            found = _found_at(entry.path, prefix + entry.name)
+            found = _found(os.stat(entry.path), prefix + entry.name)
         yield found or Found(prefix + entry.name, -1, "")
 
 

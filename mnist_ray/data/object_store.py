@@ -4,10 +4,11 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any
 
 from mnist_ray.data.patience import NotAFileError, patiently
-from mnist_ray.data.store import Found, Reader
+from mnist_ray.data.store import REQUEST_BYTES, Found, Reader
 from mnist_ray.errors import StorageError, first_line
 
 SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss")
@@ -26,27 +27,39 @@ class ObjectStore:
 
         self._root, self._bucket_exists = root, False
         insecure = any(os.environ.get(name, "").startswith("http://") for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"))
+        retry = {"max_retries": 3, "retry_timeout": timedelta(seconds=10)}  # quick ones: `patiently` waits out the others
         client = {"timeout": f"{REQUEST_S}s", "connect_timeout": f"{CONNECT_S}s", **({"allow_http": True} if insecure else {})}
-        self._store: Any = from_url(root, client_options=client, retry_config={"max_retries": 0})  # type: ignore[call-overload]
+        self._store: Any = from_url(root, client_options=client, retry_config=retry)  # type: ignore[call-overload]
 
     def read(self, path: str, limit: int) -> bytes:
         with _object_answers():
             found = self._store.get(path)
-            if found.meta["size"] <= limit:
+            size = min(found.meta["size"], limit)
+            if size == found.meta["size"] <= REQUEST_BYTES:
                 return found.bytes().to_bytes()  # type: ignore[no-any-return]
-            return self._store.get_range(path, start=0, length=limit).to_bytes()  # type: ignore[no-any-return]
+            pieces = [(start, min(REQUEST_BYTES, size - start)) for start in range(0, size, REQUEST_BYTES)]
+            return b"".join(self._store.get_range(path, start=start, length=length) for start, length in pieces)
 
     def open(self, path: str) -> Reader:
         with _object_answers():
-            return _ObjectReader(self._store, path, self._store.head(path)["size"])
+            return _ObjectReader(self._store, path, self._head(path)["size"])
 
     def find(self, path: str) -> Found | None:
         try:
             with _object_answers():
-                return _found(self._store.head(path), path)
+                return _found(self._head(path), path)
         except FileNotFoundError:
             self._require_bucket()
             return None
+
+    def _head(self, path: str) -> dict[str, Any]:
+        """The size and the ETag of an object."""
+        try:
+            with _object_answers():
+                return self._store.head(path)  # type: ignore[no-any-return]
+        except (PermissionError, StorageError):
+            # The answer to a HEAD request has no body. That to a GET request says why it is refused.
+            return self._store.get(path).meta  # type: ignore[no-any-return]
 
     def _require_bucket(self) -> None:
         """Raise StorageError if there is no such bucket. The answer to a HEAD request does not say it."""
@@ -153,14 +166,16 @@ def _object_error(error: Exception) -> Exception:
     code = found[1] if (found := re.search(r"<Code>(\w+)</Code>", text)) else ""
     status = int(found[1]) if (found := re.search(r"status code: (\d{3})", text)) else 0
     why = code or (f"HTTP status {status}" if status else _cause(text))
+    if "169.254.169.254" in text:  # asked by obstore where the environment has no credentials
+        return OSError("no credentials found; set those of this storage in the environment, such as AWS_ACCESS_KEY_ID")
+    if "redirect without LOCATION" in text:  # obstore leaves out the rest of the answer
+        return StorageError("the bucket is in another region; set its region in the environment, such as AWS_REGION")
     if code in _PASSING_CODES:
         return OSError(why)
     if isinstance(error, FileNotFoundError) and code != "NoSuchBucket":
         return FileNotFoundError("there is no such file")
     if status == 403 and code in ("", "AccessDenied"):
         return PermissionError("access denied")
-    if "169.254.169.254" in text:
-        return OSError("no credentials found; set those of this storage in the environment, such as AWS_ACCESS_KEY_ID")
     if status in _BUSY_STATUSES or status not in _FINAL_STATUSES:
         return OSError(why)
     return StorageError(f"{why}; check the bucket, the region and the credentials")
@@ -168,7 +183,7 @@ def _object_error(error: Exception) -> Exception:
 
 def _cause(text: str) -> str:
     """What went wrong below HTTP, in words."""
-    if found := re.search(r'message: "([^"]+)"', text):
+    if found := re.search(r'(?:message|error): "([^"]+)"', text):
         return found[1].lower()
     if "TimedOut" in text or "kind: Timeout" in text:
         return f"no answer within {REQUEST_S} s"

@@ -21,11 +21,8 @@ from mnist_ray.data.fsspec_store import FsspecStore
 from mnist_ray.data.local_store import LocalStore
 from mnist_ray.data.object_store import ObjectStore
 from mnist_ray.data.patience import ANSWERS, patiently
-from mnist_ray.data.store import Found, Reader, Store
+from mnist_ray.data.store import REQUEST_BYTES, Found, Reader, Store
 from mnist_ray.errors import StorageError, first_line
-
-REQUEST_BYTES = 8 << 20
-"""Most bytes of one request, so that a slow connection is not taken for a dead one."""
 
 T = TypeVar("T")
 

@@ -3,6 +3,9 @@
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
+REQUEST_BYTES = 8 << 20
+"""Most bytes of one request, so that a slow connection is not taken for a dead one."""
+
 
 class Found(NamedTuple):
     """A file in a listing: its path below the listed folder, its size in bytes (-1 if unknown) and its version."""

@@ -59,7 +59,11 @@ def _alive(run: str, record: dict[str, Any]) -> bool:
 def require_free(run: str) -> None:
     """Raise OutputError if a living job owns the run directory. Writes nothing."""
     if (record := read(run)) and _alive(run, record):
-        raise OutputError(f"{run}: {_describe(record)}, is writing here; wait for it, stop it, or give another --out")
+        raise _refused(run, record)
+
+
+def _refused(run: str, record: dict[str, Any]) -> OutputError:
+    return OutputError(f"{run}: {_describe(record)}, is writing here; wait for it, stop it, or give another --out")
 
 
 def require_ownership(run: str, token: str) -> None:
@@ -120,8 +124,13 @@ class Owner:
             record = read(self.run)  # of a job that started at the same moment, or of this one if the storage's answer was lost
             if record.get("token") == self.token:
                 return
-        require_free(self.run)
+        if record and _alive(self.run, record):
+            raise _refused(self.run, record)
         storage.write(uri, self._next_record())
+        if record:  # another job may take over from the same dead one: the last to write is the owner
+            time.sleep(BEAT_S / 2)
+            if (record := read(self.run)) and record["token"] != self.token:
+                raise _refused(self.run, record)
 
     def beat(self) -> None:
         """Update the record every `BEAT_S`, and at once after a signal, until released or replaced."""

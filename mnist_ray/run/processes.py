@@ -46,7 +46,7 @@ def scoring(refs: Iterable[UnitRef], job: Job, bundle: str, device: str) -> Iter
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "mnist_ray.artifact.predictor"])
-    pool = ProcessPoolExecutor(cores(), context, initializer=_start_process)
+    pool = ProcessPoolExecutor(cores(), context, initializer=follow_parent)
     try:
         pool.submit(_load, bundle, device).result()
         yield _stream(pool, refs, job, bundle, device)
@@ -67,7 +67,8 @@ def _stream(pool: ProcessPoolExecutor, refs: Iterable[UnitRef], job: Job, bundle
     yield from (future.result() for future in as_completed(running))
 
 
-def _start_process() -> None:
+def follow_parent() -> None:
+    """Make this process end with the one that started it, and leave Ctrl-C to that one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; only the driver handles it
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -102,14 +102,19 @@ def _require_visible(uris: list[str], found: list[Rejection | None]) -> None:
     """Raise StorageError if no file of several is accessible, or the folder of the only one is gone.
 
     All were listed when the plan was made. One file may have been deleted since. If all are gone, their storage is probably not
-    mounted here, or this machine sees another folder of this name.
+    mounted here, or this machine sees another folder of this name. If an object store says that an object is not there, this
+    holds for all machines.
     """
-    rejected = [rejection for rejection in found if rejection and rejection.reason in (Reason.MISSING, Reason.UNREADABLE)]
-    if len(rejected) == len(uris) and (len(uris) > 1 or not storage.is_folder(uris[0].rpartition("/")[0])):
-        raise StorageError(
-            f"{uris[0]}: {rejected[0].detail} on {platform.node()}. The job listed {len(uris)} such files, and none can be "
-            "read there. Share their folder with this machine and run with --resume; if they were deleted, give --overwrite"
-        )
+    remote = not storage.is_local(uris[0])
+    wanted = (Reason.UNREADABLE,) if remote else (Reason.MISSING, Reason.UNREADABLE)
+    rejected = [rejection for rejection in found if rejection and rejection.reason in wanted]
+    if len(rejected) < len(uris) or (len(uris) == 1 and storage.is_folder(uris[0].rpartition("/")[0])):
+        return
+    advice = "Check the permissions" if remote else "Share their folder with this machine"
+    raise StorageError(
+        f"{uris[0]}: {rejected[0].detail} on {platform.node()}. The job listed {len(uris)} such files, and none can be "
+        f"read there. {advice} and run with --resume; if they were deleted, give --overwrite"
+    )
 
 
 def _read_rows(row: dict[str, Any], job: Job) -> Iterator[Chunk]:
@@ -135,26 +140,22 @@ def _batches(row: dict[str, Any], job: Job) -> Iterator[pa.RecordBatch | Rejecti
     """
     uri = storage.from_text(row["source"])
     (entry,) = stat_files([uri])
-    if entry.size < 0:
-        yield _unavailable(uri)
-    elif (entry.size, entry.version) != (row["size_bytes"], row["version"]):
+    if _differ(entry.size, row["size_bytes"], unknown=-1) or _differ(entry.version, row["version"], unknown=""):
         yield Rejection(Reason.CHANGED, "the file is not the one that was there when the plan was made")
-    else:
-        try:
-            with storage.open_input(uri) as stream:
-                yield from _range(stream, row, job)
-        except (OSError, pa.ArrowException) as error:
-            yield _unavailable(uri) if isinstance(error, ANSWERS) else Rejection(Reason.CORRUPT, first_line(error))
+        return
+    try:
+        with storage.open_input(uri) as stream:
+            yield from _range(stream, row, job)
+    except ANSWERS as error:
+        rejection = _rejection(error)
+        _require_visible([uri], [rejection])
+        yield rejection
+    except (OSError, pa.ArrowException) as error:
+        yield Rejection(Reason.CORRUPT, first_line(error))
 
 
-def _unavailable(uri: str) -> Rejection:
-    """What the storage says about a Parquet file that it does not open. Raises StorageError."""
-    (found,) = read_many([uri], 0)
-    if isinstance(found, bytes):
-        raise StorageError(f"{uri}: can be read, but not looked up; run again with --resume")
-    rejection = _rejection(found)
-    _require_visible([uri], [rejection])
-    return rejection
+def _differ(found: object, planned: object, unknown: object) -> bool:
+    return found != planned and unknown not in (found, planned)
 
 
 def _range(stream: pa.NativeFile, row: dict[str, Any], job: Job) -> Iterator[pa.RecordBatch]:

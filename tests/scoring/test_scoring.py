@@ -1,5 +1,6 @@
 """The scoring job, from plan to proof. Jobs run through `score()`, with a thread of this process as their only worker."""
 
+import errno
 import json
 import os
 import shutil
@@ -26,10 +27,10 @@ from mnist_ray.artifact import bundle, seal
 from mnist_ray.artifact.predictor import Predictor
 from mnist_ray.config import ScoreConfig
 from mnist_ray.console import Console
-from mnist_ray.data import storage
+from mnist_ray.data import patience, storage
 from mnist_ray.data.digits import Predict, Splits
 from mnist_ray.data.images import Digits, encode_png
-from mnist_ray.data.listing import FileEntry
+from mnist_ray.data.listing import FileEntry, stat_files
 from mnist_ray.errors import AccountingError, ClusterError, DataError, OutputError, StorageError, UsageError
 from mnist_ray.run import processes
 from mnist_ray.scoring import read
@@ -645,13 +646,36 @@ def test_an_overwrite_that_was_killed_can_start_again(
 def test_a_table_whose_storage_fails_is_not_quarantined(
     monkeypatch: pytest.MonkeyPatch, run: Run, mnist5k: Splits, tmp_path: Path, out: Path
 ) -> None:
-    """The file is there, but it cannot be looked up."""
+    """The disk fails when the rows are read, after the plan is made."""
     write_table(tmp_path / "t.parquet", mnist5k.test.images[:20], mnist5k.test.labels[:20])
+
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
     with monkeypatch.context() as patch:
-        patch.setattr(read, "stat_files", lambda uris: [FileEntry(uri, -1, "") for uri in uris])
-        with pytest.raises(StorageError, match=r"t.parquet: can be read, but not looked up; run again with --resume"):
+
+        def look_up_and_fail(uris: list[str]) -> Iterator[FileEntry]:
+            patch.setattr(os, "pread", fail)
+            return stat_files(uris)
+
+        patch.setattr(patience, "PATIENCE_S", 0)
+        patch.setattr(read, "stat_files", look_up_and_fail)
+        with pytest.raises(StorageError, match=r"t.parquet: cannot be read: Input/output error"):
             run(tmp_path / "t.parquet", out=out)
     assert run(tmp_path / "t.parquet", out=out, resume=True)["predicted"] == 20
+
+
+def test_a_folder_that_is_gone_is_not_quarantined(run: Run, digit_folder: Path, tmp_path: Path, out: Path) -> None:
+    """The folder is no longer mounted, or a worker on another machine does not have it."""
+    folder = shutil.copytree(digit_folder / "1", tmp_path / "1")
+    run(folder, out=out)
+    next((out / "predictions").iterdir()).unlink()
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(StorageError, match=r"The job listed \d+ such files, and none can be read there"):
+        run(folder, out=out, resume=True)
+    (tmp_path / "elsewhere").rename(folder)
+    next(folder.iterdir()).unlink()
+    assert run(folder, out=out, resume=True)["reasons"] == {"missing": 1}
 
 
 def test_a_process_that_dies_while_it_loads_the_model_is_one_clear_error(

@@ -1,0 +1,497 @@
+"""Checks of a set-up: each finds one thing out, in a limited time, and says what to do about a problem.
+
+The checks run one after the other in a process of their own, whose output is discarded: Ray and storage libraries print there,
+hang or end the process. A check that does not answer in time, or whose process ends, is itself a finding.
+"""
+
+import atexit
+import multiprocessing
+import os
+import platform
+from collections import Counter
+from collections.abc import Callable, Iterator, Sized
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import Any, Literal
+
+from mnist_ray.cluster import node, runtime
+from mnist_ray.cluster.address import Answer, asks_for_token, probe
+from mnist_ray.cluster.capacity import capacity
+from mnist_ray.config import DoctorConfig
+from mnist_ray.data import storage
+from mnist_ray.errors import DataError, MnistRayError, first_line
+from mnist_ray.run.processes import follow_parent
+
+NODES_S = 60
+"""Seconds to wait for the answers of all nodes."""
+LEAVE_S = 5.0
+"""Seconds to leave the cluster at the end."""
+SHOWN = 3
+"""Nodes with a problem that a line names."""
+LAUNCH_FILE = "cluster.yaml"
+UNAUTHORIZED = "HTTP 401 or 403, InvalidAuthToken"
+"""How a missing or wrong token shows elsewhere."""
+GET_TOKEN = "copy ~/.ray/auth_token from the cluster's head to the same place here, and `chmod 600` it"
+GIVE_ADDRESS = "give --address HOST:6379, where HOST is the cluster's head"
+SAME_VERSIONS = "use the same image or constraints.txt everywhere, down to Python's patch version"
+STORAGE = "look at the URI, and at the endpoint and the credentials in the environment, here and on the nodes"
+JOIN = "look at the logs in /tmp/ray/session_latest/logs, and whether the nodes' ports are open to each other"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check found, and, if it is a problem, what to do."""
+
+    name: str
+    state: Literal["ok", "problem", "skipped"]
+    text: str
+    advice: str = ""
+
+    def to_text(self) -> str:
+        """One line: mark, name, what was found, and what to do."""
+        line = f"{self.state:8} {self.name}: {self.text}{f'; {self.advice}' if self.advice else ''}"
+        return " ".join(line.split("\n"))
+
+
+class Skip(Exception):  # noqa: N818
+    """There is nothing to check. The message says why."""
+
+
+class Problem(Exception):  # noqa: N818
+    """A check found a problem. The arguments are what was found and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A function that returns what it found, or raises Problem, a group of Problems, or Skip."""
+
+    name: str
+    run: Callable[[DoctorConfig], str]
+    limit_s: float
+    needs: tuple[str, ...] = ()
+    """The checks that must be ok before."""
+    stuck: str = "run it again; if it repeats, report it"
+    """What to do if the check gives no answer."""
+
+
+def examine(config: DoctorConfig) -> Iterator[Finding]:
+    """Run all checks; yields each finding as soon as it is there."""
+    done: dict[str, Finding] = {}
+    child = _Child(config)
+    try:
+        for check in CHECKS:
+            before = next((done[name] for name in check.needs if done[name].state != "ok"), None)
+            findings = [_skipped(check, before)] if before else child.ask(check)
+            done[check.name] = findings[0]
+            yield from findings
+    finally:
+        child.stop(LEAVE_S)
+
+
+def _skipped(check: Check, before: Finding) -> Finding:
+    """A check that needs another one, which was not ok. The reason is that of the first one in the chain."""
+    reason = before.text if before.state == "skipped" else f"`{before.name}` has a problem"
+    return Finding(check.name, "skipped", reason)
+
+
+class _Child:
+    """The process that runs the checks. It is replaced when it hangs or ends."""
+
+    def __init__(self, config: DoctorConfig) -> None:
+        self._config = config
+        self._running: tuple[SpawnProcess, Connection] | None = None
+
+    def ask(self, check: Check) -> list[Finding]:
+        """What a check finds, or that it gave no answer."""
+        _, pipe = self._running = self._running or self._start()
+        try:
+            pipe.send(check.name)
+            if pipe.poll(check.limit_s):
+                findings: list[Finding] = pipe.recv()
+                return findings
+            why = f"no answer within {check.limit_s:.0f} s"
+        except (EOFError, OSError):
+            why = "the process that checked this has died"
+        self.stop(0)
+        return [Finding(check.name, "problem", why, check.stuck)]
+
+    def _start(self) -> tuple[SpawnProcess, Connection]:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_answer, args=(theirs, self._config), daemon=True)
+        process.start()
+        theirs.close()
+        return process, ours
+
+    def stop(self, grace_s: float) -> None:
+        """End the process. If it waits for the next check, it has `grace_s` seconds to leave the cluster."""
+        if self._running:
+            process, pipe = self._running
+            pipe.close()
+            process.join(grace_s)
+            process.kill()
+            process.join()
+            self._running = None
+
+
+def _answer(pipe: Connection, config: DoctorConfig) -> None:
+    """Run the checks that `pipe` names, until it is closed."""
+    follow_parent()
+    discard = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(discard, stream)
+    checks = {check.name: check for check in CHECKS}
+    with suppress(EOFError, OSError):
+        while True:
+            pipe.send(_run(checks[pipe.recv()], config))
+
+
+def _run(check: Check, config: DoctorConfig) -> list[Finding]:
+    """What a check found: one finding, or several problems."""
+    try:
+        if "joining" in check.needs:  # again, if the process that joined was replaced; else Ray would start a cluster
+            _joined(_target(config))
+        return [Finding(check.name, "ok", check.run(config))]
+    except Skip as reason:
+        return [Finding(check.name, "skipped", str(reason))]
+    except ExceptionGroup as group:
+        return [Finding(check.name, "problem", *problem.args) for problem in group.exceptions]
+    except Problem as problem:
+        return [Finding(check.name, "problem", *problem.args)]
+    except MnistRayError as error:  # its message says what to do
+        return [Finding(check.name, "problem", str(error))]
+    except Exception as error:
+        why = f"the check failed: {type(error).__name__}: {first_line(error)}"
+        return [Finding(check.name, "problem", why, check.stuck)]
+
+
+def _versions_here(_: DoctorConfig) -> str:
+    found, faults = node.versions()
+    if faults:
+        raise Problem(
+            f"{_listed(found)}: {'; '.join(faults)}", "install the versions of constraints.txt, all from one package index"
+        )
+    return _listed(found)
+
+
+def _devices_here(_: DoctorConfig) -> str:
+    return node.devices()[0]
+
+
+def _mnist(_: DoctorConfig) -> str:
+    from mnist_ray.data.datasets import load
+    from mnist_ray.data.mnist import cache_folder, find_mnist
+
+    try:
+        if not find_mnist():
+            return f"not in {cache_folder()}; `--data auto` downloads it, or else uses the 5,000 images that are installed"
+        splits = load("mnist")
+    except DataError as error:
+        raise Problem(str(error), "set MNIST_RAY_DATA to a folder with the four files, or unset it to download them") from None
+    kind = "MNIST" if splits.name == "mnist" else "digits in MNIST's format, but not those of MNIST"
+    return f"{len(splits.train):,} training and {len(splits.test):,} test images of {kind} in {splits.origin}"
+
+
+def _launch_file(config: DoctorConfig) -> str:
+    path = config.launch_file or LAUNCH_FILE
+    if not os.path.exists(path):
+        if config.launch_file:
+            raise Problem(f"{path}: there is no such file", "give --launch-file the launch file of `ray up`")
+        raise Skip(f"there is no {LAUNCH_FILE} in this folder, and no --launch-file")
+    from mnist_ray.cluster.launch import lint
+
+    if faults := lint(path):
+        raise ExceptionGroup("problems of a launch file", [Problem(f"{path}: {fault}") for fault in faults])
+    return f"{path}: no known trap"
+
+
+def _storage_here(config: DoctorConfig) -> str:
+    folder = _out(config)
+    if fault := node.use_storage(folder):
+        raise Problem(fault, STORAGE)
+    return f"{folder}: wrote, read, listed and deleted a file"
+
+
+def _out(config: DoctorConfig) -> str:
+    if not config.out:
+        raise Skip("no --out")
+    return storage.absolute(config.out)
+
+
+def _target(config: DoctorConfig) -> str:
+    """HOST:PORT of the cluster to check. Raises Skip if none is named, and Problem for another form."""
+    given = config.address or os.environ.get("RAY_ADDRESS", "")
+    if given in ("", "local"):
+        raise Skip("neither --address nor RAY_ADDRESS names a cluster, and doctor starts none")
+    if given == "auto":
+        from ray._private.services import canonicalize_bootstrap_address
+
+        with suppress(ConnectionError):
+            given = canonicalize_bootstrap_address("auto") or given
+        if given == "auto":
+            raise Problem("auto: no Ray runs on this machine", GIVE_ADDRESS)
+    if given.startswith("ray://"):
+        raise Problem(f"{given} is an address of Ray Client, which jobs cannot use", GIVE_ADDRESS)
+    target = given.partition("://")[2].rstrip("/") if "://" in given else given
+    port = target.rpartition(":")[2]
+    if not (port.isdecimal() and int(port) < 2**16):
+        raise Problem(f"{given}: expected HOST:PORT", GIVE_ADDRESS)
+    return target
+
+
+@cache
+def _answer_at(target: str) -> Answer:
+    return probe(target)
+
+
+def _address(config: DoctorConfig) -> str:
+    target = _target(config)
+    match answer := _answer_at(target):
+        case Answer(service="GCS"):
+            return f"{target} is the cluster's GCS"
+        case Answer(service="dashboard", accepted=accepted):
+            refused = "" if accepted else f"; it refuses this machine ({UNAUTHORIZED})"
+            advice = f"{GIVE_ADDRESS}, or submit: `ray job submit --address http://{target} -- mnist-ray doctor`"
+            raise Problem(f"{target} is the dashboard (`ray job submit`), and not the cluster's GCS{refused}", advice)
+        case Answer(service="Ray Client"):
+            raise Problem(f"{target} is the port of Ray Client (ray://), and not the cluster's GCS", GIVE_ADDRESS)
+        case Answer(service="other"):
+            raise Problem(f"{target} is {answer.detail}", GIVE_ADDRESS)
+    raise Problem(
+        f"nothing answers at {target}: {answer.detail}", f"start the cluster, open the port to this machine, or {GIVE_ADDRESS}"
+    )
+
+
+def _token_here(_: DoctorConfig) -> str:
+    source, file = _token_source()
+    if file and os.stat(file).st_mode & 0o077:
+        raise Problem(f"{file}: other users may use it (mode {os.stat(file).st_mode & 0o777:o})", f"chmod 600 {file}")
+    if not _token_mode():
+        found = f"; a token is in {source}" if source else ""
+        return f"authentication is off on this machine: RAY_AUTH_MODE is not `token`{found}"
+    if not source:
+        raise Problem("RAY_AUTH_MODE is `token`, and there is no token", GET_TOKEN)
+    return f"RAY_AUTH_MODE is `token`, and the token is in {source}"
+
+
+def _token_mode() -> bool:
+    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+
+
+def _token_source() -> tuple[str, str]:
+    """Where Ray takes the token from, and its file; both are empty if there is none."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "RAY_AUTH_TOKEN", ""
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token")
+    return (path, path) if os.path.isfile(path) and os.path.getsize(path) else ("", "")
+
+
+def _token(config: DoctorConfig) -> str:
+    target, (source, _) = _target(config), _token_source()
+    if _answer_at(target).accepted:
+        if os.environ.get("RAY_USE_TLS") != "1" and not asks_for_token(target):
+            raise Problem(
+                f"{target} asks for no token: whoever reaches it can run code there",
+                "start the cluster with RAY_AUTH_MODE=token",
+            )
+        return "the cluster asks for the token and accepts it"
+    if not _token_mode():
+        advice = "export RAY_AUTH_MODE=token" + ("" if source else f", and {GET_TOKEN}")
+        raise Problem(
+            f"the cluster asks for a token, and this machine sends none ({UNAUTHORIZED}): RAY_AUTH_MODE is not `token`", advice
+        )
+    if not source:
+        raise Problem(f"the cluster asks for a token, and this machine has none ({UNAUTHORIZED})", GET_TOKEN)
+    raise Problem(
+        f"the cluster refuses the token in {source} ({UNAUTHORIZED}): expected the token of the cluster's head", GET_TOKEN
+    )
+
+
+def _cluster_versions(config: DoctorConfig) -> str:
+    import ray
+
+    there = _answer_at(_target(config)).versions
+    if found := differences({"Ray": ray.__version__, "Python": platform.python_version()}, there):
+        raise Problem(f"the cluster was started with {found}", SAME_VERSIONS)
+    return f"the cluster was started with {_listed(there)}, as here"
+
+
+def differences(here: dict[str, str], there: dict[str, str]) -> str:
+    """The versions that differ, as text; empty if none does. Builds for other devices, such as `+cpu`, do not differ."""
+    wrong = [name for name in here if name in there and here[name].partition("+")[0] != there[name].partition("+")[0]]
+    return ", ".join(f"{name} {there[name]} (here {here[name]})" for name in wrong)
+
+
+def _listed(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _num(things: Sized, noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
+
+
+def _jobs_port(config: DoctorConfig) -> str:
+    if not (dashboard := _answer_at(_target(config)).dashboard):
+        raise Skip("the cluster has no dashboard, so `ray job submit` does not work")
+    if probe(dashboard).service == "nothing":
+        raise Skip(
+            f"the head's {dashboard} is not open to this machine; use `ray dashboard {LAUNCH_FILE}` or `ssh -L` to reach it"
+        )
+    return f"jobs can be submitted to http://{dashboard}"
+
+
+def _join(config: DoctorConfig) -> str:
+    from ray._private.services import find_node_ids
+
+    answer = _answer_at(_target(config))
+    if not find_node_ids() & answer.nodes:  # ray.init would look for one for a minute
+        head = answer.dashboard or "HOST:8265"
+        raise Problem(
+            "this machine is not a node of the cluster, so no job can run from here with --address",
+            f"submit it: `ray job submit --address http://{head} --working-dir . -- python -m mnist_ray doctor`",
+        )
+    _joined(_target(config))
+    import ray
+
+    return f"this machine is the cluster's node {ray.util.get_node_ip_address()}"
+
+
+@cache
+def _joined(target: str) -> None:
+    """Join the cluster until this process ends. Raises ClusterError."""
+    stack = ExitStack()
+    stack.enter_context(runtime.cluster(target))
+    atexit.register(stack.close)
+
+
+def _resources(_: DoctorConfig) -> str:
+    import ray
+
+    total, free, has = ray.cluster_resources(), ray.available_resources(), capacity()
+    counts = ", ".join(f"{free.get(kind, 0):g} of {total.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
+    text = f"{_num(_nodes(), 'node')}, {counts} free"
+    if has.failed:
+        raise Problem(f"{text}; nodes failed to launch: {', '.join(has.failed)}", "look at `ray status` on the head")
+    if not has.grows and not has.cpus:
+        raise Problem(f"{text}, and no autoscaler adds any", "add nodes")
+    return f"{text}; an autoscaler adds more, launching now: {', '.join(has.launching) or 'nothing'}" if has.grows else text
+
+
+@cache
+def _nodes() -> dict[str, tuple[str, dict[str, float]]]:
+    """The living nodes: their ids, addresses and resources."""
+    import ray
+
+    return {one["NodeID"]: (one["NodeManagerAddress"], one["Resources"]) for one in ray.nodes() if one["Alive"]}
+
+
+def _on_nodes(function: Callable[..., Any], *args: Any) -> dict[str, Any]:
+    """What a function of `node` returns on each node, by the node's id; an exception where it failed or was too slow."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    ray.cloudpickle.register_pickle_by_value(node)
+    task = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(function)
+    refs = {
+        id_: task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(id_, soft=False)).remote(*args) for id_ in _nodes()
+    }
+    ready, late = ray.wait(list(refs.values()), num_returns=len(refs), timeout=NODES_S)
+    for ref in late:
+        ray.cancel(ref, force=True)
+    return {id_: _result(ref) if ref in ready else TimeoutError(f"no answer within {NODES_S} s") for id_, ref in refs.items()}
+
+
+def _result(ref: Any) -> Any:
+    import ray
+
+    try:
+        return ray.get(ref)
+    except Exception as error:
+        return getattr(error, "cause", None) or error
+
+
+def _require_none(faults: dict[str, str], advice: str) -> None:
+    """Raise Problem if a node, named by its id, has a fault."""
+    wrong = [f"{_nodes()[id_][0]}: {fault}" for id_, fault in faults.items() if fault]
+    if wrong:
+        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise Problem(f"{len(wrong)} of {_num(faults, 'node')}: {'; '.join(wrong[:SHOWN])}{more}", advice)
+
+
+@cache
+def _described() -> dict[str, Any]:
+    return _on_nodes(node.describe)
+
+
+def _answers(found: dict[str, Any]) -> dict[str, Any]:
+    """What the nodes returned. Raises Problem if one failed or was too slow."""
+    failures = {id_: first_line(one) if isinstance(one, Exception) else "" for id_, one in found.items()}
+    _require_none(failures, JOIN)
+    return found
+
+
+def _versions_on_nodes(_: DoctorConfig) -> str:
+    here, found = node.versions()[0], _answers(_described())
+    faults = {id_: [differences(here, one["versions"]), *one["faults"]] for id_, one in found.items()}
+    _require_none({id_: "; ".join(filter(None, texts)) for id_, texts in faults.items()}, SAME_VERSIONS)
+    images = {one["versions"].get("image") for one in found.values()} - {None}
+    return f"{_num(found, 'node')}, with the versions of this machine{f', image {images.pop()}' if images else ''}"
+
+
+def _devices_on_nodes(_: DoctorConfig) -> str:
+    found = _answers(_described())
+    faults = {}
+    for id_, one in found.items():
+        offered = _nodes()[id_][1].get("GPU", 0)
+        faults[id_] = f"Ray offers {offered:g} GPUs and PyTorch can use {one['gpus']}" if one["gpus"] < offered else ""
+    _require_none(faults, "install the GPU's driver, and torch built for CUDA")
+    counts = Counter(one["devices"] for one in found.values())
+    return "; ".join(f"{count} x {text}" for text, count in counts.items())
+
+
+def _node_types(_: DoctorConfig) -> str:
+    known = [one["node_types"] for one in _answers(_described()).values() if one["node_types"]]
+    if not known:
+        raise Skip("no node knows the launch file of the cluster")
+    return f"the autoscaler may launch {', '.join(f'{count} x {name}' for name, count in known[0].items())}"
+
+
+def _storage_on_nodes(config: DoctorConfig) -> str:
+    folder, name, content = _out(config), node.scratch_name(), os.urandom(64)
+    file, missing = storage.join(folder, name), node.missing_folders(folder)
+    try:
+        storage.write(file, content)
+        found = _on_nodes(node.share_storage, folder, name, content)
+    finally:
+        storage.delete(file)
+        node.remove_folders(missing)
+    results = _answers(found)
+    blind = {id_: "" if sees else "does not see the file that this machine wrote" for id_, (sees, _) in results.items()}
+    share = "mount the folder on every node, or give --out a URI such as s3://BUCKET/FOLDER"
+    _require_none(blind, share if storage.is_local(folder) else STORAGE)
+    _require_none({id_: fault for id_, (_, fault) in results.items()}, STORAGE)
+    return f"{_num(found, 'node')}: read the file that this machine wrote, and wrote another one"
+
+
+CHECKS = (
+    Check("versions here", _versions_here, 90),
+    Check("devices here", _devices_here, 30),
+    Check("MNIST", _mnist, 60),
+    Check("launch file", _launch_file, 30),
+    Check("storage here", _storage_here, 60, stuck=STORAGE),
+    Check("token here", _token_here, 10),
+    Check("address", _address, 30),
+    Check("token", _token, 30, ("address",)),
+    Check("cluster versions", _cluster_versions, 30, ("token",)),
+    Check("jobs port", _jobs_port, 30, ("token",)),
+    Check("joining", _join, 60, ("cluster versions",), JOIN),
+    Check("resources", _resources, 30, ("joining",)),
+    Check("versions on nodes", _versions_on_nodes, NODES_S + 30, ("joining",)),
+    Check("devices on nodes", _devices_on_nodes, NODES_S + 30, ("joining",)),
+    Check("node types", _node_types, NODES_S + 30, ("joining",)),
+    Check("storage on nodes", _storage_on_nodes, NODES_S + 30, ("storage here", "joining"), STORAGE),
+)
+"""All checks, in the order in which they run."""

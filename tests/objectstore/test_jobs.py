@@ -1,0 +1,106 @@
+"""Both jobs with everything in a bucket."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mnist_ray.data import datasets
+from mnist_ray.data.digits import Splits
+from mnist_ray.data.images import encode_png
+from tests.conftest import cli
+from tests.objectstore.bucket import Bucket
+from tests.objectstore.conftest import Inputs
+
+pytestmark = pytest.mark.usefixtures("in_threads")
+
+
+def test_train_evaluate_score_verify_resume_and_predict_in_a_bucket(bucket: Bucket, inputs: Inputs) -> None:
+    run, out = f"{bucket.uri}/run", f"{bucket.uri}/deep/out"
+    training = ["train", "--data", inputs.idx, "--out", run, "--workers", "0", "--epochs", "2"]
+    done = cli(*training)
+    assert done.returncode == 0, done.stderr
+    assert bucket.json("run/metrics.json")["samples_seen"] == 1200
+    again = cli(*training)
+    assert (again.returncode, "nothing to train" in again.stdout) == (0, True)
+    evaluated = cli("evaluate", "--model", run, "--data", inputs.idx)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert bucket.json("run/evaluation.json")["num_images"] == 100
+
+    scoring = ["score", inputs.digits, inputs.tables, "--model", run, "--out", out, "--workers", "0", "--unit-rows", "50"]
+    done = cli(*scoring)
+    assert done.returncode == 0, done.stderr
+    summary = bucket.json("deep/out/summary.json")
+    assert (summary["inputs"], summary["quarantined"]) == (inputs.num_digits + inputs.num_rows, 0)
+    assert cli("verify", out).returncode == 0
+    refused = cli(*scoring)
+    assert (refused.returncode, "is not empty" in refused.stderr) == (5, True)
+    bucket.delete(bucket.keys("deep/out/predictions/")[0])
+    assert cli("verify", out).returncode == 6
+    before = summary["units"]
+    assert cli(*scoring, "--resume").returncode == 0
+    assert bucket.json("deep/out/summary.json")["units"] == before
+    assert cli("verify", out).returncode == 0
+    assert {row["source"] for row in bucket.rows("deep/out")} >= {f"{inputs.tables}/{name}.parquet" for name in "abc"}
+
+    image = bucket.rows("deep/out")[0]["source"]
+    predicted = cli("predict", image, f"{bucket.uri}/none.png", "--model", run)
+    assert predicted.returncode == 3
+    assert f"{image}: " in predicted.stdout
+    assert f"{bucket.uri}/none.png: missing" in predicted.stdout
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_training_data_of_every_kind(kind: str, bucket: Bucket, inputs: Inputs, small: Splits, tmp_path: Path) -> None:
+    data = inputs.tables
+    if kind == "folder":
+        datasets.write_folder(small.train.take(np.arange(0, 600, 4)), str(tmp_path))
+        data = bucket.upload(tmp_path, "digits")
+    done = cli("train", "--data", data, "--out", f"{bucket.uri}/run", "--workers", "0", "--epochs", "0.2")
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_image_costs_one_get_and_no_head(bucket: Bucket, inputs: Inputs) -> None:
+    """The listing of a folder tells the sizes."""
+    images = rf"^/{inputs.bucket.name}/digits/.*\.png$"
+    before = bucket.proxy.count("GET", images), bucket.proxy.count("HEAD", images)
+    done = cli("score", inputs.digits, "--model", inputs.model, "--out", f"{bucket.uri}/out", "--workers", "0")
+    assert done.returncode == 0, done.stderr
+    assert bucket.proxy.count("GET", images) - before[0] == inputs.num_digits
+    assert bucket.proxy.count("HEAD", images) == before[1]
+
+
+NAMES = ["a b.png", "50%.png", "50%20.png", "a+b.png", "é/数.png", "a#b?c&d=e.png", "x'y\"z.png", "(1)[2]{3}.png", "s /t .png"]
+
+
+def test_keys_with_special_characters(bucket: Bucket, inputs: Inputs, mnist5k: Splits) -> None:
+    """They are listed, looked up, read and named in the table as they are."""
+    for position, name in enumerate(NAMES):
+        bucket.put(f"in/{name}", encode_png(mnist5k.test.images[position]))
+    uris = sorted(f"{bucket.uri}/in/{name}" for name in NAMES)
+    manifest = bucket.put("list.txt", "\n".join(uris).encode())
+    for source in (f"{bucket.uri}/in", manifest):
+        out = f"out-{len(source)}"
+        done = cli("score", source, "--model", inputs.model, "--out", f"{bucket.uri}/{out}", "--workers", "0")
+        assert done.returncode == 0, done.stderr
+        assert [row["source"] for row in bucket.rows(out)] == uris
+        assert cli("verify", f"{bucket.uri}/{out}").returncode == 0
+
+
+def test_a_manifest_lists_objects_and_local_files(bucket: Bucket, inputs: Inputs, digit_folder: Path) -> None:
+    remote = [f"{inputs.bucket.uri}/{key}" for key in inputs.bucket.keys("digits/")[:5]]
+    local = sorted(map(str, digit_folder.rglob("*.png")))[:5]
+    bucket.put("lists/near.png", inputs.bucket.get(inputs.bucket.keys("digits/")[7]))
+    lines = [*remote, *local, "near.png", f"{bucket.uri}/gone.png", f"{digit_folder}/gone.png"]
+    manifest = bucket.put("lists/list.csv", "\n".join(["path", *lines]).encode())
+    done = cli("score", manifest, "--model", inputs.model, "--out", f"{bucket.uri}/out", "--workers", "0")
+    assert done.returncode == 0, done.stderr
+    assert {row["source"] for row in bucket.rows("out")} == {*remote, *local, f"{bucket.uri}/lists/near.png"}
+    quarantined = {row["source"]: row["reason"] for row in bucket.rows("out", "quarantine")}
+    assert quarantined == dict.fromkeys([f"{bucket.uri}/gone.png", f"{digit_folder}/gone.png"], "missing")
+
+
+def test_globs(bucket: Bucket, inputs: Inputs) -> None:
+    done = cli("score", f"{inputs.digits}/[37]/*.png", "--model", inputs.model, "--out", f"{bucket.uri}/out", "--workers", "0")
+    assert done.returncode == 0, done.stderr
+    assert {row["truth"] for row in bucket.rows("out")} == {3, 7}
