@@ -144,13 +144,23 @@ def descendants(pid: int) -> dict[int, str]:
 class RayCluster:
     """A Ray head on this machine, and nodes that tests add to it."""
 
-    def __init__(self, cpus: int = 2) -> None:
+    def __init__(self, cpus: int = 2, **variables: str) -> None:
+        """`variables` are more environment variables of all nodes."""
+        self._variables = variables
         self.port, self.jobs_port, self.client_port = free_port(), free_port(), free_port()
         self.address, self.jobs_address = f"127.0.0.1:{self.port}", f"http://127.0.0.1:{self.jobs_port}"
         self._nodes: list[subprocess.Popen[bytes]] = []
         self._folder = tempfile.mkdtemp(prefix="ray-")  # in a shared one, Ray mixes up clusters of one machine
         ports = [f"--port={self.port}", f"--dashboard-port={self.jobs_port}", f"--ray-client-server-port={self.client_port}"]
-        self._start(cpus, "--head", "--node-ip-address=127.0.0.1", *ports)
+        try:
+            self._start(cpus, "--head", "--node-ip-address=127.0.0.1", *ports, *self._head_flags())
+        except BaseException:
+            self.stop()
+            raise
+
+    def _head_flags(self) -> list[str]:
+        """More flags for the head."""
+        return []
 
     @contextmanager
     def another_node(self, *inside: str) -> Iterator[str]:
@@ -196,12 +206,16 @@ class RayCluster:
         command += [f"--dashboard-agent-listen-port={free_port()}"]  # jobs fail on a node whose agent finds its port in use
         # The head checks its nodes every second instead of every three, so that a lost node is noticed sooner.
         health = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
-        env = {**os.environ, **health, "RAY_TMPDIR": self._folder}
+        env = {**os.environ, **health, **self._variables, "RAY_TMPDIR": self._folder}
         self._nodes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env))
         self._wait_for_nodes()
 
     def _wait_for_nodes(self) -> None:
         wait_for(lambda: len(self._alive()) == len(self._nodes), *self._nodes)
+
+    def num_nodes(self) -> int:
+        """The number of living nodes."""
+        return len(self._alive())
 
     def _alive(self) -> list[str]:
         """The ids of the living nodes."""

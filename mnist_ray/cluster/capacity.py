@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ FIRST_WORD_S = 10.0
 """Seconds that an autoscaler may take after the start of the cluster until it says anything."""
 WORKERS_PER_CPU = 4
 """Largest number of workers that share one CPU (docs/decisions/0008)."""
+_SILENT = "`ray logs cluster monitor.log` says why"
+"""The reason of a failed launch for which autoscaler v2 reports none: those of most clouds."""
 LARGEST_POOL = 1000
 """Largest number of actors of `--workers auto` on a cluster that grows: nobody knows how far it can grow."""
 
@@ -115,13 +118,14 @@ def _said_by_v1(report: dict[str, Any] | None) -> dict[str, Any]:
 
 def _said_by_v2(state: Any) -> dict[str, Any]:
     """The fields of Capacity from the state of autoscaler v2."""
+    failed = Counter((each.ray_node_type_name, each.reason) for each in state.failed_instance_requests)
     return {
         "grows": True,
         "launching": (
             *(f"{asked.count} x {asked.ray_node_type_name}" for asked in state.pending_instance_requests),
             *(f"{node.ray_node_type_name} ({node.details or node.instance_id})" for node in state.pending_instances),
         ),
-        "failed": tuple(f"{each.count} x {each.ray_node_type_name}: {each.reason}" for each in state.failed_instance_requests),
+        "failed": tuple(f"{count} x {kind}: {why or _SILENT}" for (kind, why), count in failed.items()),
         "impossible": bool(state.infeasible_resource_requests or state.infeasible_gang_resource_requests),
     }
 

@@ -30,7 +30,7 @@ NODES_S = 60
 LEAVE_S = 5.0
 """Seconds to leave the cluster at the end."""
 SHOWN = 3
-"""Nodes with a problem that a line names."""
+"""Nodes with a problem, or failed launches, that a line names."""
 LAUNCH_FILE = "cluster.yaml"
 UNAUTHORIZED = "HTTP 401 or 403, InvalidAuthToken"
 """How a missing or wrong token shows elsewhere."""
@@ -270,8 +270,8 @@ def _token_here(_: DoctorConfig) -> str:
     if file and os.stat(file).st_mode & 0o077:
         raise Problem(f"{file}: other users may use it (mode {os.stat(file).st_mode & 0o777:o})", f"chmod 600 {file}")
     if not _token_mode():
-        found = f"; a token is in {source}" if source else ""
-        return f"authentication is off on this machine: RAY_AUTH_MODE is not `token`{found}"
+        unused = f"; a token is in {source}" if source else ""
+        return f"authentication is off on this machine: RAY_AUTH_MODE is not `token`{unused}"
     if not source:
         raise Problem("RAY_AUTH_MODE is `token`, and there is no token", GET_TOKEN)
     return f"RAY_AUTH_MODE is `token`, and the token is in {source}"
@@ -374,7 +374,10 @@ def _resources(_: DoctorConfig) -> str:
     counts = ", ".join(f"{free.get(kind, 0):g} of {total.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
     text = f"{_num(_nodes(), 'node')}, {counts} free"
     if has.failed:
-        raise Problem(f"{text}; nodes failed to launch: {', '.join(has.failed)}", "look at `ray status` on the head")
+        raise Problem(
+            f"{text}; nodes failed to launch: {', '.join([*dict.fromkeys(has.failed)][:SHOWN])}",
+            "look at `ray status` on the head",
+        )
     if not has.grows and not has.cpus:
         raise Problem(f"{text}, and no autoscaler adds any", "add nodes")
     return f"{text}; an autoscaler adds more, launching now: {', '.join(has.launching) or 'nothing'}" if has.grows else text

@@ -52,7 +52,7 @@ class LocalStore:
             os.replace(scratch, path)
 
     def create(self, path: str, data: bytes) -> bool:
-        with suppress(FileExistsError), _scratch_file(path, data) as scratch:
+        with _scratch_file(path, data) as scratch, suppress(FileExistsError):
             try:
                 os.link(scratch, path)
             except OSError as error:

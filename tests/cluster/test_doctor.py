@@ -311,3 +311,12 @@ def test_a_check_that_hangs_or_ends_its_process_is_a_finding() -> None:
     assert (hung.state, hung.text) == ("problem", "no answer within 0 s")
     assert (ended.state, ended.text) == ("problem", "the process that checked this has died")
     assert fine.state == "ok"
+
+
+def test_a_replaced_process_joins_the_cluster_again(ray_cluster: RayCluster) -> None:
+    child = doctor._Child(DoctorConfig(address=ray_cluster.address))
+    try:
+        (found,) = child.ask(next(check for check in CHECKS if check.name == "resources"))
+    finally:
+        child.stop(5)
+    assert (found.state, found.text) == ("ok", "1 node, 2 of 2 CPUs, 0 of 0 GPUs free")

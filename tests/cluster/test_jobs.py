@@ -33,6 +33,17 @@ def test_both_jobs_succeed(ray_cluster: RayCluster, digit_folder: Path, tmp_path
     assert "300 inputs = 300 predicted + 0 quarantined" in scored.stdout
 
 
+def test_a_relative_out_is_kept_below_the_home_of_the_machine_that_runs_the_job(
+    ray_cluster: RayCluster, small_idx: Path, tmp_path: Path
+) -> None:
+    flags = f"python jobs/train.py --data {small_idx} --workers 0 --epochs 1"
+    done = submit(ray_cluster, "env", f"HOME={tmp_path}", "bash", "-c", f"{flags} && {flags} --out kept/run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for run in [*(tmp_path / "mnist_ray" / "runs").iterdir(), tmp_path / "mnist_ray" / "kept" / "run"]:
+        assert (run / "metrics.json").exists()
+        assert f"run directory: {run}, model bundle: {run}/model" in done.stdout
+
+
 def test_a_wrong_flag_fails_with_the_message_of_the_program(ray_cluster: RayCluster) -> None:
     """Two wrong command lines in one submission, because each submission takes seconds to start."""
     failed = submit(ray_cluster, "bash", "-c", "python jobs/train.py --data nowhere; exec python jobs/train.py --epochs 0")

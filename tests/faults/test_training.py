@@ -61,9 +61,11 @@ def test_workers_lost_with_their_nodes_leave_a_smaller_group(tmp_path: Path) -> 
         for _ in range(2):
             wait_for(partial(_reached, tmp_path, max(checkpoints(tmp_path), default=0) + 1), job)
             cluster.kill_node()
-        _, said = job.communicate(timeout=400)
+        printed, said = job.communicate(timeout=400)
         assert job.returncode == 0, said
     finally:
         cluster.stop()
+    assert printed.count("with 1 CPUs and 0 GPUs: it failed; its workers are replaced when there is room") == 2, printed
+    assert not [line for line in (printed + said).splitlines() if "raylet" in line or "state-dump" in line]
     assert [row["epoch"] for row in history(tmp_path)] == list(range(1, 13))
     assert sum(row["train_samples"] for row in history(tmp_path)) == 12 * 4500

@@ -97,6 +97,7 @@ PASSING: dict[str, Break] = {
     "expired credentials (400)": lambda proxy: proxy.outage(px.answer(400, "ExpiredToken"), 30, seconds=0.6),
     "expired credentials (403)": lambda proxy: proxy.outage(px.answer(403, "ExpiredToken"), 30, seconds=0.6),
     "no answer": lambda proxy: proxy.outage(px.silence, 30, seconds=0.5),
+    "slow answers": lambda proxy: proxy.fail(px.slow(0.5), "GET", every=20),
 }
 
 
