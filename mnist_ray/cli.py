@@ -36,9 +36,14 @@ def train(config: TrainConfig, console: Console) -> None:
 
 
 def score(config: ScoreConfig, console: Console) -> None:
-    """Score images, and print the counts and where the table is."""
+    """Score images, and print the counts and where the table is; or only what the job would take."""
+    from mnist_ray.score import estimate
     from mnist_ray.score import score as run_scoring
 
+    if config.dry_run:
+        console.line(estimate(config, console).to_text())
+        console.line("nothing was written: this was a dry run")
+        return
     summary, out = run_scoring(config, console), output_path(config.out)
     accuracy = "" if summary["accuracy"] is None else f", accuracy {summary['accuracy']:.2%}"
     console.line(

@@ -18,7 +18,7 @@ FLAGS = {
     ),
     ScoreConfig: (
         "inputs model out workers device resume extend rescore_changed overwrite keep image_column truth_column probabilities "
-        "unit_rows sample address"
+        "unit_rows sample address dry_run price_per_node_hour"
     ),
     EvaluateConfig: "model data out device",
     PredictConfig: "images model",

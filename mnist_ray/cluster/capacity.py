@@ -157,6 +157,14 @@ def size(device: str, has: Capacity) -> int:
     return (int(has.gpus) if device != "cpu" else 0) or max(1, int(has.cpus))
 
 
+def per_node(needs: dict[str, float]) -> int:
+    """How many workers with these resources fit on the largest node that is there; 0 if none does."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return max((min(int(has.get(name, 0) / count + 1e-9) for name, count in needs.items()) for has in nodes), default=0)
+
+
 def granted_device(needs: dict[str, float]) -> Device:
     """The device of workers with these resources: a GPU only if they asked for one."""
     return "cuda" if "GPU" in needs else "cpu"

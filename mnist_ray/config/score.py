@@ -1,13 +1,17 @@
 """Settings of a scoring job."""
 
 from dataclasses import asdict, dataclass
+from math import inf
 from typing import Any
 
 import tyro
 
 from mnist_ray.flags import Device, probabilities, require, scoring_pool
 
-_RESOURCES = {"model", "out", "workers", "device", "resume", "extend", "rescore_changed", "overwrite", "address"}
+_RESOURCES = {
+    *("model", "out", "workers", "device", "resume", "extend", "rescore_changed", "overwrite", "address"),
+    *("dry_run", "price_per_node_hour"),
+}
 """Flags that cannot change the rows of the table."""
 
 
@@ -48,6 +52,10 @@ class ScoreConfig:
     """Score only this many inputs, drawn at random; the same inputs are drawn each time. 0 scores all."""
     address: str = ""
     """Ray cluster to connect to. By default RAY_ADDRESS, else a local cluster is started."""
+    dry_run: bool = False
+    """List the inputs, score a few of them, and print how long the job would take. Nothing is written."""
+    price_per_node_hour: float = 0.0
+    """With --dry-run: price of a node for an hour, in any currency, to print what the job would cost."""
 
     def __post_init__(self) -> None:
         given = bool(self.inputs) and all(self.inputs)
@@ -63,6 +71,9 @@ class ScoreConfig:
         num_modes = self.resume + self.extend + self.overwrite
         require(num_modes <= 1, "--resume continues a job, --extend adds to it, and --overwrite replaces it: give one of them")
         require(self.extend or not self.rescore_changed, "--rescore-changed: give --extend, too")
+        price = self.price_per_node_hour
+        require(0 <= price < inf, f"--price-per-node-hour {price}: expected a price of at least 0")
+        require(self.dry_run or not price, "--price-per-node-hour: give --dry-run, too")
 
     def identity(self) -> dict[str, Any]:
         """The fields that can change the rows of the table, as values that JSON can hold."""

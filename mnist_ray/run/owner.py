@@ -56,6 +56,16 @@ def _alive(run: str, record: dict[str, Any]) -> bool:
     return False
 
 
+def require_free(run: str) -> None:
+    """Raise OutputError if a living job owns the run directory. Writes nothing."""
+    if (record := read(run)) and _alive(run, record):
+        raise _refused(run, record)
+
+
+def _refused(run: str, record: dict[str, Any]) -> OutputError:
+    return OutputError(f"{run}: {_describe(record)}, is writing here; wait for it, stop it, or give another --out")
+
+
 def require_ownership(run: str, token: str) -> None:
     """Read the record, and raise OutputError if it names another job than the one with this token."""
     record: dict[str, Any] = {}
@@ -115,15 +125,12 @@ class Owner:
             if record.get("token") == self.token:
                 return
         if record and _alive(self.run, record):
-            raise self._refused(record)
+            raise _refused(self.run, record)
         storage.write(uri, self._next_record())
         if record:  # another job may take over from the same dead one: the last to write is the owner
             time.sleep(BEAT_S / 2)
             if (record := read(self.run)) and record["token"] != self.token:
-                raise self._refused(record)
-
-    def _refused(self, record: dict[str, Any]) -> OutputError:
-        return OutputError(f"{self.run}: {_describe(record)}, is writing here; wait for it, stop it, or give another --out")
+                raise _refused(self.run, record)
 
     def beat(self) -> None:
         """Update the record every `BEAT_S`, and at once after a signal, until released or replaced."""

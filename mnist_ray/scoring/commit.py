@@ -6,21 +6,21 @@ import mnist_ray
 from mnist_ray.data import storage
 from mnist_ray.errors import AccountingError
 from mnist_ray.scoring.job import Job, Tally
-from mnist_ray.scoring.parts import PREDICTIONS, part_name
+from mnist_ray.scoring.parts import PREDICTIONS, unit_of
 from mnist_ray.scoring.plan import Plan
 
 COMMIT = "commit.json"
 SUMMARY = "summary.json"
 
 
-def commit(plan: Plan, job: Job, tally: Tally, about: dict[str, Any]) -> dict[str, Any]:
+def commit(plan: Plan, units: dict[str, int], job: Job, tally: Tally, about: dict[str, Any]) -> dict[str, Any]:
     """Check that everything adds up, write the commit record and the summary, and return the summary.
 
-    `about` holds what the caller knows about the job, such as its speed. Raises AccountingError and writes nothing if an input
-    is missing or counted twice.
+    `units` holds the number of inputs of each unit of the plan, and `about` what the caller knows about the job, such as its
+    speed. Raises AccountingError and writes nothing if an input is missing or counted twice.
     """
     total = tally.total
-    _require_all(plan, job, tally)
+    _require_all(plan, units, job, tally)
     counts = {"inputs": total.inputs, "predicted": total.predicted, "quarantined": total.quarantined}
     names = {"job": job.id, "model_digest": job.model, "version": mnist_ray.__version__}
     record = {**names, "plan": plan.fingerprint, **counts, "parts": dict(sorted(tally.parts.items()))}
@@ -43,13 +43,14 @@ def commit(plan: Plan, job: Job, tally: Tally, about: dict[str, Any]) -> dict[st
     return summary
 
 
-def _require_all(plan: Plan, job: Job, tally: Tally) -> None:
-    if lost := set(map(part_name, tally.parts)).difference(storage.names(storage.join(job.out, PREDICTIONS))):
+def _require_all(plan: Plan, units: dict[str, int], job: Job, tally: Tally) -> None:
+    visible = sum(unit_of(name) in tally.parts for name in storage.names(storage.join(job.out, PREDICTIONS)))
+    if lost := len(tally.parts) - visible:
         raise AccountingError(
-            f"{job.out}: {len(lost)} parts written by workers are not visible on the driver; "
+            f"{job.out}: {lost} parts written by workers are not visible on the driver; "
             "give an --out that all nodes share, such as a bucket, and score again"
         )
-    if tally.total.inputs != plan.num_inputs or set(tally.parts) != {ref.id for ref in plan.refs(job.out)}:
+    if tally.total.inputs != plan.num_inputs or tally.parts.keys() != units.keys():
         raise AccountingError(
             f"{job.out}: {plan.num_inputs} inputs in {plan.num_units} units were planned, "
             f"{tally.total.inputs} in {len(tally.parts)} are done; run again with --resume"

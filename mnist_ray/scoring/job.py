@@ -90,7 +90,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.total = UnitResult("")
-        self.parts: dict[str, list[int]] = {}
+        self.parts: dict[str, tuple[int, int]] = {}
         """Predicted and quarantined inputs of each unit."""
 
     def add(self, result: UnitResult) -> bool:
@@ -100,6 +100,6 @@ class Tally:
         """
         if result.unit in self.parts:
             return False
-        self.parts[result.unit] = [result.predicted, result.quarantined]
+        self.parts[result.unit] = (result.predicted, result.quarantined)
         self.total.add(result)
         return True

@@ -5,9 +5,8 @@ Both carry the id of the job, the digest of the model and the counts of the unit
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from fnmatch import fnmatch
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 
 import mnist_ray
 from mnist_ray.data import storage
+from mnist_ray.data.listing import batches
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.job import Job, UnitResult
 
@@ -75,10 +75,12 @@ def read_part(job: Job, unit_id: str, table: str) -> tuple[pa.Table, UnitResult]
 
 def finished_units(out: str, job_id: str) -> dict[str, UnitResult]:
     """The units of a job whose parts are complete, by id. Reads only the footers of the parts."""
-    names = storage.names(storage.join(out, PREDICTIONS))
+    found: dict[str, UnitResult] = {}
     with ThreadPoolExecutor(_READERS) as pool:
-        results = pool.map(lambda name: _finished(out, job_id, name), names)
-        return {result.unit: result for result in results if result}
+        for names in batches(storage.names(storage.join(out, PREDICTIONS)), 1024):  # a pool holds all that it has been given
+            results = pool.map(lambda name: _finished(out, job_id, name), names)
+            found.update((result.unit, result) for result in results if result)
+    return found
 
 
 def _finished(out: str, job_id: str, name: str) -> UnitResult | None:
@@ -98,19 +100,24 @@ def _footer(uri: str) -> pq.FileMetaData:
         return pq.read_metadata(stream)
 
 
-def strays(out: str, planned: Iterable[str]) -> list[str]:
+def unit_of(name: str) -> str:
+    """The unit of a part with this file name; empty if it is no part's name."""
+    unit = name.removeprefix("part-").removesuffix(".parquet")
+    return unit if part_name(unit) == name else ""
+
+
+def strays(out: str, planned: Collection[str]) -> list[str]:
     """The files in the folders of the tables that are the part of no planned unit. Hidden files are not counted."""
-    expected = set(map(part_name, planned))
     return [
         storage.join(out, table, name)
         for table in (PREDICTIONS, QUARANTINE)
         for name in storage.names(storage.join(out, table))
-        if name not in expected and not name.startswith(".")
+        if unit_of(name) not in planned and not name.startswith(".")
     ]
 
 
-def sweep(out: str, planned: Iterable[str]) -> None:
+def sweep(out: str, planned: Collection[str]) -> None:
     """Delete the parts of units that the plan does not hold, such as those of a plan that was interrupted or changed."""
     for uri in strays(out, planned):
-        if fnmatch(uri, f"*/{part_name('*')}"):
+        if unit_of(uri.rpartition("/")[2]):
             storage.delete(uri)

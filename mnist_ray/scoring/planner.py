@@ -22,13 +22,16 @@ class Planner:
         self.plan, self._out, self._finished = plan, config.out, finished
         self.planning = config.extend or not plan.complete
         """Whether there may be inputs that are not planned yet."""
+        self.units: dict[str, int] = {}
+        """The number of inputs of each planned unit, in the order of the plan. The units stay in memory: 200 bytes for each."""
         self.changes: dict[str, int] = {}
         """How many planned inputs have changed or are gone, if they were compared with the inputs."""
         self._new: Iterator[WorkUnit] = iter(())
         """Units that the plan does not hold yet."""
         if self.planning:
             self._open(config)
-        self._planned = sum(ref.num_inputs for ref in self.plan.refs(self._out) if ref.id not in finished)
+        self.units = {ref.id: ref.num_inputs for ref in self.plan.refs(self._out)}
+        self._planned = sum(inputs for unit, inputs in self.units.items() if unit not in finished)
 
     def _open(self, config: ScoreConfig) -> None:
         if config.rescore_changed:
@@ -54,6 +57,16 @@ class Planner:
         self._new = chain(ahead, self._new)
         return left >= 0
 
+    def preview(self) -> Iterator[WorkUnit]:
+        """The units that are to be scored, with their inputs. Writes nothing; the planner cannot be used afterwards."""
+        units = chain(self.plan.units(self._out), self._new)
+        return (unit for unit in units if unit.id not in self._finished)
+
+    @property
+    def ignored(self) -> int:
+        """Files in input folders that are neither images nor Parquet, among those listed so far."""
+        return self._units.listing.ignored if self.planning else self.plan.ignored
+
     @property
     def skip(self) -> frozenset[str]:
         """Units of the plan that are not to be scored."""
@@ -71,6 +84,7 @@ class Planner:
             name = f"{len(self.plan.parts):05d}.parquet"
             refs = write_units(self._out, name, units)
             self.plan = replace(self.plan, parts=(*self.plan.parts, name))
+            self.units.update((ref.id, ref.num_inputs) for ref in refs)
             yield from refs
             limit = min(2 * limit, LAST_PART)
 
@@ -85,14 +99,13 @@ class Planner:
             pass
         if self._known:
             self.changes = self._known.write_changes(self._out)
-        refs = list(self.plan.refs(self._out))
         self.plan = replace(
             self.plan,
             complete=True,
-            num_units=len(refs),
-            num_inputs=sum(ref.num_inputs for ref in refs),
-            fingerprint=fingerprint(refs),
-            ignored=self._units.listing.ignored,
+            num_units=len(self.units),
+            num_inputs=sum(self.units.values()),
+            fingerprint=fingerprint(self.units),
+            ignored=self.ignored,
         )
         self.plan.save(self._out)
         return self.plan

@@ -1,6 +1,7 @@
 """Parquet inputs in the plan: their row ranges and the columns that are passed through."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 
 from mnist_ray.config import ScoreConfig
 from mnist_ray.data import columns, storage
-from mnist_ray.data.listing import FileEntry
+from mnist_ray.data.listing import REMOTE_READERS, FileEntry, batches
 from mnist_ray.errors import DataError, UsageError
 from mnist_ray.scoring import schema
 
@@ -46,8 +47,7 @@ def table_ranges(tables: list[FileEntry], config: ScoreConfig) -> tuple[pa.Schem
         raise UsageError(f"--keep {config.keep}: passes columns of Parquet inputs through, and there is no Parquet input")
     kept: pa.Schema | None = None
     ranges: list[TableRange] = []
-    for entry in tables:
-        metadata = _footer(entry)
+    for entry, metadata in _footers(tables):
         if metadata is None:  # the unit will quarantine the file with the reason
             ranges.append(TableRange(entry, None, 1))
             continue
@@ -58,6 +58,13 @@ def table_ranges(tables: list[FileEntry], config: ScoreConfig) -> tuple[pa.Schem
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         ranges += [TableRange(entry, first, rows) for first, rows in row_ranges(sizes, config.unit_rows or UNIT_ROWS)]
     return kept or schema.NOTHING, ranges
+
+
+def _footers(tables: list[FileEntry]) -> Iterator[tuple[FileEntry, pq.FileMetaData | None]]:
+    """The files with their footers, in order. Several are read at once: in a bucket, each takes two requests."""
+    with ThreadPoolExecutor(REMOTE_READERS) as pool:
+        for batch in batches(tables, 256):
+            yield from zip(batch, pool.map(_footer, batch), strict=True)
 
 
 def _footer(entry: FileEntry) -> pq.FileMetaData | None:

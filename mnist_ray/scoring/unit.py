@@ -1,6 +1,7 @@
 """The work on one unit: read, decode, predict, write its part."""
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,17 +20,19 @@ from mnist_ray.scoring.read import Chunk, read_unit
 def score_unit(unit: WorkUnit, job: Job, predict: Predict) -> UnitResult:
     """Score one unit and write its part. Scoring it again writes the same rows to the same files. Raises StorageError."""
     result = UnitResult(unit.id)
-    predicted: list[pa.Table] = []
-    quarantined: list[pa.Table] = []
-    for chunk in read_unit(unit, job):
-        result.spend({"read": chunk.read_s, "decode": chunk.decode_s})
-        result.input_bytes += chunk.num_bytes
-        predicted.append(_predict(chunk, job, predict, result))
-        quarantined.append(_reject(chunk, result))
+    predicted, quarantined = zip(*score_chunks(unit, job, predict, result), strict=True)
     started = time.perf_counter()
     write_part(job, result, pa.concat_tables(predicted), pa.concat_tables(quarantined))
     result.spend({"write": time.perf_counter() - started})
     return result
+
+
+def score_chunks(unit: WorkUnit, job: Job, predict: Predict, result: UnitResult) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """The prediction rows and the quarantine rows of a unit, chunk by chunk. Adds them to the counts. Raises StorageError."""
+    for chunk in read_unit(unit, job):
+        result.spend({"read": chunk.read_s, "decode": chunk.decode_s})
+        result.input_bytes += chunk.num_bytes
+        yield _predict(chunk, job, predict, result), _reject(chunk, result)
 
 
 def _predict(chunk: Chunk, job: Job, predict: Predict, result: UnitResult) -> pa.Table:

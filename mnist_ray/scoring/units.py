@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
 
@@ -24,8 +24,6 @@ SHARE = 16
 """Between these sizes, a unit is a 16th of the bytes before it. Small jobs get even units, large jobs few parts."""
 FILE_BYTES = 4 << 10
 """Fixed cost of a file, in equivalent bytes: opening it and predicting its digit take as long as decoding so many bytes."""
-
-_INPUT = schema.PLAN.remove(0)
 
 
 class Units:
@@ -59,10 +57,10 @@ class Units:
         if self._config.sample:
             new, ranges = draw(self._config.sample, new, ranges)
         for files in _cut(new, self._config.unit_rows):
-            truths, ones = [image.truth for image in files], [1] * len(files)
-            yield self._unit(_rows([image.entry for image in files], truths, [None] * len(files), ones))
+            entries, truths = zip(*files, strict=True)
+            yield self._unit(entries, truths)
         for part in ranges:
-            yield self._unit(_rows([part.entry], [None], [part.first_row], [part.num_rows]))
+            yield self._unit((part.entry,), (None,), part.first_row, part.num_rows)
         if not self._copies and not self._known:
             raise DataError(f"{', '.join(self._config.inputs)}: the Parquet files have no rows; there is nothing to score")
 
@@ -71,16 +69,25 @@ class Units:
         _, ranges = table_ranges(self.listing.tables, self._config)
         yield from (part for part in ranges if part.entry.uri in new)
 
-    def _unit(self, rows: pa.Table) -> WorkUnit:
+    def _unit(
+        self, entries: Sequence[FileEntry], truths: Sequence[int | None], first_row: int | None = None, num_rows: int = 1
+    ) -> WorkUnit:
         """A unit. Its id is a hash of its inputs, in order, and of the options. Equal units (repeated lines) are numbered."""
+        uris, sizes, versions = zip(*entries, strict=True)
+        number = len(entries)
+        if not "".join(uris).isascii():
+            uris = tuple(map(storage.to_text, uris))
         digest = hashlib.sha256(self._options.encode())
-        for column in rows.itercolumns():
-            digest.update("\0".join(map(str, column.to_pylist())).encode())
-        self._copies[digest.hexdigest()] += 1
-        if (copies := self._copies[digest.hexdigest()]) > 1:
-            digest.update(f"\ncopy {copies}".encode())
+        for column in (uris, sizes, versions, truths, (first_row,) * number, (num_rows,) * number):
+            digest.update("\0".join(map(str, column)).encode())
         unit_id = digest.hexdigest()[:20]
-        return WorkUnit(unit_id, rows.add_column(0, schema.PLAN.field("unit"), pa.repeat(pa.scalar(unit_id), rows.num_rows)))
+        self._copies[unit_id] += 1
+        if (copies := self._copies[unit_id]) > 1:
+            digest.update(f"\ncopy {copies}".encode())
+            unit_id = digest.hexdigest()[:20]
+        same = (pa.repeat(pa.scalar(value, pa.int64()), number) for value in (first_row, num_rows))
+        columns = (pa.repeat(pa.scalar(unit_id), number), uris, sizes, versions, truths, *same)
+        return WorkUnit(unit_id, pa.table(list(columns), schema=schema.PLAN))
 
 
 def _cut(images: Iterable[ImageFile], unit_rows: int) -> Iterator[list[ImageFile]]:
@@ -98,12 +105,3 @@ def _cut(images: Iterable[ImageFile], unit_rows: int) -> Iterator[list[ImageFile
             unit, before, size = [], before + size, 0
     if unit:
         yield unit
-
-
-def _rows(entries: list[FileEntry], truths: list[int | None], first_rows: list[int | None], num_rows: list[int]) -> pa.Table:
-    uris, sizes, versions = zip(*entries, strict=True)
-    try:
-        sources = pa.array(uris, pa.string())
-    except UnicodeEncodeError:
-        sources = pa.array(map(storage.to_text, uris), pa.string())
-    return pa.table([sources, sizes, versions, truths, first_rows, num_rows], schema=_INPUT)

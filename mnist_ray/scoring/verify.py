@@ -35,10 +35,10 @@ def verify(out: str) -> Proof:
         raise OutputError(f"{out}: holds no scoring job: {PLAN} is missing") from None
     if not plan.complete:
         raise AccountingError(f"{out}: its inputs are not all listed yet: the job has not ended; run again with --resume")
-    refs = list(plan.refs(out))
-    if fingerprint(refs) != plan.fingerprint:
+    planned = dict.fromkeys(ref.id for ref in plan.refs(out))
+    if fingerprint(planned) != plan.fingerprint:
         raise AccountingError(f"{out}: the files of its plan have changed; give --overwrite to score all inputs again")
-    for stray in strays(out, {ref.id for ref in refs}):
+    for stray in strays(out, planned):
         raise AccountingError(f"{stray}: belongs to no unit of the plan; remove it")
     job = Job.of(plan, out)
     counts = {unit.id: _verify_unit(job, unit) for unit in plan.units(out)}
