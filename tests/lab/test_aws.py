@@ -125,7 +125,7 @@ def test_only_ssh_is_open_and_not_to_everyone(cluster: Cluster) -> None:
 
 
 def test_a_job_without_the_token_is_refused(cluster: Cluster) -> None:
-    done = cluster.account.lab.run(*SUBMIT, "true", RAY_AUTH_MODE="disabled", check=False)
+    done = cluster.account.lab.run(*SUBMIT, "true", variables={"RAY_AUTH_MODE": "disabled"}, check=False)
     assert done.returncode != 0
     assert "Unauthorized" in done.stdout
 
