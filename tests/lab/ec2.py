@@ -66,7 +66,7 @@ class Account:
 
     def run(self, *words: str, **more: str) -> str:
         """What a command prints that runs on the laptop."""
-        return self.lab.run("env", *(f"{name}={value}" for name, value in {**VARIABLES, **more}.items()), *words).stdout
+        return self.lab.run(*words, variables={**VARIABLES, **more}).stdout
 
     def start(self, name: str, *words: str, **more: str) -> subprocess.Popen[bytes]:
         """Start a command on the laptop that prints to the file `name`.log."""

@@ -157,11 +157,11 @@ def test_training_moves_to_another_machine_when_aws_takes_a_spot_machine_back(cl
     end = datetime.now(UTC) + timedelta(minutes=2)
     notice = json.dumps({"action": "terminate", "time": f"{end:%Y-%m-%dT%H:%M:%SZ}"})
     account.lab.ssh(account.host(instance), f"echo '{notice}' > /run/notice")
-    wait_for(lambda: instance not in account.running(), training)
     assert training.wait(600) == 0, cluster.log()
     print(cluster.log())
     assert "model/digest.json" in cluster.keys("runs/second/")
     assert [(market(call), call["refused"]) for call in cluster.asked(since)] == [("spot", False)]
+    wait_for(lambda: instance not in account.running())
     (dead,) = [node for node in cluster.nodes() if not node["Alive"]]
     assert dead["DeathReason"] == PREEMPTED
     assert "AWS will terminate this spot instance" in dead["DeathReasonMessage"]
