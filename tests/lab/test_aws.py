@@ -149,7 +149,7 @@ def test_machines_are_asked_for_as_the_file_says(cluster: Cluster) -> None:
         assert "mnist-ray" in [value for key, value in call.items() if key.startswith("TagSpecification.2.Tag")]
 
 
-def test_training_moves_to_another_machine_when_aws_takes_a_spot_machine_back(cluster: Cluster) -> None:
+def test_training_ends_well_although_aws_takes_its_spot_machine_back(cluster: Cluster) -> None:
     account, since = cluster.account, len(cluster.asked())
     (instance,) = [name for name in account.running() if account.instances()[name]["spot"]]
     training = cluster.start("mnist-ray", "train", "--workers", "2", "--data", "mnist5k", "--seconds", "60", "--out", SECOND)
