@@ -1,14 +1,17 @@
 # make demo   set everything up, train on the bundled digits with 2 Ray workers, score a folder with the result
 # make test   set everything up and run the tests, without the slow ones
-# make test-all  also run the slow tests
+# make test-all  also run the slow tests;  make test-long  run those that take many minutes each
 # make check  lint and types;  make clean  remove what these commands made
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SETTINGS := pyproject.toml constraints.txt
+PYTEST = $(BIN)/python -m pytest
+# Most tests wait for other processes. So two run at a time; those of one file after each other.
+SPREAD := --numprocesses 2 --dist loadfile
 
-.PHONY: demo test test-all check clean
+.PHONY: demo test test-all test-long check clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -23,10 +26,15 @@ demo: $(VENV)/.run
 	@echo "== look at demo/run/metrics.json, demo/table/summary.json and demo/table/predictions/"
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not slow" $(TESTS)
+	$(PYTEST) $(SPREAD) -m "not slow and not long" $(TESTS)
 
+# The hosts of the lab share their addresses, so those tests run alone.
 test-all: $(VENV)/.test
-	$(BIN)/python -m pytest $(TESTS)
+	$(PYTEST) $(SPREAD) -m "not long" $(or $(TESTS),--ignore=tests/lab)
+	$(if $(TESTS),,$(PYTEST) -m "not long" tests/lab)
+
+test-long: $(VENV)/.test
+	$(PYTEST) -m long $(TESTS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

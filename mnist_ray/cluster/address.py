@@ -6,12 +6,13 @@ A Ray head listens on three ports: jobs join the cluster at its GCS (6379); `ray
 
 import http.client
 import json
+import os
 import socket
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-PROBE_S = 5.0
+PROBE_S = 10.0
 """Seconds to wait for one answer."""
 
 Service = Literal["GCS", "Ray Client", "dashboard", "other", "nothing"]
@@ -34,13 +35,27 @@ class Answer:
     """Of a GCS that accepts us: the ids of the living nodes."""
 
 
+def sends_token() -> bool:
+    """Whether the calls of this process carry a token."""
+    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+
+
+def token_source() -> str:
+    """Where Ray takes the token from: `RAY_AUTH_TOKEN` or a file's path; empty if there is none."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "RAY_AUTH_TOKEN"
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token")
+    return path if os.path.isfile(path) and os.path.getsize(path) else ""
+
+
 def probe(address: str) -> Answer:
     """Ask at HOST:PORT, with the token if token authentication is on. Takes at most three times `PROBE_S`."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), PROBE_S).close()
-    except OSError as error:
-        return Answer("nothing", "no answer" if isinstance(error, TimeoutError) else str(error.strerror or error))
+    except (OSError, ValueError, OverflowError) as error:
+        why = "no answer" if isinstance(error, TimeoutError) else getattr(error, "strerror", None) or str(error)
+        return Answer("nothing", why)
     return _grpc(address) or _http(address) or Answer("other", "a server that speaks neither gRPC nor HTTP")
 
 

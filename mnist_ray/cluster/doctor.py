@@ -18,7 +18,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, Literal
 
 from mnist_ray.cluster import node, runtime
-from mnist_ray.cluster.address import Answer, asks_for_token, probe
+from mnist_ray.cluster.address import Answer, asks_for_token, probe, sends_token, token_source
 from mnist_ray.cluster.capacity import capacity
 from mnist_ray.config import DoctorConfig
 from mnist_ray.data import storage
@@ -266,10 +266,10 @@ def _address(config: DoctorConfig) -> str:
 
 
 def _token_here(_: DoctorConfig) -> str:
-    source, file = _token_source()
-    if file and os.stat(file).st_mode & 0o077:
-        raise Problem(f"{file}: other users may use it (mode {os.stat(file).st_mode & 0o777:o})", f"chmod 600 {file}")
-    if not _token_mode():
+    source = token_source()
+    if os.path.isfile(source) and os.stat(source).st_mode & 0o077:
+        raise Problem(f"{source}: other users may use it (mode {os.stat(source).st_mode & 0o777:o})", f"chmod 600 {source}")
+    if not sends_token():
         unused = f"; a token is in {source}" if source else ""
         return f"authentication is off on this machine: RAY_AUTH_MODE is not `token`{unused}"
     if not source:
@@ -277,20 +277,8 @@ def _token_here(_: DoctorConfig) -> str:
     return f"RAY_AUTH_MODE is `token`, and the token is in {source}"
 
 
-def _token_mode() -> bool:
-    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
-
-
-def _token_source() -> tuple[str, str]:
-    """Where Ray takes the token from, and its file; both are empty if there is none."""
-    if os.environ.get("RAY_AUTH_TOKEN"):
-        return "RAY_AUTH_TOKEN", ""
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token")
-    return (path, path) if os.path.isfile(path) and os.path.getsize(path) else ("", "")
-
-
 def _token(config: DoctorConfig) -> str:
-    target, (source, _) = _target(config), _token_source()
+    target, source = _target(config), token_source()
     if _answer_at(target).accepted:
         if os.environ.get("RAY_USE_TLS") != "1" and not asks_for_token(target):
             raise Problem(
@@ -298,7 +286,7 @@ def _token(config: DoctorConfig) -> str:
                 "start the cluster with RAY_AUTH_MODE=token",
             )
         return "the cluster asks for the token and accepts it"
-    if not _token_mode():
+    if not sends_token():
         advice = "export RAY_AUTH_MODE=token" + ("" if source else f", and {GET_TOKEN}")
         raise Problem(
             f"the cluster asks for a token, and this machine sends none ({UNAUTHORIZED}): RAY_AUTH_MODE is not `token`", advice

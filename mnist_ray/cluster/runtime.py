@@ -5,10 +5,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mnist_ray.cluster.address import probe, sends_token, token_source
 from mnist_ray.errors import ClusterError, first_line
 
-ANSWER_S = 10.0
-"""Seconds to wait for a cluster's first answer."""
 START_S, STARTS = 30, 20
 """Seconds that one start of the workers waits for nodes, and the number of starts: 10 minutes in all.
 
@@ -59,55 +58,23 @@ def _unreachable(target: str, why: str) -> ClusterError:
 
 
 def _require_answer(target: str) -> None:
-    """Raise ClusterError if no Ray cluster at HOST:PORT lets this process in. `ray.init` would try for minutes.
-
-    One authenticated call tells whether it is the address or the token that is wrong.
-    """
-    if target.startswith("ray://"):
-        raise _unreachable(target, "jobs do not run through Ray Client")
+    """Raise ClusterError if no Ray cluster at HOST:PORT lets this process in. `ray.init` would try for minutes."""
+    if "://" in target:
+        why = "jobs do not run through Ray Client" if target.startswith("ray://") else "expected HOST:PORT"
+        raise _unreachable(target, why)
+    if sends_token() and not token_source():
+        raise ClusterError(f"RAY_AUTH_MODE=token, but there is no token: {_GIVE_TOKEN}")
     if ":" not in target or os.environ.get("RAY_USE_TLS") == "1":
         return
-    import grpc
-
-    header = _token_header()
-    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
-        try:
-            ask(b"", timeout=ANSWER_S, metadata=tuple(header.items()), wait_for_ready=True)
-        except grpc.RpcError as error:
-            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
-                raise ClusterError(f"the Ray cluster at {target} {_REFUSED[bool(header)]}") from None
-            late = error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-            raise _unreachable(target, f"no answer within {ANSWER_S:.0f} s" if late else error.details()) from None
+    answer = probe(target)
+    if answer.service != "GCS":
+        raise _unreachable(target, answer.detail or f"this is the port of Ray's {answer.service}")
+    if not answer.accepted:
+        refused = "refuses the token of this process" if sends_token() else "asks for a token: set RAY_AUTH_MODE=token"
+        raise ClusterError(f"the Ray cluster at {target} {refused}; {_GIVE_TOKEN}")
 
 
-_REFUSED = {
-    False: "asks for a token: set RAY_AUTH_MODE=token, and give its token in RAY_AUTH_TOKEN, in the file that "
-    "RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token",
-    True: "refuses the token of this process: RAY_AUTH_TOKEN, or else the file that RAY_AUTH_TOKEN_PATH names, or else "
-    "~/.ray/auth_token must hold the token of that cluster",
-}
-"""What to do if a cluster refuses a call without a token, or with one."""
-
-
-def _token_header() -> dict[str, str]:
-    """What authenticates a call of this process; empty if RAY_AUTH_MODE is not `token`. Raises ClusterError without a token."""
-    from ray._raylet import (  # type: ignore[attr-defined]
-        AuthenticationMode,
-        AuthenticationTokenLoader,
-        get_authentication_mode,
-    )
-
-    if get_authentication_mode() != AuthenticationMode.TOKEN:
-        return {}
-    tokens = AuthenticationTokenLoader.instance()
-    if not tokens.has_token(ignore_auth_mode=True):
-        raise ClusterError(
-            "RAY_AUTH_MODE=token, but there is no token: put it in RAY_AUTH_TOKEN, in a file that RAY_AUTH_TOKEN_PATH names, "
-            "or in ~/.ray/auth_token"
-        )
-    header: dict[str, str] = tokens.get_token_for_http_header()
-    return header
+_GIVE_TOKEN = "put the cluster's token in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token"
 
 
 def cause(error: BaseException) -> str:

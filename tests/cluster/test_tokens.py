@@ -6,22 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from mnist_ray.cluster import runtime
+from mnist_ray.cluster import address, runtime
 from mnist_ray.errors import ClusterError
 from tests.conftest import RayCluster, start_cli
 
-ASKS = "asks for a token: set RAY_AUTH_MODE=token, and give its token in RAY_AUTH_TOKEN"
-NONE = "RAY_AUTH_MODE=token, but there is no token: put it in RAY_AUTH_TOKEN"
-WRONG = "refuses the token of this process: RAY_AUTH_TOKEN, or else"
+ASKS = "asks for a token: set RAY_AUTH_MODE=token; put the cluster's token in RAY_AUTH_TOKEN"
+NONE = "RAY_AUTH_MODE=token, but there is no token: put the cluster's token in RAY_AUTH_TOKEN"
+WRONG = "refuses the token of this process; put the cluster's token in RAY_AUTH_TOKEN"
 LET_IN = "--workers 64: the cluster has 2 CPUs"
 
 
-def _said(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, token: str) -> str:
+def _said(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, token: str) -> str:
     """The one error line of a job that the cluster refuses, if not for its token then for its size."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name, value in (("RAY_AUTH_MODE", mode), ("RAY_AUTH_TOKEN", token)):
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
-    flags = ["--data", "mnist5k", "--workers", "64", "--out", str(tmp_path / "run"), "--address", address]
+    flags = ["--data", "mnist5k", "--workers", "64", "--out", str(tmp_path / "run"), "--address", place]
     job = start_cli("train", *flags)
     _, said = job.communicate(timeout=120)
     assert job.returncode == 7, said
@@ -36,7 +36,6 @@ def _said(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: s
 def test_a_cluster_with_a_token(
     mode: str, token: str, expected: str, ray_cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
     token = os.environ["RAY_AUTH_TOKEN"] if token == "its own" else token
     assert expected in _said(ray_cluster.address, tmp_path, monkeypatch, mode, token)
 
@@ -53,8 +52,11 @@ def test_a_port_that_does_not_speak_grpc_is_named(
     ray_cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The port of the dashboard, which users confuse with the port of the cluster."""
-    monkeypatch.setattr(runtime, "ANSWER_S", 1.0)
+    monkeypatch.setattr(address, "PROBE_S", 1.0)
     start = time.monotonic()
-    with pytest.raises(ClusterError, match="give HOST:6379"), runtime.cluster(ray_cluster.jobs_address[7:]):
+    with (
+        pytest.raises(ClusterError, match="this is the port of Ray's dashboard"),
+        runtime.cluster(ray_cluster.jobs_address[7:]),
+    ):
         pass
     assert time.monotonic() - start < 60

@@ -164,6 +164,7 @@ class Ordeal:
         return max(0.0, min(end - times[-1], max(needed)))
 
 
+@pytest.mark.long
 def test_training_loses_no_sample_with_its_hosts() -> None:
     flags = [*TRAIN, "--epochs", "90", "--checkpoint-every", "50steps", "--out", f"s3://{BUCKET}/run"]
     with cluster_of(4) as cluster:
@@ -174,6 +175,7 @@ def test_training_loses_no_sample_with_its_hosts() -> None:
     assert sum(epoch["train_samples"] for epoch in epochs) == 90 * 4500
 
 
+@pytest.mark.long
 def test_scoring_loses_and_doubles_no_input_with_its_hosts(run_dir: Path) -> None:
     with cluster_of(4) as cluster:
         cluster.up()
@@ -183,8 +185,8 @@ def test_scoring_loses_and_doubles_no_input_with_its_hosts(run_dir: Path) -> Non
         keys = [f"s3://{BUCKET}/{write.key}" for write in cluster.writes("^digits/.*png")]
         assert len(keys) == 500
         listing = cluster.lab.folder / "list.txt"
-        listing.write_text("\n".join(keys * 32))
+        listing.write_text("\n".join(keys * 64))
         cluster.run("bash", "-c", f"python -c '{program}' s3://{BUCKET}/list.txt < {listing}", show="^$")
         flags = [*SCORE, f"s3://{BUCKET}/list.txt", "--model", str(run_dir), "--out", table, "--unit-rows", "40"]
         Ordeal(cluster, Job(flags, "MapWorker", "^table/predictions/", shared=False)).endure()
-        assert "every one of 16,000 inputs is there exactly once" in cluster.run("mnist-ray", "verify", table)
+        assert "every one of 32,000 inputs is there exactly once" in cluster.run("mnist-ray", "verify", table)
