@@ -7,9 +7,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SETTINGS := pyproject.toml constraints.txt
-PYTEST = $(BIN)/python -m pytest
-# Most tests wait for other processes. So two run at a time; those of one file after each other.
-SPREAD := --numprocesses 2 --dist loadfile
 
 .PHONY: demo test test-all test-long check clean
 .DELETE_ON_ERROR:
@@ -26,15 +23,13 @@ demo: $(VENV)/.run
 	@echo "== look at demo/run/metrics.json, demo/table/summary.json and demo/table/predictions/"
 
 test: $(VENV)/.test
-	$(PYTEST) $(SPREAD) -m "not slow and not long" $(TESTS)
+	$(BIN)/python -m pytest -m "not slow and not long" $(TESTS)
 
-# The hosts of the lab share their addresses, so those tests run alone.
 test-all: $(VENV)/.test
-	$(PYTEST) $(SPREAD) -m "not long" $(or $(TESTS),--ignore=tests/lab)
-	$(if $(TESTS),,$(PYTEST) -m "not long" tests/lab)
+	$(BIN)/python -m pytest -m "not long" $(TESTS)
 
 test-long: $(VENV)/.test
-	$(PYTEST) -m long $(TESTS)
+	$(BIN)/python -m pytest -m long $(TESTS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
