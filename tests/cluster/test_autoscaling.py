@@ -18,33 +18,22 @@ ONE_CPU, FOUR_CPUS, NOTHING = Capacity(1, 0, 1, 0), Capacity(4, 2, 4, 2), Capaci
 HEAD_OF_ONE = Capacity(1, 0, 1, 0, grows=True)
 
 
-@pytest.fixture(scope="module", params=["v2", pytest.param("v1", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["v2", pytest.param("v1", marks=pytest.mark.long)])
 def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AutoscalingCluster]:
     started = AutoscalingCluster(request.param, tmp_path_factory.mktemp("cluster"))
     yield started
     started.stop()
 
 
+@pytest.mark.slow
 def test_a_node_that_can_never_be_launched_is_named_and_ends_the_job(
     cluster: AutoscalingCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(capacity, "WAIT_S", 16.0)
     monkeypatch.setattr(capacity, "REPORT_S", 4.0)
     run = tmp_path / "run"
-    flags = [
-        "train",
-        "--data",
-        "mnist5k",
-        "--out",
-        str(run),
-        "--address",
-        cluster.address,
-        "--workers",
-        "1",
-        "--device",
-        "cuda",
-    ]
-    done = cli(*flags)
+    flags = ["--data", "mnist5k", "--workers", "1", "--device", "cuda", "--out", str(run), "--address", cluster.address]
+    done = cli("train", *flags)
     asked = "--workers 1: asks for 1 x (1 CPU, 1 GPU)"
     has = "the cluster has 0 CPUs (0 free) and 0 GPUs (0 free); launching: "
     assert f" of 16 s: {asked}; {has}" in done.stdout, done.stdout
@@ -88,7 +77,7 @@ def test_scoring_scales_up_and_back_down(
     assert cli("verify", str(tmp_path / "out")).returncode == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_pool_of_auto_grows_with_the_work(
     cluster: AutoscalingCluster, digit_folder: Path, run_dir: Path, tmp_path: Path
 ) -> None:

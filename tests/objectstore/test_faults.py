@@ -249,8 +249,11 @@ def run(command: list[str], timeout_s: float = 400) -> tuple[int, str]:
     return job.returncode, said
 
 
+LONG = ("503 to every second PUT", "every third body cut", "refused for 15 s")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", REAL)
+@pytest.mark.parametrize("fault", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in REAL])
 @pytest.mark.parametrize("job", [train, score])
 def test_a_process_waits_for_a_fault_to_pass(
     job: Callable[..., list[str]], fault: str, bucket: Bucket, inputs: Inputs, reference: Reference
