@@ -96,7 +96,7 @@ def test_of_two_processes_that_start_together_one_works(
     bucket.proxy.fail(px.together(2), *OWNER, times=2)
     bucket.proxy.fail(px.slow(5), "GET", "digits/.*png", times=1)  # so that the one that works is not done too soon
     flags = {
-        "train": ["--data", inputs.idx, "--epochs", "60", "--out", f"{bucket.uri}/run"],
+        "train": ["--data", inputs.idx, "--epochs", "20", "--out", f"{bucket.uri}/run"],
         "score": [inputs.digits, "--model", inputs.model, "--out", f"{bucket.uri}/run"],
     }[command]
     jobs = [start_cli(command, *flags, "--workers", "0") for _ in range(2)]
