@@ -25,7 +25,7 @@ RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
     "artifact": (TOP | {"config", "recipes", "data", "learn"}, DATA | {"torch", "safetensors"}, set()),
     "scoring": (TOP | {"config", "flags", "data"}, DATA, set()),
     "report": (
-        TOP | {"config", "data", "scoring"},
+        TOP | {"config", "flags", "data", "scoring"},
         DATA | {"jinja2", "markupsafe", "matplotlib"},
         {"torch", "artifact", "learn"},
     ),
@@ -35,7 +35,7 @@ RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
     "cluster/node": ({"data"}, set(), {"torch", "yaml"}),
     "train": (TOP | {"config", "flags", "data", "run", "cluster", "artifact.seal"}, set(), {"artifact"}),
     "score": (TOP | {"config", "flags", "data", "run", "cluster", "scoring", "artifact.seal"}, set(), set()),
-    "cli": (TOP | {"config", "flags"}, {"tyro"}, {"train", "score", "artifact", "scoring", "data", "cluster.doctor"}),
+    "cli": (TOP | {"config", "flags"}, {"tyro"}, {"train", "score", "artifact", "scoring", "report", "data", "cluster.doctor"}),
     "__main__": ({"cli"}, set(), set()),
 }
 

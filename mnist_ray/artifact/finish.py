@@ -26,8 +26,8 @@ def finish(
 ) -> tuple[dict[str, Any], Predictions]:
     """Evaluate the trained network on the test digits, write `model/` and then `metrics.json`. Raises StorageError.
 
-    Returns the content of `metrics.json`, and the predictions of `model/` for the test digits. `state.model` is then this model.
-    With `--patience`, `model/` holds the epoch with the highest validation accuracy, and `model-last/` the last epoch.
+    Returns the content of `metrics.json`, and the predictions of `model/` for the test digits. `state.model` is then that
+    network. With `--patience`, `model/` holds the epoch with the highest validation accuracy, and `model-last/` the last epoch.
     """
     card = {
         "data": splits.card,

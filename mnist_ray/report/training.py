@@ -5,6 +5,7 @@ import os
 import platform
 import shlex
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -29,10 +30,12 @@ FACTS, PAGE = "report.json", "report.html"
 POOR = 0.88
 """Accuracy of a linear classifier of the pixels of MNIST (Y. LeCun et al., 1998). A network with less is called poor."""
 STILL_FALLS = 0.1
-"""If the test loss falls by more than this share between the last two measurements, training may have been too short."""
+"""If the last test loss is below the lowest one before by more than this share, training may have been too short."""
 RIGHT_PER_DIGIT = 2
 WRONG_PER_CELL = 12
 """Mistakes of each cell of the confusion matrix that are shown, and mistakes of the list of the most confident ones."""
+OPEN_MISTAKES = 100
+"""If a page shows more mistakes than this, those of a cell are shown only when the reader opens the cell."""
 DOUBTFUL = 0.99
 """If a network gives another digit with more confidence than this, the label may be wrong. This is a guess."""
 MISLABELLED = (947, 1621, 1901, 2130, 2462, 2597, 2654, 3520, 3558, 5937, 6651, 6783, 8527, 9679, 9729)
@@ -90,14 +93,14 @@ def _verdict(config: TrainConfig, metrics: dict[str, Any], history: list[dict[st
     """What the page says about the run.
 
     `chance` is the accuracy of always giving the most frequent digit of the test images. `level` is chance, poor or good.
-    `fall` is the share by which the test loss fell between the last two measurements; None if there was only one. `best_epoch`
-    is the epoch whose network was kept; None without `--patience`.
+    `fall` is the share by which the last test loss is below the lowest one before; None if there was only one measurement.
+    `best_epoch` is the epoch whose network was kept; None without `--patience`.
     """
     images = [row["images"] for row in metrics["per_class"]]
     chance = max(images) / sum(images)
     level = "chance" if metrics["interval_95"][0] <= chance else "poor" if metrics["accuracy"] < POOR else "good"
-    losses = [row["test_loss"] for row in history[-2:]]
-    fall = 1 - losses[1] / losses[0] if len(losses) == 2 and losses[0] > 0 else None
+    *before, last = (row["test_loss"] for row in history)
+    fall = 1 - last / max(min(before), 1e-9) if before else None
     best = max(history, key=lambda row: row["validation_accuracy"])["epoch"] if config.patience else None
     too_short = fall is not None and fall > STILL_FALLS and not config.patience
     return {"level": level, "chance": chance, "poor_below": POOR, "fall": fall, "too_short": too_short, "best_epoch": best}
@@ -119,18 +122,18 @@ def _examples(splits: Splits, predictions: Predictions) -> dict[str, Any]:
     right = [i for digit in range(10) for i in np.flatnonzero((labels == digit) & (answers == digit))[:RIGHT_PER_DIGIT]]
     wrong = np.flatnonzero(answers != labels)
     wrong = wrong[np.argsort(-predictions.confidence[wrong], kind="stable")]
-    shown: dict[tuple[int, int], list[int]] = {}
-    for i in wrong:
-        shown.setdefault((int(labels[i]), int(answers[i])), []).append(int(i))
-    kept = {i for cell in shown.values() for i in cell[:WRONG_PER_CELL]}
-    mistakes = [_example(i, splits.test, predictions) for i in wrong if i in kept]
-    for example in mistakes:
-        doubted = example["position"] in MISLABELLED if official else example["confidence"] > DOUBTFUL
-        example["label_in_doubt"] = doubted
+    in_doubt = np.isin(wrong, MISLABELLED) if official else predictions.confidence[wrong] > DOUBTFUL
+    shown: Counter[tuple[int, int]] = Counter()
+    mistakes = []
+    for i, doubted in zip(wrong, in_doubt, strict=True):
+        cell = (int(labels[i]), int(answers[i]))
+        shown[cell] += 1
+        if shown[cell] <= WRONG_PER_CELL:
+            mistakes.append({**_example(i, splits.test, predictions), "label_in_doubt": bool(doubted)})
     return {
         "right": [_example(i, splits.test, predictions) for i in right],
         "mistakes": mistakes,
-        "doubt": {"source": "people"} if official else {"source": "confidence", "above": DOUBTFUL},
+        "doubt": {"source": "people" if official else "confidence", "above": DOUBTFUL, "mistakes": int(in_doubt.sum())},
     }
 
 
@@ -175,7 +178,9 @@ def _command(run: str, config: TrainConfig, splits: Splits) -> str:
     """The command that repeats the run in another directory."""
     given = {field.name: value for field in fields(config) if (value := getattr(config, field.name)) != field.default}
     named = ("mnist", "mnist5k")
-    given["data"] = splits.name if config.data == "auto" else config.data if config.data in named else storage.absolute(config.data)
+    given["data"] = (
+        splits.name if config.data == "auto" else config.data if config.data in named else storage.absolute(config.data)
+    )
     given["out"] = f"{run}-again"
     flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     return storage.to_text(shlex.join(["mnist-ray", "train", *flags]))
@@ -233,6 +238,7 @@ def draw(facts: dict[str, Any]) -> bytes:
         cells=_cells(facts),
         settings={name: plain(value) for name, value in facts["settings"].items()},
         num_most_confident=WRONG_PER_CELL,
+        num_open=OPEN_MISTAKES,
         plain=plain,
     )
 
@@ -256,7 +262,8 @@ def curves(name: str, x: str, y: str, series: dict[str, tuple[Sequence[dict[str,
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        if y == "accuracy":
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        if y.endswith("accuracy"):
             axes.yaxis.set_major_formatter(PercentFormatter(1))
         if all(series):
             axes.legend()
