@@ -137,7 +137,7 @@ def _examples(splits: Splits, predictions: Predictions) -> dict[str, Any]:
     }
 
 
-def _example(i: int, digits: LabelledDigits, predictions: Predictions) -> dict[str, Any]:
+def _example(i: Any, digits: LabelledDigits, predictions: Predictions) -> dict[str, Any]:
     return {
         "position": int(i),
         "truth": int(digits.labels[i]),
@@ -177,10 +177,10 @@ def _versions() -> dict[str, str]:
 def _command(run: str, config: TrainConfig, splits: Splits) -> str:
     """The command that repeats the run in another directory."""
     given = {field.name: value for field in fields(config) if (value := getattr(config, field.name)) != field.default}
-    named = ("mnist", "mnist5k")
-    given["data"] = (
-        splits.name if config.data == "auto" else config.data if config.data in named else storage.absolute(config.data)
-    )
+    if config.data == "auto":
+        given["data"] = splits.name
+    elif config.data not in ("mnist", "mnist5k"):
+        given["data"] = storage.absolute(config.data)
     given["out"] = f"{run}-again"
     flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     return storage.to_text(shlex.join(["mnist-ray", "train", *flags]))
@@ -193,14 +193,14 @@ def write(run: str, facts: dict[str, Any]) -> None:
 
 
 def read(run: str) -> dict[str, Any]:
-    """The facts in the `report.json` of a run directory. Raises DataError if there is none or it is damaged, and StorageError."""
+    """The facts in the `report.json` of a run directory. Raises DataError if it is missing or damaged, and StorageError."""
     file = storage.join(run, FACTS)
     try:
         facts = storage.read_json(file)
     except FileNotFoundError:
         raise DataError(
-            f"{run}: has no {FACTS}, which training writes at its end. If it has a metrics.json, delete that file. Then run its "
-            "training command again: it continues from the newest checkpoint, and writes the report"
+            f"{run}: has no {FACTS}, which training writes at its end; delete its metrics.json if it has one, then run its "
+            "training command again, which continues from the newest checkpoint and writes the report"
         ) from None
     except ValueError:
         facts = None
@@ -255,7 +255,7 @@ def curves(name: str, x: str, y: str, series: dict[str, tuple[Sequence[dict[str,
     with chart(name, f"{y} over {_X_NAMES[x]}: {', '.join(ends)}") as drawing:
         axes = drawing.axes
         for i, (label, (rows, key)) in enumerate(series.items()):
-            style = {"color": SERIES[i % len(SERIES)], "marker": MARKS[i % len(MARKS)], "linestyle": LINES[i % len(LINES)]}
+            style: Any = {"color": SERIES[i % len(SERIES)], "marker": MARKS[i % len(MARKS)], "linestyle": LINES[i % len(LINES)]}
             axes.plot([row[x] for row in rows], [row[key] for row in rows], label=label, markersize=4, **style)
         axes.set_xlabel(_X_NAMES[x])
         axes.set_ylabel(y)
