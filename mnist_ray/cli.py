@@ -3,13 +3,14 @@
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 import tyro
 from tyro.extras import subcommand_cli_from_dict
 
-from mnist_ray.config import DoctorConfig, EvaluateConfig, PredictConfig, ScoreConfig, TrainConfig, VerifyConfig
+from mnist_ray.config import DoctorConfig, EvaluateConfig, PredictConfig, ReportConfig, ScoreConfig, TrainConfig, VerifyConfig
 from mnist_ray.console import Console
 from mnist_ray.errors import EXIT_STATUSES, MnistRayError
 from mnist_ray.flags import output_path
@@ -21,7 +22,8 @@ listed in the quarantine table and do not fail a job."""
 
 
 def train(config: TrainConfig, console: Console) -> None:
-    """Train a model, and print its accuracy and where it is."""
+    """Train a model, and print its accuracy, where it is, and where its report is."""
+    from mnist_ray.data import storage
     from mnist_ray.train import train as run_training
 
     metrics = run_training(config, console)
@@ -33,6 +35,9 @@ def train(config: TrainConfig, console: Console) -> None:
     console.line(f"trained {metrics['samples_seen']:,} samples in {metrics['train_seconds']:.1f} s")
     run = output_path(config.run_directory())
     console.line(f"run directory: {run}, model bundle: {run}/model")
+    with suppress(MnistRayError):  # the run is finished, whatever the storage says about its report
+        if storage.is_file(f"{run}/report.html"):
+            console.line(f"report: {run}/report.html")
 
 
 def score(config: ScoreConfig, console: Console) -> None:
@@ -109,6 +114,13 @@ def verify(config: VerifyConfig, console: Console) -> None:
     )
 
 
+def report(config: ReportConfig, console: Console) -> None:
+    """Draw the page of a training run again, or compare several runs, and print where the page is."""
+    from mnist_ray.report.comparison import report as draw_report
+
+    console.line(f"written to {draw_report(config)}")
+
+
 def doctor(config: DoctorConfig, console: Console) -> int:
     """Check the set-up, and print a line per check; returns the exit status, 1 if there is a problem."""
     from mnist_ray.cluster.doctor import examine
@@ -133,6 +145,7 @@ _COMMANDS: dict[type, Callable[[Any, Console], int | None]] = {
     EvaluateConfig: evaluate,
     PredictConfig: predict,
     VerifyConfig: verify,
+    ReportConfig: report,
     DoctorConfig: doctor,
 }
 

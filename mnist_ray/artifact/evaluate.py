@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.data.digits import LabelledDigits, Predict
+from mnist_ray.data.digits import LabelledDigits, Predict, Predictions
 from mnist_ray.learn.metrics import Counted
 
 Z_95 = 1.959964
@@ -64,7 +64,11 @@ class EvalReport(Counted):
 
 def evaluate(digits: LabelledDigits, predict: Predict) -> EvalReport:
     """Compare a predictor's answers with the labels."""
-    predictions = predict(digits.images)
+    return compare(digits, predict(digits.images))
+
+
+def compare(digits: LabelledDigits, predictions: Predictions) -> EvalReport:
+    """Compare the predictions for these digits with their labels."""
     labels = digits.labels.astype(np.int64)
     confusion = np.bincount(labels * 10 + predictions.label, minlength=100).reshape(10, 10)
     true_probability = predictions.probabilities[np.arange(len(labels)), labels]

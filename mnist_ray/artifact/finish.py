@@ -8,11 +8,11 @@ import torch
 
 import mnist_ray
 from mnist_ray.artifact.bundle import make_bundle
-from mnist_ray.artifact.evaluate import EvalReport, evaluate, wilson_interval
+from mnist_ray.artifact.evaluate import EvalReport, compare, wilson_interval
 from mnist_ray.artifact.predictor import Predictor
 from mnist_ray.config import TrainConfig
 from mnist_ray.data import storage
-from mnist_ray.data.digits import Splits
+from mnist_ray.data.digits import Predictions, Splits
 from mnist_ray.learn import dist
 from mnist_ray.learn.model import DigitCNN
 from mnist_ray.learn.state import TrainState
@@ -21,10 +21,13 @@ SELF_TEST_PER_DIGIT = 2
 """Test digits of each class in a bundle's self-test."""
 
 
-def finish(run: str, config: TrainConfig, splits: Splits, state: TrainState, device: torch.device) -> None:
+def finish(
+    run: str, config: TrainConfig, splits: Splits, state: TrainState, device: torch.device
+) -> tuple[dict[str, Any], Predictions]:
     """Evaluate the trained network on the test digits, write `model/` and then `metrics.json`. Raises StorageError.
 
-    With `--patience`, `model/` holds the epoch with the highest validation accuracy, and `model-last/` the last epoch.
+    Returns the content of `metrics.json`, and the predictions of `model/` for the test digits. `state.model` is then that
+    network. With `--patience`, `model/` holds the epoch with the highest validation accuracy, and `model-last/` the last epoch.
     """
     card = {
         "data": splits.card,
@@ -37,7 +40,7 @@ def finish(run: str, config: TrainConfig, splits: Splits, state: TrainState, dev
     if state.best:
         _write_bundle(storage.join(run, "model-last"), model, card, splits, device)
         model.load_state_dict(state.best)
-    report, digest = _write_bundle(storage.join(run, "model"), model, card, splits, device)
+    report, predictions, digest = _write_bundle(storage.join(run, "model"), model, card, splits, device)
     metrics = {
         **report.to_json(),
         "data": splits.name,
@@ -52,19 +55,21 @@ def finish(run: str, config: TrainConfig, splits: Splits, state: TrainState, dev
         "fingerprint": config.fingerprint(),
     }
     storage.write_json(storage.join(run, "metrics.json"), metrics)
+    return metrics, predictions
 
 
 def _write_bundle(
     place: str, model: DigitCNN, card: dict[str, Any], splits: Splits, device: torch.device
-) -> tuple[EvalReport, str]:
-    """Evaluate a network and write its bundle; returns the report and the bundle's digest."""
+) -> tuple[EvalReport, Predictions, str]:
+    """Evaluate a network and write its bundle; returns the report, the predictions and the bundle's digest."""
     per_digit = [np.flatnonzero(splits.test.labels == digit)[:SELF_TEST_PER_DIGIT] for digit in range(10)]
     examples = torch.from_numpy(splits.test.images[np.concatenate(per_digit)])
-    report = evaluate(splits.test, Predictor.ready(make_bundle(model, card, examples), device))
+    predictions = Predictor.ready(make_bundle(model, card, examples), device)(splits.test.images)
+    report = compare(splits.test, predictions)
     accuracy = {
         "value": report.accuracy,
         "interval_95": list(wilson_interval(report.correct, report.count)),
         "num_images": report.count,
         "measured_on": f"the test part of {splits.name}",
     }
-    return report, make_bundle(model, {"accuracy": accuracy, **card}, examples).save(place)
+    return report, predictions, make_bundle(model, {"accuracy": accuracy, **card}, examples).save(place)

@@ -9,7 +9,16 @@ from mnist_ray.config.score import ScoreConfig
 from mnist_ray.config.train import TrainConfig
 from mnist_ray.flags import Device, require
 
-__all__ = ["Device", "DoctorConfig", "EvaluateConfig", "PredictConfig", "ScoreConfig", "TrainConfig", "VerifyConfig"]
+__all__ = [
+    "Device",
+    "DoctorConfig",
+    "EvaluateConfig",
+    "PredictConfig",
+    "ReportConfig",
+    "ScoreConfig",
+    "TrainConfig",
+    "VerifyConfig",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +54,19 @@ class VerifyConfig:
 
     out: tyro.conf.Positional[str]
     """Output folder of score (path or URI)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportConfig:
+    """Draw the report of a finished training run again, or compare several runs. Only their report.json is read."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """Run directories (paths or URIs): one to draw its report.html again, several to compare them on one page."""
+    out: str = ""
+    """HTML file for the page (path or URI). Default: report.html in the run directory, or comparison.html for several runs."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.runs) and all(self.runs), "RUN is missing or empty: give at least one run directory")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

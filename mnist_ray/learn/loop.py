@@ -101,10 +101,10 @@ class Loop:
             float(loss)  # waits for the device, so that the seconds are those of the work
         state.train_seconds += time.monotonic() - started
         if show:
-            self._show(float(loss))
+            self.show(float(loss))
             self._shown_at = started
 
-    def _show(self, loss: float) -> None:
+    def show(self, loss: float) -> None:
         """Show a progress record: the run's position and history, its speed, and the given loss in nats per sample."""
         if dist.rank() == 0:
             state = self.state
@@ -182,5 +182,5 @@ class Loop:
         if dist.rank() == 0:
             with suppress(StorageError):  # the end of the run writes the whole history again
                 self.history.write(state.history, patience_s=0)
-        self._show(row["train_loss"])
+        self.show(row["train_loss"])
         self.model.train()

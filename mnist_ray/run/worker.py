@@ -5,6 +5,7 @@ from typing import Any
 from mnist_ray.config import Device, TrainConfig
 from mnist_ray.console import Console
 from mnist_ray.data.digits import Splits
+from mnist_ray.errors import first_line
 from mnist_ray.learn.control import Request, RunControl
 from mnist_ray.run import owner
 from mnist_ray.run.progress import ProgressPrinter
@@ -28,7 +29,16 @@ def work(run: str, config: TrainConfig, device: Device, splits: Splits, control:
     def write_results() -> None:
         control.require_ownership()
         loop.history.write(loop.state.history)
-        finish(run, config, splits, loop.state, torch_device)
+        metrics, predictions = finish(run, config, splits, loop.state, torch_device)
+        try:
+            from mnist_ray.report.training import collect, write
+
+            facts = collect(run, config, splits, loop.state, metrics, predictions)
+            control.require_ownership()
+            write(run, facts)
+        except Exception as error:  # the run is finished, whatever happens to its report
+            loop.warnings.append(f"the training report was not written: {type(error).__name__}: {first_line(error)}")
+            loop.show(loop.state.history[-1]["train_loss"])
 
     dist.on_rank_0(write_results)
     return True

@@ -1,0 +1,330 @@
+"""The report of a training run: `report.json`, its facts, and `report.html`, the page that is drawn from them alone."""
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+
+from mnist_ray.config import TrainConfig
+from mnist_ray.data import storage
+from mnist_ray.data.digits import LabelledDigits, Predictions, Splits
+from mnist_ray.errors import DataError
+from mnist_ray.report.charts import COLOURS, SERIES, chart
+from mnist_ray.report.measures import calibration, selection
+from mnist_ray.report.page import picture, render
+
+if TYPE_CHECKING:
+    from mnist_ray.learn.state import TrainState
+
+FORMAT = 1
+FACTS, PAGE = "report.json", "report.html"
+POOR = 0.88
+"""Accuracy of a linear classifier of the pixels of MNIST (Y. LeCun et al., 1998). A network with less is called poor."""
+STILL_FALLS = 0.1
+"""If the last test loss is below the lowest one before by more than this share, training may have been too short."""
+RIGHT_PER_DIGIT = 2
+WRONG_PER_CELL = 12
+"""Mistakes of each cell of the confusion matrix that are shown, and mistakes of the list of the most confident ones."""
+OPEN_MISTAKES = 100
+"""If a page shows more mistakes than this, those of a cell are shown only when the reader opens the cell."""
+DOUBTFUL = 0.99
+"""If a network gives another digit with more confidence than this, the label may be wrong. This is a guess."""
+MISLABELLED = (947, 1621, 1901, 2130, 2462, 2597, 2654, 3520, 3558, 5937, 6651, 6783, 8527, 9679, 9729)
+"""Positions of the test images of MNIST whose label was confirmed by fewer than three of five people.
+
+Source: C. G. Northcutt, A. Athalye and J. Mueller, Pervasive Label Errors in Test Sets Destabilize Machine Learning Benchmarks,
+NeurIPS 2021; their answers are in https://github.com/cleanlab/label-errors, file `mturk/mnist_mturk.json`.
+"""
+MARKS = ("o", "s", "^", "D", "v")
+LINES = ("-", "--", ":")
+
+
+def collect(
+    run: str, config: TrainConfig, splits: Splits, state: "TrainState", metrics: dict[str, Any], predictions: Predictions
+) -> dict[str, Any]:
+    """The facts of a finished run, as values that JSON can hold.
+
+    `metrics` is the content of `metrics.json`, `predictions` are those for all test digits, and `state` holds the network that
+    made them. Must be called on the machine that trained, because the facts describe it.
+    """
+    right = predictions.label == splits.test.labels
+    history = _with_speed(state.history)
+    return {
+        "format": FORMAT,
+        "run": storage.to_text(run),
+        "finished": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "metrics": metrics,
+        "verdict": _verdict(config, metrics, history),
+        "num_mistakes": int((~right).sum()),
+        "num_parameters": sum(parameter.numel() for parameter in state.model.parameters()),
+        "history": history,
+        "schedule": _schedule(config, state),
+        "calibration": calibration(predictions.confidence, right),
+        "selection": selection(predictions.confidence, right),
+        **_examples(splits, predictions),
+        "filters": _filters(state),
+        "settings": config.identity(),
+        "data": splits.card,
+        "machine": _machine(metrics["device"]),
+        "versions": _versions(),
+        "command": _command(run, config, splits),
+    }
+
+
+def _with_speed(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """The history, with the training samples per second of each row."""
+    before = [0.0, *(row["train_seconds"] for row in history)]
+    return [
+        {**row, "samples_per_second": row["train_samples"] / max(row["train_seconds"] - start, 1e-9)}
+        for row, start in zip(history, before, strict=False)
+    ]
+
+
+def _verdict(config: TrainConfig, metrics: dict[str, Any], history: list[dict[str, float]]) -> dict[str, Any]:
+    """What the page says about the run.
+
+    `chance` is the accuracy of always giving the most frequent digit of the test images. `level` is chance, poor or good.
+    `fall` is the share by which the last test loss is below the lowest one before; None if there was only one measurement.
+    `best_epoch` is the epoch whose network was kept; None without `--patience`.
+    """
+    images = [row["images"] for row in metrics["per_class"]]
+    chance = max(images) / sum(images)
+    level = "chance" if metrics["interval_95"][0] <= chance else "poor" if metrics["accuracy"] < POOR else "good"
+    *before, last = (row["test_loss"] for row in history)
+    fall = 1 - last / max(min(before), 1e-9) if before else None
+    best = max(history, key=lambda row: row["validation_accuracy"])["epoch"] if config.patience else None
+    too_short = fall is not None and fall > STILL_FALLS and not config.patience
+    return {"level": level, "chance": chance, "poor_below": POOR, "fall": fall, "too_short": too_short, "best_epoch": best}
+
+
+def _schedule(config: TrainConfig, state: "TrainState") -> list[dict[str, float]]:
+    """The learning rate over the samples: the corners of its triangle, or with `--seconds` the rates at the ends of epochs."""
+    recipe = config.settings()
+    if config.seconds:
+        return [{"samples_seen": row["samples_seen"], "lr": row["lr"]} for row in state.history]
+    corners = ((0.0, 0.0), (recipe.warm_up, recipe.lr), (1.0, 0.0))
+    return [{"samples_seen": round(share * state.total), "lr": lr} for share, lr in corners]
+
+
+def _examples(splits: Splits, predictions: Predictions) -> dict[str, Any]:
+    """Pictures of test digits: the first ones of each class that are read correctly, and mistakes, the most confident first."""
+    labels, answers = splits.test.labels, predictions.label
+    official = splits.name == "mnist"
+    right = [i for digit in range(10) for i in np.flatnonzero((labels == digit) & (answers == digit))[:RIGHT_PER_DIGIT]]
+    wrong = np.flatnonzero(answers != labels)
+    wrong = wrong[np.argsort(-predictions.confidence[wrong], kind="stable")]
+    in_doubt = np.isin(wrong, MISLABELLED) if official else predictions.confidence[wrong] > DOUBTFUL
+    shown: Counter[tuple[int, int]] = Counter()
+    mistakes = []
+    for i, doubted in zip(wrong, in_doubt, strict=True):
+        cell = (int(labels[i]), int(answers[i]))
+        shown[cell] += 1
+        if shown[cell] <= WRONG_PER_CELL:
+            mistakes.append({**_example(i, splits.test, predictions), "label_in_doubt": bool(doubted)})
+    return {
+        "right": [_example(i, splits.test, predictions) for i in right],
+        "mistakes": mistakes,
+        "doubt": {"source": "people" if official else "confidence", "above": DOUBTFUL, "mistakes": int(in_doubt.sum())},
+    }
+
+
+def _example(i: Any, digits: LabelledDigits, predictions: Predictions) -> dict[str, Any]:
+    return {
+        "position": int(i),
+        "truth": int(digits.labels[i]),
+        "label": int(predictions.label[i]),
+        "confidence": float(predictions.confidence[i]),
+        "picture": picture(digits.images[i]),
+    }
+
+
+def _filters(state: "TrainState") -> list[str]:
+    """The filters of the first layer as pictures. Mid-grey is weight 0, white the largest absolute weight of all filters."""
+    weights = next(state.model.parameters()).detach().float().cpu().numpy()[:, 0]
+    levels = np.round(127.5 + 127.5 * weights / max(float(np.abs(weights).max()), 1e-9)).astype(np.uint8)
+    return [picture(np.ascontiguousarray(level)) for level in levels]
+
+
+def _machine(device: str) -> dict[str, Any]:
+    import torch
+
+    return {
+        "system": platform.platform(),
+        "cpu": torch.cpu.get_capabilities().get("cpu_name") or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else "",
+    }
+
+
+def _versions() -> dict[str, str]:
+    import torch
+
+    import mnist_ray
+
+    known = {"mnist_ray": mnist_ray.__version__, "python": platform.python_version(), "torch": torch.__version__}
+    return {**known, **{name: importlib.metadata.version(name) for name in ("ray", "numpy")}}
+
+
+def _command(run: str, config: TrainConfig, splits: Splits) -> str:
+    """The command that repeats the run in another directory."""
+    given = {field.name: value for field in fields(config) if (value := getattr(config, field.name)) != field.default}
+    if config.data == "auto":
+        given["data"] = splits.name
+    elif config.data not in ("mnist", "mnist5k"):
+        given["data"] = storage.absolute(config.data)
+    given["out"] = f"{run}-again"
+    flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return storage.to_text(shlex.join(["mnist-ray", "train", *flags]))
+
+
+def write(run: str, facts: dict[str, Any]) -> None:
+    """Write `report.json` and then `report.html` to a run directory. Raises StorageError."""
+    storage.write_json(storage.join(run, FACTS), facts)
+    storage.write(storage.join(run, PAGE), draw(facts))
+
+
+def read(run: str) -> dict[str, Any]:
+    """The facts in the `report.json` of a run directory. Raises DataError if it is missing or damaged, and StorageError."""
+    file = storage.join(run, FACTS)
+    try:
+        facts = storage.read_json(file)
+    except FileNotFoundError:
+        raise DataError(
+            f"{run}: has no {FACTS}, which training writes at its end; delete its metrics.json if it has one, then run its "
+            "training command again, which continues from the newest checkpoint and writes the report"
+        ) from None
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        raise DataError(f"{file}: is damaged, or of another version of mnist_ray; expected format {FORMAT}")
+    return facts
+
+
+def short_name(run: str) -> str:
+    """The last part of the path or URI of a run."""
+    return run.rstrip("/").rpartition("/")[2] or run
+
+
+def draw(facts: dict[str, Any]) -> bytes:
+    """The page of a run's facts, as UTF-8."""
+    history = facts["history"]
+    loss = {"training": "train_loss", "test": "test_loss"}
+    accuracy = {"training": "train_accuracy", "test": "test_accuracy"}
+    if "validation_accuracy" in history[-1]:
+        accuracy["validation"] = "validation_accuracy"
+    charts = {}
+    for x in ("samples_seen", "train_seconds"):
+        charts[f"loss_{x}"] = curves(f"loss-{x}", x, "loss", {name: (history, y) for name, y in loss.items()})
+        charts[f"accuracy_{x}"] = curves(f"accuracy-{x}", x, "accuracy", {name: (history, y) for name, y in accuracy.items()})
+    charts["rate"] = curves("rate", "samples_seen", "learning rate", {"": (facts["schedule"], "lr")})
+    charts["speed"] = curves("speed", "samples_seen", "samples per second", {"": (history, "samples_per_second")})
+    charts["reliability"] = _reliability(facts["calibration"]["bins"])
+    charts["selection"] = _selection(facts["selection"]["curve"])
+    return render(
+        "training.html",
+        facts=facts,
+        name=short_name(facts["run"]),
+        charts=charts,
+        matrix=_matrix(facts["metrics"]["confusion"]),
+        cells=_cells(facts),
+        settings={name: plain(value) for name, value in facts["settings"].items()},
+        num_most_confident=WRONG_PER_CELL,
+        num_open=OPEN_MISTAKES,
+        plain=plain,
+    )
+
+
+_X_NAMES = {"samples_seen": "training samples", "train_seconds": "seconds of training"}
+
+
+def curves(name: str, x: str, y: str, series: dict[str, tuple[Sequence[dict[str, Any]], str]]) -> Markup:
+    """A chart of several series over `samples_seen` or `train_seconds`.
+
+    `series` gives for each label the rows and the name of the value on the y-axis. Series differ in colour, mark and line.
+    """
+    ends = [f"{label or y} from {rows[0][key]:.4g} to {rows[-1][key]:.4g}" for label, (rows, key) in series.items()]
+    with chart(name, f"{y} over {_X_NAMES[x]}: {', '.join(ends)}") as drawing:
+        axes = drawing.axes
+        for i, (label, (rows, key)) in enumerate(series.items()):
+            style: Any = {"color": SERIES[i % len(SERIES)], "marker": MARKS[i % len(MARKS)], "linestyle": LINES[i % len(LINES)]}
+            axes.plot([row[x] for row in rows], [row[key] for row in rows], label=label, markersize=4, **style)
+        axes.set_xlabel(_X_NAMES[x])
+        axes.set_ylabel(y)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        if y.endswith("accuracy"):
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
+        if all(series):
+            axes.legend()
+    return drawing.svg
+
+
+def _reliability(bins: list[dict[str, Any]]) -> Markup:
+    full = [row for row in bins if row["images"]]
+    with chart("reliability", "share of right answers over the confidence, in bins of equal width") as drawing:
+        axes = drawing.axes
+        axes.plot([0, 1], [0, 1], color=COLOURS["muted"], linestyle=":", label="perfectly calibrated")
+        confidences, accuracies = [row["confidence"] for row in full], [row["accuracy"] for row in full]
+        axes.plot(confidences, accuracies, marker="o", color=SERIES[0], label="this network")
+        axes.set_xlabel("confidence")
+        axes.set_ylabel("accuracy")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1))
+        axes.legend()
+    return drawing.svg
+
+
+def _selection(curve: list[dict[str, Any]]) -> Markup:
+    label = f"error among the most confident answers; {curve[-1]['error']:.2%} if all are accepted"
+    with chart("selection", label) as drawing:
+        axes = drawing.axes
+        axes.plot([row["share"] for row in curve], [row["error"] for row in curve], color=SERIES[0])
+        axes.set_xlabel("share of the images accepted, the most confident first")
+        axes.set_ylabel("error among them")
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+    return drawing.svg
+
+
+def _matrix(confusion: list[list[int]]) -> list[list[dict[str, Any]]]:
+    """The cells of the confusion matrix: the count, and how dark the cell is, 0 to 1."""
+    most = max(max(count for j, count in enumerate(row) if i != j) for i, row in enumerate(confusion))
+    return [
+        [{"count": count, "shade": count / max(sum(row) if i == j else most, 1)} for j, count in enumerate(row)]
+        for i, row in enumerate(confusion)
+    ]
+
+
+def _cells(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cells of the confusion matrix that hold mistakes, the largest first, with the mistakes that are shown."""
+    cells: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for mistake in facts["mistakes"]:
+        cells.setdefault((mistake["truth"], mistake["label"]), []).append(mistake)
+    found = [
+        {"truth": truth, "label": label, "count": facts["metrics"]["confusion"][truth][label], "shown": shown}
+        for (truth, label), shown in cells.items()
+    ]
+    return sorted(found, key=lambda cell: -cell["count"])
+
+
+def plain(value: Any, digits: int = 6) -> str:
+    """A value as text, with so many significant digits: `{"degrees": 8.0}` is "degrees 8"."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {plain(one, digits)}" for name, one in value.items())
+    if isinstance(value, list):
+        return "; ".join(plain(one, digits) for one in value)
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
