@@ -62,6 +62,6 @@ def mcnemar(fixed: int, broken: int) -> float:
     """
     pairs, fewer = fixed + broken, min(fixed, broken)
     if pairs < EXACT_UP_TO:
-        return min(1.0, 2 * sum(math.comb(pairs, k) for k in range(fewer + 1)) / 2**pairs)
+        return min(1.0, 2 * sum(math.comb(pairs, k) for k in range(fewer + 1)) / 2.0**pairs)
     chi_square = max(abs(fixed - broken) - 1, 0) ** 2 / pairs
-    return math.erfc(math.sqrt(chi_square / 2))  # the upper tail with one degree of freedom
+    return float(math.erfc(math.sqrt(chi_square / 2)))  # the upper tail with one degree of freedom
