@@ -9,7 +9,7 @@ from typing import Any
 import tyro
 from tyro.extras import subcommand_cli_from_dict
 
-from mnist_ray.config import DoctorConfig, EvaluateConfig, PredictConfig, ScoreConfig, TrainConfig, VerifyConfig
+from mnist_ray.config import DiffConfig, DoctorConfig, EvaluateConfig, PredictConfig, ScoreConfig, TrainConfig, VerifyConfig
 from mnist_ray.console import Console
 from mnist_ray.errors import EXIT_STATUSES, MnistRayError
 from mnist_ray.flags import output_path
@@ -109,6 +109,21 @@ def verify(config: VerifyConfig, console: Console) -> None:
     )
 
 
+def diff(config: DiffConfig, console: Console) -> None:
+    """Compare two prediction tables, print what differs, and write the page."""
+    from mnist_ray.data import storage
+    from mnist_ray.report.diff import compare, page, to_lines, without_pictures
+
+    facts, out = compare(config.old, config.new), output_path(config.out)
+    storage.write(out, page(facts))
+    if config.json:
+        console.line(storage.to_json(without_pictures(facts)).decode().rstrip())
+        return
+    for line in to_lines(facts):
+        console.line(line)
+    console.line(f"page: {out}")
+
+
 def doctor(config: DoctorConfig, console: Console) -> int:
     """Check the set-up, and print a line per check; returns the exit status, 1 if there is a problem."""
     from mnist_ray.cluster.doctor import examine
@@ -133,6 +148,7 @@ _COMMANDS: dict[type, Callable[[Any, Console], int | None]] = {
     EvaluateConfig: evaluate,
     PredictConfig: predict,
     VerifyConfig: verify,
+    DiffConfig: diff,
     DoctorConfig: doctor,
 }
 

@@ -9,7 +9,7 @@ import pytest
 
 from mnist_ray import errors
 from mnist_ray.cli import DESCRIPTION, main
-from mnist_ray.config import DoctorConfig, EvaluateConfig, PredictConfig, ScoreConfig, TrainConfig, VerifyConfig
+from mnist_ray.config import DiffConfig, DoctorConfig, EvaluateConfig, PredictConfig, ScoreConfig, TrainConfig, VerifyConfig
 
 FLAGS = {
     TrainConfig: (
@@ -23,6 +23,7 @@ FLAGS = {
     EvaluateConfig: "model data out device",
     PredictConfig: "images model",
     VerifyConfig: "out",
+    DiffConfig: "old new out json",
     DoctorConfig: "address out launch_file json",
 }
 
@@ -32,7 +33,7 @@ def test_the_list_of_flags_is_unchanged(config: type) -> None:
     assert [field.name for field in dataclasses.fields(config)] == FLAGS[config].split()
 
 
-@pytest.mark.parametrize("command", ["", "train", "score", "evaluate", "predict", "verify", "doctor"])
+@pytest.mark.parametrize("command", ["", "train", "score", "evaluate", "predict", "verify", "diff", "doctor"])
 def test_help_imports_neither_torch_nor_ray(command: str) -> None:
     program = (
         "import sys\nfrom mnist_ray.cli import main\n"
@@ -73,6 +74,7 @@ def test_every_exit_status_is_documented() -> None:
         ("score x --model m --out OUT --sample -1", 2, "--sample -1: expected a number of inputs"),
         ("evaluate --model nowhere", 4, "nowhere: is neither"),
         ("verify nowhere", 5, "holds no scoring job"),
+        ("diff nowhere elsewhere", 5, "nowhere: holds no scoring job"),
     ],
 )
 def test_user_errors_print_one_line(

@@ -35,7 +35,7 @@ RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
     "cluster/node": ({"data"}, set(), {"torch", "yaml"}),
     "train": (TOP | {"config", "flags", "data", "run", "cluster", "artifact.seal"}, set(), {"artifact"}),
     "score": (TOP | {"config", "flags", "data", "run", "cluster", "scoring", "artifact.seal"}, set(), {"report"}),
-    "cli": (TOP | {"config", "flags"}, {"tyro"}, {"train", "score", "artifact", "scoring", "data", "cluster.doctor"}),
+    "cli": (TOP | {"config", "flags"}, {"tyro"}, {"train", "score", "artifact", "scoring", "data", "report", "cluster.doctor"}),
     "__main__": ({"cli"}, set(), set()),
 }
 

@@ -9,7 +9,16 @@ from mnist_ray.config.score import ScoreConfig
 from mnist_ray.config.train import TrainConfig
 from mnist_ray.flags import Device, require
 
-__all__ = ["Device", "DoctorConfig", "EvaluateConfig", "PredictConfig", "ScoreConfig", "TrainConfig", "VerifyConfig"]
+__all__ = [
+    "Device",
+    "DiffConfig",
+    "DoctorConfig",
+    "EvaluateConfig",
+    "PredictConfig",
+    "ScoreConfig",
+    "TrainConfig",
+    "VerifyConfig",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +54,23 @@ class VerifyConfig:
 
     out: tyro.conf.Positional[str]
     """Output folder of score (path or URI)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiffConfig:
+    """Compare two prediction tables of the same inputs, for example of an old and a new model, and write a page about it.
+
+    Inputs are matched by source and row.
+    """
+
+    old: tyro.conf.Positional[str]
+    """Output folder of score (path or URI)."""
+    new: tyro.conf.Positional[str]
+    """Output folder of score (path or URI) to compare with OLD."""
+    out: str = "diff.html"
+    """File for the page (path or URI)."""
+    json: bool = False
+    """Print one JSON document instead of lines."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

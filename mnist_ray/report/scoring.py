@@ -199,14 +199,13 @@ def _scored(config: ScoreConfig, summary: dict[str, Any], card: dict[str, Any]) 
     """What was scored, with which model, settings and versions, as names and values."""
     packages = {"mnist_ray": mnist_ray, "numpy": np, "pyarrow": pa, "opencv": cv2}
     versions = [f"{name} {package.__version__}" for name, package in packages.items()]
-    settings = [f"{name} {value}" for name, value in config.identity().items() if name != "inputs" and value]
     return [
         ("inputs", ", ".join(map(storage.to_text, config.inputs))),
         ("output folder", storage.to_text(config.out)),
         ("model", f"{storage.to_text(config.model)}, digest {summary['model_digest']}"),
         ("model trained with", ", ".join(f"{name} {version}" for name, version in card.get("versions", {}).items())),
         ("scored with", ", ".join([*versions, f"python {platform.python_version()}"])),
-        ("settings that are not the default", ", ".join(settings) or "none"),
+        ("settings", ", ".join(f"{name} {value!r}" for name, value in config.identity().items() if name != "inputs")),
         ("plan", f"{summary['units']:,} units, fingerprint {summary['plan']}"),
         ("command", storage.to_text(_command(config))),
     ]
@@ -255,5 +254,5 @@ def _bars(name: str, label: str, drift: dict[str, Any], ticks: list[str]) -> Mar
         drawing.axes.set_ylabel("% of images")
         drawing.axes.grid(visible=False, axis="x")
         if len(known) > 1:
-            drawing.axes.legend()
+            drawing.axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return drawing.svg
