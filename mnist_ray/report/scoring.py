@@ -56,6 +56,7 @@ def write_report(config: ScoreConfig, summary: dict[str, Any], card: dict[str, A
         facts = collect(config, summary, card)
         for name, content in zip(REPORT, (page(facts), storage.to_json(facts)), strict=True):
             storage.write(storage.join(config.out, name), content)
+        console.line(f"report: {storage.join(config.out, REPORT[0])}")
     except Exception as error:  # the table is complete, and a report must not fail its job
         console.line(f"warning: the report could not be written: {type(error).__name__}: {first_line(error)}")
 
