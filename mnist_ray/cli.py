@@ -10,7 +10,16 @@ from typing import Any
 import tyro
 from tyro.extras import subcommand_cli_from_dict
 
-from mnist_ray.config import DoctorConfig, EvaluateConfig, PredictConfig, ReportConfig, ScoreConfig, TrainConfig, VerifyConfig
+from mnist_ray.config import (
+    DiffConfig,
+    DoctorConfig,
+    EvaluateConfig,
+    PredictConfig,
+    ReportConfig,
+    ScoreConfig,
+    TrainConfig,
+    VerifyConfig,
+)
 from mnist_ray.console import Console
 from mnist_ray.errors import EXIT_STATUSES, MnistRayError
 from mnist_ray.flags import output_path
@@ -121,6 +130,21 @@ def report(config: ReportConfig, console: Console) -> None:
     console.line(f"written to {draw_report(config)}")
 
 
+def diff(config: DiffConfig, console: Console) -> None:
+    """Compare two prediction tables, print what differs, and write the page."""
+    from mnist_ray.data import storage
+    from mnist_ray.report.diff import compare, page, to_lines, without_pictures
+
+    facts, out = compare(config.old, config.new), output_path(config.out)
+    storage.write(out, page(facts))
+    if config.json:
+        console.line(storage.to_json(without_pictures(facts)).decode().rstrip())
+        return
+    for line in to_lines(facts):
+        console.line(line)
+    console.line(f"page: {out}")
+
+
 def doctor(config: DoctorConfig, console: Console) -> int:
     """Check the set-up, and print a line per check; returns the exit status, 1 if there is a problem."""
     from mnist_ray.cluster.doctor import examine
@@ -146,6 +170,7 @@ _COMMANDS: dict[type, Callable[[Any, Console], int | None]] = {
     PredictConfig: predict,
     VerifyConfig: verify,
     ReportConfig: report,
+    DiffConfig: diff,
     DoctorConfig: doctor,
 }
 

@@ -1,6 +1,7 @@
 """The scoring job: from a ScoreConfig to a prediction table."""
 
 import gc
+import json
 import os
 import time
 from collections.abc import Generator, Iterator
@@ -36,6 +37,8 @@ class _Start(NamedTuple):
     config: ScoreConfig
     bundle: str
     digest: str
+    card: dict[str, Any]
+    """The description in the bundle."""
     held: Plan | None
     """The plan in the output folder, if the job continues."""
     finished: dict[str, UnitResult]
@@ -49,7 +52,7 @@ def _prepare(config: ScoreConfig, console: Console) -> _Start:
         config, inputs=tuple(storage.absolute(item) for item in config.inputs), out=storage.absolute(output_path(config.out))
     )
     bundle = seal.find(config.model)
-    _, digest = seal.read(bundle)
+    files, digest = seal.read(bundle)
 
     held = admit(config, digest)
     plan = held or Plan(config.identity(), digest)
@@ -57,13 +60,17 @@ def _prepare(config: ScoreConfig, console: Console) -> _Start:
     planner = Planner(config, plan, finished)
     if finished:
         console.line(f"{len(finished):,} units are done already")
-    return _Start(config, bundle, digest, held, finished, planner, Job.of(planner.plan, config.out))
+    return _Start(
+        config, bundle, digest, json.loads(files["card.json"]), held, finished, planner, Job.of(planner.plan, config.out)
+    )
 
 
 def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
     """Run a scoring job, or continue it, to its commit record, and return its summary. Raises MnistRayError."""
+    from mnist_ray.report.scoring import write_report
+
     clock = Clock()
-    config, bundle, digest, held, finished, planner, job = _prepare(config, console)
+    config, bundle, digest, card, held, finished, planner, job = _prepare(config, console)
     engine = _engine(config, planner, job, bundle, console)
     with _resumable(), engine as (workers, results), owning(config.out) as owner:
         if admit(config, digest) != held:
@@ -78,6 +85,7 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
         for unit in planner.units.keys() & finished:
             tally.add(finished[unit])
         summary = commit(plan, planner.units, job, tally, {**clock.report(tally.total.seconds, workers), **planner.changes})
+        write_report(config, summary, card, console)
     if not summary["predicted"]:
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in summary["reasons"].items())
         raise DataError(
@@ -111,7 +119,7 @@ def estimate(config: ScoreConfig, console: Console) -> Estimate:
     Writes nothing. Lists all inputs and scores a sample of them in this process. Raises MnistRayError in the cases in which
     `score` would not start.
     """
-    config, bundle, _, _, _, planner, job = _prepare(config, console)
+    config, bundle, _, _, _, _, planner, job = _prepare(config, console)
     require_free(config.out)
     began = time.perf_counter()
     here = _without_ray(config, planner)

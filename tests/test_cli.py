@@ -9,7 +9,16 @@ import pytest
 
 from mnist_ray import errors
 from mnist_ray.cli import DESCRIPTION, main
-from mnist_ray.config import DoctorConfig, EvaluateConfig, PredictConfig, ReportConfig, ScoreConfig, TrainConfig, VerifyConfig
+from mnist_ray.config import (
+    DiffConfig,
+    DoctorConfig,
+    EvaluateConfig,
+    PredictConfig,
+    ReportConfig,
+    ScoreConfig,
+    TrainConfig,
+    VerifyConfig,
+)
 
 FLAGS = {
     TrainConfig: (
@@ -24,6 +33,7 @@ FLAGS = {
     PredictConfig: "images model",
     VerifyConfig: "out",
     ReportConfig: "runs out",
+    DiffConfig: "old new out json",
     DoctorConfig: "address out launch_file json",
 }
 
@@ -33,7 +43,7 @@ def test_the_list_of_flags_is_unchanged(config: type) -> None:
     assert [field.name for field in dataclasses.fields(config)] == FLAGS[config].split()
 
 
-@pytest.mark.parametrize("command", ["", "train", "score", "evaluate", "predict", "verify", "report", "doctor"])
+@pytest.mark.parametrize("command", ["", "train", "score", "evaluate", "predict", "verify", "report", "diff", "doctor"])
 def test_help_imports_neither_torch_nor_ray(command: str) -> None:
     program = (
         "import sys\nfrom mnist_ray.cli import main\n"
@@ -75,6 +85,7 @@ def test_every_exit_status_is_documented() -> None:
         ("evaluate --model nowhere", 4, "nowhere: is neither"),
         ("verify nowhere", 5, "holds no scoring job"),
         ("report nowhere", 3, "nowhere: has no report.json"),
+        ("diff nowhere elsewhere", 5, "nowhere: holds no scoring job"),
     ],
 )
 def test_user_errors_print_one_line(

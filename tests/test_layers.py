@@ -34,8 +34,8 @@ RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
     "cluster/actors": (TOP | {"config", "data", "run", "scoring", "cluster"}, DATA | {"ray"}, set()),
     "cluster/node": ({"data"}, set(), {"torch", "yaml"}),
     "train": (TOP | {"config", "flags", "data", "run", "cluster", "artifact.seal"}, set(), {"artifact"}),
-    "score": (TOP | {"config", "flags", "data", "run", "cluster", "scoring", "artifact.seal"}, set(), set()),
-    "cli": (TOP | {"config", "flags"}, {"tyro"}, {"train", "score", "artifact", "scoring", "report", "data", "cluster.doctor"}),
+    "score": (TOP | {"config", "flags", "data", "run", "cluster", "scoring", "artifact.seal"}, set(), {"report"}),
+    "cli": (TOP | {"config", "flags"}, {"tyro"}, {"train", "score", "artifact", "scoring", "data", "report", "cluster.doctor"}),
     "__main__": ({"cli"}, set(), set()),
 }
 

@@ -1,6 +1,5 @@
 """The evaluation of a predictor on labelled digits."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,18 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_ray.data.digits import LabelledDigits, Predict, Predictions
+from mnist_ray.data.statistics import confidence_counts, wilson_interval
 from mnist_ray.learn.metrics import Counted
-
-Z_95 = 1.959964
-"""The normal distribution's 97.5 % quantile."""
-
-
-def wilson_interval(correct: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of a proportion (E. B. Wilson, 1927). Unlike the usual interval, it is valid near 100 %."""
-    share, spread = correct / count, Z_95**2 / count
-    middle = (share + spread / 2) / (1 + spread)
-    half = Z_95 / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 @dataclass(frozen=True)
@@ -28,6 +17,8 @@ class EvalReport(Counted):
 
     confusion: NDArray[np.int64]
     loss: float
+    confidences: list[int]
+    """Images in each bin of `CONFIDENCE_EDGES`."""
 
     def per_class(self) -> list[dict[str, float]]:
         """Number of images, precision and recall of each digit; a ratio without data is 0."""
@@ -73,4 +64,4 @@ def compare(digits: LabelledDigits, predictions: Predictions) -> EvalReport:
     confusion = np.bincount(labels * 10 + predictions.label, minlength=100).reshape(10, 10)
     true_probability = predictions.probabilities[np.arange(len(labels)), labels]
     loss = float(-np.log(np.maximum(true_probability, 1e-12)).mean())
-    return EvalReport(confusion, loss)
+    return EvalReport(confusion, loss, confidence_counts(predictions.confidence))

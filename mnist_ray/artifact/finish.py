@@ -8,11 +8,12 @@ import torch
 
 import mnist_ray
 from mnist_ray.artifact.bundle import make_bundle
-from mnist_ray.artifact.evaluate import EvalReport, compare, wilson_interval
+from mnist_ray.artifact.evaluate import EvalReport, compare
 from mnist_ray.artifact.predictor import Predictor
 from mnist_ray.config import TrainConfig
 from mnist_ray.data import storage
 from mnist_ray.data.digits import Predictions, Splits
+from mnist_ray.data.statistics import wilson_interval
 from mnist_ray.learn import dist
 from mnist_ray.learn.model import DigitCNN
 from mnist_ray.learn.state import TrainState
@@ -72,4 +73,6 @@ def _write_bundle(
         "num_images": report.count,
         "measured_on": f"the test part of {splits.name}",
     }
-    return report, predictions, make_bundle(model, {"accuracy": accuracy, **card}, examples).save(place)
+    reference = {"digits": report.confusion.sum(axis=0).tolist(), "confidences": report.confidences}
+    bundle = make_bundle(model, {"accuracy": accuracy, "reference": reference, **card}, examples)
+    return report, predictions, bundle.save(place)

@@ -11,6 +11,7 @@ from mnist_ray.flags import Device, require
 
 __all__ = [
     "Device",
+    "DiffConfig",
     "DoctorConfig",
     "EvaluateConfig",
     "PredictConfig",
@@ -67,6 +68,23 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.runs) and all(self.runs), "RUN is missing or empty: give at least one run directory")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiffConfig:
+    """Compare two prediction tables of the same inputs, for example of an old and a new model, and write a page about it.
+
+    Inputs are matched by source and row.
+    """
+
+    old: tyro.conf.Positional[str]
+    """Output folder of score (path or URI)."""
+    new: tyro.conf.Positional[str]
+    """Output folder of score (path or URI) to compare with OLD."""
+    out: str = "diff.html"
+    """File for the page (path or URI)."""
+    json: bool = False
+    """Print one JSON document instead of lines."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

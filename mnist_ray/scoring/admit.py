@@ -3,7 +3,7 @@
 from mnist_ray.config import ScoreConfig
 from mnist_ray.data import storage
 from mnist_ray.errors import OutputError
-from mnist_ray.scoring.commit import COMMIT, SUMMARY
+from mnist_ray.scoring.commit import COMMIT, REPORT, SUMMARY
 from mnist_ray.scoring.known import CHANGES
 from mnist_ray.scoring.parts import PREDICTIONS, QUARANTINE
 from mnist_ray.scoring.plan import FOLDER, PLAN, Plan, load_plan
@@ -41,10 +41,10 @@ def admit(config: ScoreConfig, model_digest: str) -> Plan | None:
 def begin(plan: Plan, out: str, *, replace: bool) -> None:
     """Write the plan's record before anything else of the job. Raises StorageError.
 
-    First delete the commit record, the summary and the files of a plan that was never completed. With `replace`, also delete
-    the tables that the folder may hold. Their plan is replaced last: until then, --overwrite can start again.
+    First delete the commit record, the summary, the report and the files of a plan that was never completed. With `replace`,
+    also delete the tables that the folder may hold. Their plan is replaced last: until then, --overwrite can start again.
     """
-    for name in (COMMIT, SUMMARY, *((CHANGES, PREDICTIONS, QUARANTINE) if replace else ())):
+    for name in (COMMIT, SUMMARY, *REPORT, *((CHANGES, PREDICTIONS, QUARANTINE) if replace else ())):
         storage.delete(storage.join(out, name))
     for name in storage.names(storage.join(out, FOLDER)):
         if name not in plan.parts:

@@ -11,6 +11,8 @@ from mnist_ray.scoring.plan import Plan
 
 COMMIT = "commit.json"
 SUMMARY = "summary.json"
+REPORT = ("report.html", "report.json")
+"""The report that is made of the committed table."""
 
 
 def commit(plan: Plan, units: dict[str, int], job: Job, tally: Tally, about: dict[str, Any]) -> dict[str, Any]:
@@ -31,9 +33,11 @@ def commit(plan: Plan, units: dict[str, int], job: Job, tally: Tally, about: dic
         "ignored": plan.ignored,
         **about,
         "digits": total.digits,
+        "confidences": total.confidences,
         "accuracy": total.correct / total.with_truth if total.with_truth else None,
         "with_truth": total.with_truth,
         "correct": total.correct,
+        "confusion": total.confusion if total.with_truth else None,
         "input_bytes": total.input_bytes,
         "units": plan.num_units,
         "plan": plan.fingerprint,

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 
+from mnist_ray.data.statistics import CONFIDENCE_EDGES
 from mnist_ray.flags import probabilities
 from mnist_ray.scoring.plan import Plan
 
@@ -46,9 +47,10 @@ class UnitResult:
     """Quarantined inputs by reason."""
     digits: list[int] = field(default_factory=lambda: [0] * 10)
     """Predictions by digit."""
-    correct: int = 0
-    with_truth: int = 0
-    """Predictions whose true digit is known."""
+    confidences: list[int] = field(default_factory=lambda: [0] * (len(CONFIDENCE_EDGES) - 1))
+    """Predictions by bin of confidence."""
+    confusion: list[int] = field(default_factory=lambda: [0] * 100)
+    """Predictions whose true digit is known, by 10 * truth + prediction."""
     input_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     """Seconds of work by stage. The part does not keep them: its bytes depend on the input alone."""
@@ -57,6 +59,16 @@ class UnitResult:
     def inputs(self) -> int:
         """Inputs that are accounted for."""
         return self.predicted + self.quarantined
+
+    @property
+    def with_truth(self) -> int:
+        """Predictions whose true digit is known."""
+        return sum(self.confusion)
+
+    @property
+    def correct(self) -> int:
+        """Predictions that equal the true digit."""
+        return sum(self.confusion[::11])
 
     def spend(self, seconds: dict[str, float]) -> None:
         """Add seconds by stage."""
@@ -68,9 +80,9 @@ class UnitResult:
         self.predicted += other.predicted
         self.quarantined += other.quarantined
         self.reasons += other.reasons
-        self.digits = [a + b for a, b in zip(self.digits, other.digits, strict=True)]
-        self.correct += other.correct
-        self.with_truth += other.with_truth
+        self.digits = _sums(self.digits, other.digits)
+        self.confidences = _sums(self.confidences, other.confidences)
+        self.confusion = _sums(self.confusion, other.confusion)
         self.input_bytes += other.input_bytes
         self.spend(other.seconds)
 
@@ -83,6 +95,10 @@ class UnitResult:
         """The result that `to_json` wrote."""
         values: dict[str, Any] = json.loads(text)
         return cls(**{**values, "reasons": Counter(values["reasons"])})
+
+
+def _sums(a: list[int], b: list[int]) -> list[int]:
+    return [one + other for one, other in zip(a, b, strict=True)]
 
 
 class Tally:

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mnist_ray.data.digits import Predict, Predictions
+from mnist_ray.data.statistics import confidence_counts
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.job import Job, UnitResult
 from mnist_ray.scoring.parts import write_part
@@ -65,11 +65,13 @@ def _lists(values: NDArray[Any]) -> pa.Array:
 
 
 def _count(predictions: Predictions, truth: pa.ChunkedArray, result: UnitResult) -> None:
-    right = pc.equal(truth, pa.array(predictions.label))
-    result.predicted += len(predictions.label)
-    result.digits = (np.bincount(predictions.label, minlength=10) + result.digits).tolist()
-    result.with_truth += len(right) - right.null_count
-    result.correct += pc.sum(right).as_py() or 0
+    known = truth.is_valid().to_numpy()
+    cells = truth.drop_null().to_numpy().astype(np.int64) * 10 + predictions.label[known]
+    counts = UnitResult(result.unit, predicted=len(predictions.label))
+    counts.digits = np.bincount(predictions.label, minlength=10).tolist()
+    counts.confidences = confidence_counts(predictions.confidence)
+    counts.confusion = np.bincount(cells, minlength=100).tolist()
+    result.add(counts)
 
 
 def _reject(chunk: Chunk, result: UnitResult) -> pa.Table:

@@ -1,6 +1,6 @@
 """The proof, from the output folder alone, that every planned input is in the tables exactly once."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,12 +29,7 @@ class Proof(NamedTuple):
 
 def verify(out: str) -> Proof:
     """Compare the tables with the plan and the commit record. Raises AccountingError for the first thing that is wrong."""
-    try:
-        plan = load_plan(out)
-    except FileNotFoundError:
-        raise OutputError(f"{out}: holds no scoring job: {PLAN} is missing") from None
-    if not plan.complete:
-        raise AccountingError(f"{out}: its inputs are not all listed yet: the job has not ended; run again with --resume")
+    plan = complete_plan(out)
     planned = dict.fromkeys(ref.id for ref in plan.refs(out))
     if fingerprint(planned) != plan.fingerprint:
         raise AccountingError(f"{out}: the files of its plan have changed; give --overwrite to score all inputs again")
@@ -47,6 +42,28 @@ def verify(out: str) -> Proof:
     proof = Proof(predicted + quarantined, predicted, quarantined, len(counts))
     _compare_with_commit(out, plan, proof, counts)
     return proof
+
+
+def complete_plan(out: str) -> Plan:
+    """The plan of a job whose inputs are all listed. Raises OutputError if there is no job, and else AccountingError."""
+    try:
+        plan = load_plan(out)
+    except FileNotFoundError:
+        raise OutputError(f"{out}: holds no scoring job: {PLAN} is missing") from None
+    if not plan.complete:
+        raise AccountingError(f"{out}: its inputs are not all listed yet: the job has not ended; run again with --resume")
+    return plan
+
+
+def commit_record(out: str) -> dict[str, Any]:
+    """The commit record of a job: counts, and the predicted and quarantined inputs of each unit. Raises AccountingError."""
+    try:
+        record: dict[str, Any] = storage.read_json(storage.join(out, COMMIT))
+        return {name: record[name] for name in ("plan", "inputs", "predicted", "quarantined", "parts")}
+    except FileNotFoundError:
+        raise AccountingError(f"{out}: has no commit record: the job has not ended; run again with --resume") from None
+    except (ValueError, KeyError, TypeError):
+        raise AccountingError(f"{out}/{COMMIT}: is damaged; run again with --resume") from None
 
 
 def _verify_unit(job: Job, unit: WorkUnit) -> list[int]:
@@ -104,13 +121,7 @@ def _compare_keys(out: str, unit: WorkUnit, found: pa.Table) -> None:
 
 
 def _compare_with_commit(out: str, plan: Plan, proof: Proof, counts: dict[str, list[int]]) -> None:
-    try:
-        record = storage.read_json(storage.join(out, COMMIT))
-        recorded = (record["plan"], record["inputs"], record["predicted"], record["quarantined"], record["parts"])
-    except FileNotFoundError:
-        raise AccountingError(f"{out}: has no commit record: the job has not ended; run again with --resume") from None
-    except (ValueError, KeyError, TypeError):
-        raise AccountingError(f"{out}/{COMMIT}: is damaged; run again with --resume") from None
+    recorded = tuple(commit_record(out).values())
     if recorded != (plan.fingerprint, proof.inputs, proof.predicted, proof.quarantined, counts):
         raise AccountingError(
             f"{out}/{COMMIT}: records {recorded[1:4]}, the tables hold {proof.predicted} + {proof.quarantined}"

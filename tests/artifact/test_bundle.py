@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from mnist_ray.artifact import bundle, seal
-from mnist_ray.artifact.evaluate import evaluate, wilson_interval
+from mnist_ray.artifact.evaluate import evaluate
 from mnist_ray.artifact.predictor import Predictor, pick_device
 from mnist_ray.data.digits import Splits
+from mnist_ray.data.statistics import wilson_interval
 from mnist_ray.errors import ModelError
 
 CPU = torch.device("cpu")

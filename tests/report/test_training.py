@@ -138,7 +138,14 @@ def numbers_in(value: Any) -> Iterator[str]:
     elif isinstance(value, str):
         yield from re.findall(NUMBER, value)
     elif isinstance(value, int | float):
-        yield from (f"{value:,.0f}", f"{value:.0f}", f"{value:.1f}", f"{value:.6f}", f"{value / 60:.1f}", f"{value / 3600:,.1f}")
+        yield from (
+            f"{value:,.0f}",
+            f"{value:.0f}",
+            f"{value:.1f}",
+            f"{value:.6f}",
+            f"{value / 60:.1f}",
+            f"{value / 3600:,.1f}",
+        )
         yield from (f"{value:.{digits}g}" for digits in (3, 4, 5, 6))
         yield from (f"{value:.{digits}%}".rstrip("%") for digits in (0, 1, 2))
 
