@@ -126,7 +126,8 @@ def test_the_pictures_are_those_of_the_digits(run_dir: Path, mnist5k: Splits, pr
     assert [example["label"] for example in facts["right"]] == [digit for digit in range(10) for _ in range(2)]
     assert len(facts["mistakes"]) == facts["num_mistakes"]
     assert all(one["confidence"] >= other["confidence"] for one, other in pairwise(facts["mistakes"]))
-    assert all(one["label_in_doubt"] == (one["confidence"] > 0.99) for one in facts["mistakes"])
+    assert facts["doubt"]["above"] == pytest.approx(0.99 * 0.91)
+    assert all(one["label_in_doubt"] == (one["confidence"] > 0.99 * 0.91) for one in facts["mistakes"])
 
 
 def numbers_in(value: Any) -> Iterator[str]:
@@ -138,7 +139,14 @@ def numbers_in(value: Any) -> Iterator[str]:
     elif isinstance(value, str):
         yield from re.findall(NUMBER, value)
     elif isinstance(value, int | float):
-        yield from (f"{value:,.0f}", f"{value:.0f}", f"{value:.1f}", f"{value:.6f}", f"{value / 60:.1f}", f"{value / 3600:,.1f}")
+        yield from (
+            f"{value:,.0f}",
+            f"{value:.0f}",
+            f"{value:.1f}",
+            f"{value:.6f}",
+            f"{value / 60:.1f}",
+            f"{value / 3600:,.1f}",
+        )
         yield from (f"{value:.{digits}g}" for digits in (3, 4, 5, 6))
         yield from (f"{value:.{digits}%}".rstrip("%") for digits in (0, 1, 2))
 
@@ -164,8 +172,10 @@ def test_the_page_opens_everywhere(run_dir: Path, check_page: Callable[[Path], s
     facts, text = facts_of(run_dir), check_page(run_dir / "report.html")
     assert f"The network reads {facts['metrics']['accuracy']:.2%}".replace("%", " %") in text
     headings = re.findall(r"<h2>(.*?)</h2>", (run_dir / "report.html").read_text())
-    expected = ["Learning curves", "Confusion matrix", "Confidence", "Sample predictions", "What the first layer learned"]
-    assert headings == [*expected, "Speed and machine", "How to repeat this run"]
+    assert headings == [
+        *("Learning curves", "Confusion matrix", "Confidence", "Sample predictions", "Which answers to accept"),
+        *("What the first layer learned", "Speed and machine", "How to repeat this run"),
+    ]
 
 
 def test_a_number_of_the_matrix_leads_to_its_images(run_dir: Path, browser: Any) -> None:
@@ -187,7 +197,8 @@ def test_a_poor_run_is_called_poor_and_its_name_stays_text(poor_run: Path, check
     assert "was measured only once" in text
     cells = Counter((one["truth"], one["label"]) for one in facts["mistakes"])
     confusion = facts["metrics"]["confusion"]
-    assert cells == Counter({(i, j): min(12, confusion[i][j]) for i in range(10) for j in range(10) if i != j})
+    assert all(confusion[i][j] >= cells[i, j] >= min(8, confusion[i][j]) for i in range(10) for j in range(10) if i != j)
+    assert len(facts["mistakes"]) < facts["num_mistakes"]
 
 
 @pytest.mark.parametrize(
