@@ -99,6 +99,7 @@ def _verdict(config: TrainConfig, metrics: dict[str, Any], history: list[dict[st
 
     `chance` is the accuracy of always giving the most frequent digit of the test images. `level` is chance, poor or good.
     `fall` is the share by which the last test loss is below the lowest one before; None if there was only one measurement.
+    `too_short` says that a longer training would probably help: the loss still falls, or a single measurement is poor.
     `best_epoch` is the epoch whose network was kept; None without `--patience`.
     """
     images = [row["images"] for row in metrics["per_class"]]
@@ -107,7 +108,7 @@ def _verdict(config: TrainConfig, metrics: dict[str, Any], history: list[dict[st
     *before, last = (row["test_loss"] for row in history)
     fall = 1 - last / max(min(before), 1e-9) if before else None
     best = max(history, key=lambda row: row["validation_accuracy"])["epoch"] if config.patience else None
-    too_short = fall is not None and fall > STILL_FALLS and not config.patience
+    too_short = level != "good" if fall is None else fall > STILL_FALLS and not config.patience
     return {"level": level, "chance": chance, "poor_below": POOR, "fall": fall, "too_short": too_short, "best_epoch": best}
 
 
@@ -270,8 +271,9 @@ def curves(name: str, x: str, y: str, series: dict[str, tuple[Sequence[dict[str,
         axes.set_ylabel(y)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.yaxis.set_major_locator(MaxNLocator(6))
+        if x == "samples_seen":
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         if y.endswith("accuracy"):
             axes.yaxis.set_major_formatter(PercentFormatter(1))
         if all(series):

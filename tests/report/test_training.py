@@ -194,7 +194,7 @@ def test_a_poor_run_is_called_poor_and_its_name_stays_text(poor_run: Path, check
     assert facts["metrics"]["accuracy"] < 0.88
     assert "Training run a <b>run" in text
     assert "This is a poor result." in text or "has not learned to read" in text
-    assert "was measured only once" in text
+    assert "Training was probably too short: it saw 150 samples, which is 0.25 epochs." in text
     cells = Counter((one["truth"], one["label"]) for one in facts["mistakes"])
     confusion = facts["metrics"]["confusion"]
     assert all(confusion[i][j] >= cells[i, j] >= min(8, confusion[i][j]) for i in range(10) for j in range(10) if i != j)
@@ -206,6 +206,7 @@ def test_a_poor_run_is_called_poor_and_its_name_stays_text(poor_run: Path, check
     [
         ((0.9, 0.5, 0.3), {}, "Training may have been too short"),
         ((0.9, 0.3, 0.29), {}, ""),
+        ((0.9,), {}, "The network was measured only once"),
         ((0.9, 0.5, 0.3), {"patience": 1}, "The model is that of epoch 2"),
     ],
 )
@@ -213,8 +214,8 @@ def test_the_verdict_says_whether_the_curve_still_falls(
     run_dir: Path, losses: tuple[float, ...], settings: dict[str, Any], words: str
 ) -> None:
     facts = facts_of(run_dir)
-    history = [{**row, "test_loss": loss} for row, loss in zip(facts["history"], losses, strict=True)]
-    for row, accuracy in zip(history, (0.5, 0.7, 0.7), strict=True):
+    history = [{**row, "test_loss": loss} for row, loss in zip(facts["history"], losses, strict=False)]
+    for row, accuracy in zip(history, (0.5, 0.7, 0.7), strict=False):
         row |= {"validation_accuracy": accuracy} if settings else {}
     facts["history"], facts["verdict"] = history, training._verdict(TrainConfig(**settings), facts["metrics"], history)
     text = " ".join(words_of(training.draw(facts)).split())
