@@ -32,12 +32,17 @@ POOR = 0.88
 STILL_FALLS = 0.1
 """If the last test loss is below the lowest one before by more than this share, training may have been too short."""
 RIGHT_PER_DIGIT = 2
-WRONG_PER_CELL = 12
-"""Mistakes of each cell of the confusion matrix that are shown, and mistakes of the list of the most confident ones."""
+MOST_CONFIDENT = 12
+"""Mistakes in the list of the most confident ones."""
+WRONG_PER_CELL = 8
+"""Mistakes of each cell of the confusion matrix that are shown, besides the most confident ones of all cells."""
 OPEN_MISTAKES = 100
 """If a page shows more mistakes than this, those of a cell are shown only when the reader opens the cell."""
 DOUBTFUL = 0.99
-"""If a network gives another digit with more confidence than this, the label may be wrong. This is a guess."""
+"""If a network gives another digit with more confidence than this, the label may be wrong. This is a guess.
+
+A network that is trained with smoothed labels learns to give 1 - 0.9 * smoothing instead of 1, so this is scaled by it.
+"""
 MISLABELLED = (947, 1621, 1901, 2130, 2462, 2597, 2654, 3520, 3558, 5937, 6651, 6783, 8527, 9679, 9729)
 """Positions of the test images of MNIST whose label was confirmed by fewer than three of five people.
 
@@ -70,7 +75,7 @@ def collect(
         "schedule": _schedule(config, state),
         "calibration": calibration(predictions.confidence, right),
         "selection": selection(predictions.confidence, right),
-        **_examples(splits, predictions),
+        **_examples(splits, predictions, DOUBTFUL * (1 - 0.9 * config.settings().label_smoothing)),
         "filters": _filters(state),
         "settings": config.identity(),
         "data": splits.card,
@@ -94,6 +99,7 @@ def _verdict(config: TrainConfig, metrics: dict[str, Any], history: list[dict[st
 
     `chance` is the accuracy of always giving the most frequent digit of the test images. `level` is chance, poor or good.
     `fall` is the share by which the last test loss is below the lowest one before; None if there was only one measurement.
+    `too_short` says that a longer training would probably help: the loss still falls, or a single measurement is poor.
     `best_epoch` is the epoch whose network was kept; None without `--patience`.
     """
     images = [row["images"] for row in metrics["per_class"]]
@@ -102,7 +108,7 @@ def _verdict(config: TrainConfig, metrics: dict[str, Any], history: list[dict[st
     *before, last = (row["test_loss"] for row in history)
     fall = 1 - last / max(min(before), 1e-9) if before else None
     best = max(history, key=lambda row: row["validation_accuracy"])["epoch"] if config.patience else None
-    too_short = fall is not None and fall > STILL_FALLS and not config.patience
+    too_short = level != "good" if fall is None else fall > STILL_FALLS and not config.patience
     return {"level": level, "chance": chance, "poor_below": POOR, "fall": fall, "too_short": too_short, "best_epoch": best}
 
 
@@ -111,29 +117,33 @@ def _schedule(config: TrainConfig, state: "TrainState") -> list[dict[str, float]
     recipe = config.settings()
     if config.seconds:
         return [{"samples_seen": row["samples_seen"], "lr": row["lr"]} for row in state.history]
-    corners = ((0.0, 0.0), (recipe.warm_up, recipe.lr), (1.0, 0.0))
-    return [{"samples_seen": round(share * state.total), "lr": lr} for share, lr in corners]
+    corners = [0.0, recipe.warm_up * state.total, float(state.total)]
+    points = [x for x in corners if x < state.samples_seen] + [float(state.samples_seen)]
+    return [{"samples_seen": x, "lr": float(np.interp(x, corners, [0.0, recipe.lr, 0.0]))} for x in points]
 
 
-def _examples(splits: Splits, predictions: Predictions) -> dict[str, Any]:
-    """Pictures of test digits: the first ones of each class that are read correctly, and mistakes, the most confident first."""
+def _examples(splits: Splits, predictions: Predictions, doubtful: float) -> dict[str, Any]:
+    """Pictures of test digits: the first ones of each class that are read correctly, and mistakes, the most confident first.
+
+    The label of a mistake is in doubt as `MISLABELLED` says, or for other digits, if its confidence is above `doubtful`.
+    """
     labels, answers = splits.test.labels, predictions.label
     official = splits.name == "mnist"
     right = [i for digit in range(10) for i in np.flatnonzero((labels == digit) & (answers == digit))[:RIGHT_PER_DIGIT]]
     wrong = np.flatnonzero(answers != labels)
     wrong = wrong[np.argsort(-predictions.confidence[wrong], kind="stable")]
-    in_doubt = np.isin(wrong, MISLABELLED) if official else predictions.confidence[wrong] > DOUBTFUL
+    in_doubt = np.isin(wrong, MISLABELLED) if official else predictions.confidence[wrong] > doubtful
     shown: Counter[tuple[int, int]] = Counter()
-    mistakes = []
+    mistakes: list[dict[str, Any]] = []
     for i, doubted in zip(wrong, in_doubt, strict=True):
         cell = (int(labels[i]), int(answers[i]))
         shown[cell] += 1
-        if shown[cell] <= WRONG_PER_CELL:
+        if len(mistakes) < MOST_CONFIDENT or shown[cell] <= WRONG_PER_CELL:
             mistakes.append({**_example(i, splits.test, predictions), "label_in_doubt": bool(doubted)})
     return {
         "right": [_example(i, splits.test, predictions) for i in right],
         "mistakes": mistakes,
-        "doubt": {"source": "people" if official else "confidence", "above": DOUBTFUL, "mistakes": int(in_doubt.sum())},
+        "doubt": {"source": "people" if official else "confidence", "above": doubtful, "mistakes": int(in_doubt.sum())},
     }
 
 
@@ -237,7 +247,7 @@ def draw(facts: dict[str, Any]) -> bytes:
         matrix=_matrix(facts["metrics"]["confusion"]),
         cells=_cells(facts),
         settings={name: plain(value) for name, value in facts["settings"].items()},
-        num_most_confident=WRONG_PER_CELL,
+        num_most_confident=MOST_CONFIDENT,
         num_open=OPEN_MISTAKES,
         plain=plain,
     )
@@ -261,8 +271,9 @@ def curves(name: str, x: str, y: str, series: dict[str, tuple[Sequence[dict[str,
         axes.set_ylabel(y)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.yaxis.set_major_locator(MaxNLocator(6))
+        if x == "samples_seen":
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         if y.endswith("accuracy"):
             axes.yaxis.set_major_formatter(PercentFormatter(1))
         if all(series):

@@ -126,7 +126,8 @@ def test_the_pictures_are_those_of_the_digits(run_dir: Path, mnist5k: Splits, pr
     assert [example["label"] for example in facts["right"]] == [digit for digit in range(10) for _ in range(2)]
     assert len(facts["mistakes"]) == facts["num_mistakes"]
     assert all(one["confidence"] >= other["confidence"] for one, other in pairwise(facts["mistakes"]))
-    assert all(one["label_in_doubt"] == (one["confidence"] > 0.99) for one in facts["mistakes"])
+    assert facts["doubt"]["above"] == pytest.approx(0.99 * 0.91)
+    assert all(one["label_in_doubt"] == (one["confidence"] > 0.99 * 0.91) for one in facts["mistakes"])
 
 
 def numbers_in(value: Any) -> Iterator[str]:
@@ -171,8 +172,10 @@ def test_the_page_opens_everywhere(run_dir: Path, check_page: Callable[[Path], s
     facts, text = facts_of(run_dir), check_page(run_dir / "report.html")
     assert f"The network reads {facts['metrics']['accuracy']:.2%}".replace("%", " %") in text
     headings = re.findall(r"<h2>(.*?)</h2>", (run_dir / "report.html").read_text())
-    expected = ["Learning curves", "Confusion matrix", "Confidence", "Sample predictions", "What the first layer learned"]
-    assert headings == [*expected, "Speed and machine", "How to repeat this run"]
+    assert headings == [
+        *("Learning curves", "Confusion matrix", "Confidence", "Sample predictions", "Which answers to accept"),
+        *("What the first layer learned", "Speed and machine", "How to repeat this run"),
+    ]
 
 
 def test_a_number_of_the_matrix_leads_to_its_images(run_dir: Path, browser: Any) -> None:
@@ -191,10 +194,11 @@ def test_a_poor_run_is_called_poor_and_its_name_stays_text(poor_run: Path, check
     assert facts["metrics"]["accuracy"] < 0.88
     assert "Training run a <b>run" in text
     assert "This is a poor result." in text or "has not learned to read" in text
-    assert "was measured only once" in text
+    assert "Training was probably too short: it saw 150 samples, which is 0.25 epochs." in text
     cells = Counter((one["truth"], one["label"]) for one in facts["mistakes"])
     confusion = facts["metrics"]["confusion"]
-    assert cells == Counter({(i, j): min(12, confusion[i][j]) for i in range(10) for j in range(10) if i != j})
+    assert all(confusion[i][j] >= cells[i, j] >= min(8, confusion[i][j]) for i in range(10) for j in range(10) if i != j)
+    assert len(facts["mistakes"]) < facts["num_mistakes"]
 
 
 @pytest.mark.parametrize(
@@ -202,6 +206,7 @@ def test_a_poor_run_is_called_poor_and_its_name_stays_text(poor_run: Path, check
     [
         ((0.9, 0.5, 0.3), {}, "Training may have been too short"),
         ((0.9, 0.3, 0.29), {}, ""),
+        ((0.9,), {}, "The network was measured only once"),
         ((0.9, 0.5, 0.3), {"patience": 1}, "The model is that of epoch 2"),
     ],
 )
@@ -209,8 +214,8 @@ def test_the_verdict_says_whether_the_curve_still_falls(
     run_dir: Path, losses: tuple[float, ...], settings: dict[str, Any], words: str
 ) -> None:
     facts = facts_of(run_dir)
-    history = [{**row, "test_loss": loss} for row, loss in zip(facts["history"], losses, strict=True)]
-    for row, accuracy in zip(history, (0.5, 0.7, 0.7), strict=True):
+    history = [{**row, "test_loss": loss} for row, loss in zip(facts["history"], losses, strict=False)]
+    for row, accuracy in zip(history, (0.5, 0.7, 0.7), strict=False):
         row |= {"validation_accuracy": accuracy} if settings else {}
     facts["history"], facts["verdict"] = history, training._verdict(TrainConfig(**settings), facts["metrics"], history)
     text = " ".join(words_of(training.draw(facts)).split())
