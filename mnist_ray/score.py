@@ -14,13 +14,13 @@ from mnist_ray.cluster import capacity, runtime
 from mnist_ray.config import ScoreConfig
 from mnist_ray.console import Console
 from mnist_ray.data import storage
-from mnist_ray.errors import DataError, OutputError, StorageError
+from mnist_ray.errors import DataError, OutputError, StorageError, first_line
 from mnist_ray.flags import output_path, scoring_pool
 from mnist_ray.run import processes
 from mnist_ray.run.clock import Clock
 from mnist_ray.run.owner import Owner, owning, require_free
 from mnist_ray.scoring.admit import admit, begin
-from mnist_ray.scoring.commit import commit
+from mnist_ray.scoring.commit import REPORT, commit
 from mnist_ray.scoring.estimate import Estimate, Inventory, Workers
 from mnist_ray.scoring.job import Job, Tally, UnitResult
 from mnist_ray.scoring.parts import finished_units, sweep
@@ -67,8 +67,6 @@ def _prepare(config: ScoreConfig, console: Console) -> _Start:
 
 def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
     """Run a scoring job, or continue it, to its commit record, and return its summary. Raises MnistRayError."""
-    from mnist_ray.report.scoring import write_report
-
     clock = Clock()
     config, bundle, digest, card, held, finished, planner, job = _prepare(config, console)
     engine = _engine(config, planner, job, bundle, console)
@@ -85,13 +83,24 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
         for unit in planner.units.keys() & finished:
             tally.add(finished[unit])
         summary = commit(plan, planner.units, job, tally, {**clock.report(tally.total.seconds, workers), **planner.changes})
-        write_report(config, summary, card, console)
+        _report(config, summary, card, console)
     if not summary["predicted"]:
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in summary["reasons"].items())
         raise DataError(
             f"{config.out}: none of {summary['inputs']:,} inputs could be scored ({reasons}); {config.out}/quarantine says why"
         )
     return summary
+
+
+def _report(config: ScoreConfig, summary: dict[str, Any], card: dict[str, Any], console: Console) -> None:
+    """Write the report of a committed job. The table is complete, so whatever goes wrong is only a warning."""
+    try:
+        from mnist_ray.report.scoring import write_report
+
+        write_report(config, summary, card)
+        console.line(f"report: {storage.join(config.out, REPORT)}")
+    except Exception as error:
+        console.line(f"warning: the report could not be written: {type(error).__name__}: {first_line(error)}")
 
 
 @contextmanager

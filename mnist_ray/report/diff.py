@@ -105,9 +105,9 @@ def _join(old: pa.Table, new: pa.Table) -> pa.Table:
         names = [f"{name}_{side}" for name in _VALUES.names]
         return table.rename_columns([*_KEY, *names]).append_column(f"in_{side}", pa.repeat(True, table.num_rows))
 
-    joined = named(old, "old").join(named(new, "new"), _KEY, join_type="full outer").combine_chunks()
+    joined = named(old, "old").join(named(new, "new"), _KEY, join_type="full outer")
     truth = pc.coalesce(joined["truth_new"], joined["truth_old"])
-    return joined.append_column("truth", truth).sort_by([(name, "ascending") for name in _KEY])
+    return joined.append_column("truth", truth)
 
 
 def _about(job: Job, table: pa.Table) -> dict[str, Any]:
@@ -161,7 +161,10 @@ def _changes(compared: pa.Table, image_column: str) -> dict[str, dict[str, Any]]
     kinds = {name: changed.filter(mask) for name, mask in zip(KINDS, (broken, fixed, other, unknown), strict=True)}
     columns = [*_KEY, "label_old", "confidence_old", "label_new", "confidence_new", "truth"]
     rows = {
-        name: table.sort_by([("confidence_new", "descending")]).slice(0, SHOWN).select(columns).to_pylist()
+        name: table.sort_by([("confidence_new", "descending"), ("source", "ascending"), ("row", "ascending")])
+        .slice(0, SHOWN)
+        .select(columns)
+        .to_pylist()
         for name, table in kinds.items()
     }
     for row in (row for some in rows.values() for row in some):

@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 
 import mnist_ray
 from mnist_ray.config import ScoreConfig
-from mnist_ray.console import Console
 from mnist_ray.data import storage
 from mnist_ray.data.statistics import CONFIDENCE_EDGES, stability_by_chance, stability_index, wilson_interval
-from mnist_ray.errors import AccountingError, first_line
+from mnist_ray.errors import AccountingError
 from mnist_ray.report import sources
 from mnist_ray.report.charts import SERIES, chart
 from mnist_ray.report.page import render
-from mnist_ray.scoring.commit import COMMIT, REPORT
+from mnist_ray.scoring.commit import COMMIT, REPORT, REPORT_FACTS
 from mnist_ray.scoring.parts import PREDICTIONS, QUARANTINE
 from mnist_ray.scoring.verify import verify
 
@@ -47,18 +46,14 @@ _EXAMPLE = pa.schema(
 )
 
 
-def write_report(config: ScoreConfig, summary: dict[str, Any], card: dict[str, Any], console: Console) -> None:
-    """Write the report of a committed job beside its tables. Whatever goes wrong is one warning line.
+def write_report(config: ScoreConfig, summary: dict[str, Any], card: dict[str, Any]) -> None:
+    """Write the report of a committed job beside its tables. `card` is the description in the model bundle.
 
-    `card` is the description in the model bundle.
+    Raises StorageError, OSError or pa.ArrowException if a table cannot be read.
     """
-    try:
-        facts = collect(config, summary, card)
-        for name, content in zip(REPORT, (page(facts), storage.to_json(facts)), strict=True):
-            storage.write(storage.join(config.out, name), content)
-        console.line(f"report: {storage.join(config.out, REPORT[0])}")
-    except Exception as error:  # the table is complete, and a report must not fail its job
-        console.line(f"warning: the report could not be written: {type(error).__name__}: {first_line(error)}")
+    facts = collect(config, summary, card)
+    storage.write(storage.join(config.out, REPORT), page(facts))
+    storage.write_json(storage.join(config.out, REPORT_FACTS), facts)
 
 
 def collect(config: ScoreConfig, summary: dict[str, Any], card: dict[str, Any]) -> dict[str, Any]:

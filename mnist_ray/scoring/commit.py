@@ -11,8 +11,8 @@ from mnist_ray.scoring.plan import Plan
 
 COMMIT = "commit.json"
 SUMMARY = "summary.json"
-REPORT = ("report.html", "report.json")
-"""The report that is made of the committed table."""
+REPORT, REPORT_FACTS = "report.html", "report.json"
+"""The report that is made of the committed table, and its facts."""
 
 
 def commit(plan: Plan, units: dict[str, int], job: Job, tally: Tally, about: dict[str, Any]) -> dict[str, Any]:

@@ -43,6 +43,14 @@ def test_train_evaluate_score_verify_resume_and_predict_in_a_bucket(bucket: Buck
     assert cli("verify", out).returncode == 0
     assert {row["source"] for row in bucket.rows("deep/out")} >= {f"{inputs.tables}/{name}.parquet" for name in "abc"}
 
+    facts = bucket.json("deep/out/report.json")
+    assert facts["accounting"]["verified"]
+    assert all(row["picture"] for rows in facts["examples"].values() for row in rows)
+    assert bucket.get("deep/out/report.html").startswith(b"<!doctype html>")
+    compared = cli("diff", out, out, "--out", f"{bucket.uri}/diff.html")
+    assert (compared.returncode, "changed labels: 0 of" in compared.stdout) == (0, True), compared.stderr
+    assert b"deep/out" in bucket.get("diff.html")
+
     image = bucket.rows("deep/out")[0]["source"]
     predicted = cli("predict", image, f"{bucket.uri}/none.png", "--model", run)
     assert predicted.returncode == 3
