@@ -45,7 +45,7 @@ def _predict(chunk: Chunk, job: Job, predict: Predict, result: UnitResult) -> pa
     predictions = predict(digits)
     result.spend({"predict": time.perf_counter() - started})
     _count(predictions, keys["truth"], result)
-    columns = {"label": predictions.label, "confidence": predictions.confidence}
+    columns = {"label": predictions.labels, "confidence": predictions.confidence}
     columns |= _probabilities(predictions, job.probabilities)
     target = schema.predictions(job.kept, job.probabilities)
     return pa.table([columns[field.name] if field.name in columns else keys[field.name] for field in target], schema=target)
@@ -65,9 +65,9 @@ def _lists(values: NDArray[Any]) -> pa.Array:
 
 
 def _count(predictions: Predictions, truth: pa.ChunkedArray, result: UnitResult) -> None:
-    right = pc.equal(truth, pa.array(predictions.label))
-    result.predicted += len(predictions.label)
-    result.digits = (np.bincount(predictions.label, minlength=10) + result.digits).tolist()
+    right = pc.equal(truth, pa.array(predictions.labels))
+    result.predicted += len(predictions.labels)
+    result.digits = (np.bincount(predictions.labels, minlength=10) + result.digits).tolist()
     result.with_truth += len(right) - right.null_count
     result.correct += pc.sum(right).as_py() or 0
 
