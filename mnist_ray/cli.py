@@ -33,7 +33,7 @@ listed in the quarantine table and do not fail a job."""
 def train(config: TrainConfig, console: Console) -> None:
     """Train a model, and print its accuracy, where it is, and where its report is."""
     from mnist_ray.data import storage
-    from mnist_ray.train import train as run_training
+    from mnist_ray.train_job import train as run_training
 
     metrics = run_training(config, console)
     low, high = metrics["interval_95"]
@@ -51,8 +51,8 @@ def train(config: TrainConfig, console: Console) -> None:
 
 def score(config: ScoreConfig, console: Console) -> None:
     """Score images, and print the counts and where the table is; or only what the job would take."""
-    from mnist_ray.score import estimate
-    from mnist_ray.score import score as run_scoring
+    from mnist_ray.score_job import estimate
+    from mnist_ray.score_job import score as run_scoring
 
     if config.dry_run:
         console.line(estimate(config, console).to_text())
@@ -107,7 +107,7 @@ def predict(config: PredictConfig, console: Console) -> None:
             console.line(f"{name}: {grey.reason}: {grey.detail}")
             continue
         predictions = predictor(to_digits([grey]))
-        console.line(f"{name}: {predictions.label[0]} (confidence {predictions.confidence[0]:.1%})")
+        console.line(f"{name}: {predictions.labels[0]} (confidence {predictions.confidence[0]:.1%})")
     if num_rejected:
         raise DataError(f"{num_rejected} of {len(config.images)} images could not be read; the reasons are printed above")
 

@@ -35,3 +35,10 @@ class Console:
         elif time.monotonic() - self._plain_at >= PLAIN_EVERY_S:
             self._plain_at = time.monotonic()
             self._print(text)
+
+
+class Quiet(Console):
+    """Prints nothing."""
+
+    def _print(self, text: str, end: str = "\n") -> None:
+        pass

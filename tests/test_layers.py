@@ -11,12 +11,13 @@ PACKAGE = Path(__file__).parent.parent / "mnist_ray"
 
 TOP = {"errors", "console", "__init__"}
 DRAWING = {"jinja2", "markupsafe", "matplotlib"}
+TABLES = {"pandas", "pyarrow", "PIL"}
 DATA = {"numpy", "pyarrow", "cv2", "fsspec"}
 RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
     # room: rooms it may import, third-party modules at import, more inside functions
     "errors": (set(), set(), set()),
     "console": (set(), set(), set()),
-    "__init__": (set(), set(), set()),
+    "__init__": (set(), set(), {"library"}),
     "recipes": (set(), set(), set()),
     "flags": ({"errors"}, set(), set()),
     "config": ({"errors", "recipes", "flags"}, {"tyro"}, set()),
@@ -33,9 +34,18 @@ RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
     "cluster": (TOP | {"config", "flags", "data", "run", "scoring", "learn.control"}, set(), {"ray", "grpc", "yaml"}),
     "cluster/actors": (TOP | {"config", "data", "run", "scoring", "cluster"}, DATA | {"ray"}, set()),
     "cluster/node": ({"data"}, set(), {"torch", "yaml"}),
-    "train": (TOP | {"config", "flags", "data", "run", "cluster", "artifact.seal"}, set(), {"artifact"}),
-    "score": (TOP | {"config", "flags", "data", "run", "cluster", "scoring", "artifact.seal"}, set(), {"report"}),
-    "cli": (TOP | {"config", "flags"}, {"tyro"}, {"train", "score", "artifact", "scoring", "data", "report", "cluster.doctor"}),
+    "train_job": (TOP | {"config", "flags", "data", "run", "cluster", "artifact.seal"}, set(), {"artifact"}),
+    "score_job": (TOP | {"config", "flags", "data", "run", "cluster", "scoring", "artifact.seal"}, set(), {"report"}),
+    "cli": (
+        TOP | {"config", "flags"},
+        {"tyro"},
+        {"train_job", "score_job", "artifact", "scoring", "data", "report", "cluster.doctor"},
+    ),
+    "library": (
+        TOP | {"config", "flags", "recipes"},
+        {"numpy"},
+        {"train_job", "score_job", "artifact", "scoring", "data"} | TABLES,
+    ),
     "__main__": ({"cli"}, set(), set()),
 }
 

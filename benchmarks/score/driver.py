@@ -6,8 +6,8 @@
     python -m benchmarks.score.driver rows --units 2000,6000 --inputs 1000 --ray
 
 `files` plans image files and `rows` row ranges of Parquet files, `--inputs` in each unit. Their listing is generated. All else
-is the code of `mnist_ray.score`. It writes its plan and its records to a temporary folder. A no-op unit creates an empty file
-in place of its part. Results come back in random order from as many units as 100 nodes with 8 workers each hold at a time.
+is the code of `mnist_ray.score_job`. It writes its plan and records to a temporary folder. A no-op unit creates an empty file
+instead of its part. Results come back in random order from as many units as 100 nodes with 8 workers each hold at a time.
 With `--resume`, the parts have rows, and the measured job is a second one, which finds them all. With `--ray`, two actors on a
 local cluster answer, through Ray Data as in a real job, and the start of Ray counts. Every job is a process of its own; its
 memory is the peak without that of an idle process.
@@ -33,10 +33,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.train.compare import machine
-from mnist_ray import score as scoring_job
+from mnist_ray import score_job as scoring_job
 from mnist_ray.artifact import seal
 from mnist_ray.config import ScoreConfig
-from mnist_ray.console import Console
+from mnist_ray.console import Quiet
 from mnist_ray.data import storage
 from mnist_ray.data.listing import FileEntry
 from mnist_ray.run import processes
@@ -79,13 +79,6 @@ class Stopwatch:
                 return work(*args, **kwargs)
 
         return timed
-
-
-class Quiet(Console):
-    """Prints nothing."""
-
-    def _print(self, text: str, end: str = "\n") -> None:
-        pass
 
 
 def image_files(number: int) -> Iterator[FileEntry]:

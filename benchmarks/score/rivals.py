@@ -153,7 +153,7 @@ def tuned(inputs: str, model: str, out: str) -> None:
         answer = predict(digits)
         probabilities = pa.FixedSizeListArray.from_arrays(pa.array(answer.probabilities.reshape(-1)), 10)
         truth = [int(path.rsplit("/", 2)[1]) for path in paths]
-        columns = {"source": paths, "label": answer.label, "confidence": answer.confidence, "probabilities": probabilities}
+        columns = {"source": paths, "label": answer.labels, "confidence": answer.confidence, "probabilities": probabilities}
         pq.write_table(pa.table({**columns, "truth": truth}), f"{out}/{next(numbers)}.parquet", compression="zstd")
         mark(len(paths))
 

@@ -61,7 +61,7 @@ def evaluate(digits: LabelledDigits, predict: Predict) -> EvalReport:
 def compare(digits: LabelledDigits, predictions: Predictions) -> EvalReport:
     """Compare the predictions for these digits with their labels."""
     labels = digits.labels.astype(np.int64)
-    confusion = np.bincount(labels * 10 + predictions.label, minlength=100).reshape(10, 10)
+    confusion = np.bincount(labels * 10 + predictions.labels, minlength=100).reshape(10, 10)
     true_probability = predictions.probabilities[np.arange(len(labels)), labels]
     loss = float(-np.log(np.maximum(true_probability, 1e-12)).mean())
     return EvalReport(confusion, loss, confidence_counts(predictions.confidence))

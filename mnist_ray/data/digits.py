@@ -62,9 +62,9 @@ class Splits:
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """Predictions for N digits: `label` uint8[N], its probability `confidence` float32[N], `probabilities` float32[N, 10]."""
+    """Predictions for N digits: `labels` uint8[N], their `confidence` float32[N], and `probabilities` float32[N, 10]."""
 
-    label: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
     confidence: NDArray[np.float32]
     probabilities: NDArray[np.float32]
 

@@ -65,11 +65,11 @@ def decode(data: bytes) -> Grey | Rejection:
         return Rejection(Reason.CORRUPT, f"the decoder stopped: {error.err}")
     if pixels is None or pixels.size == 0:
         return explain(data)
-    return _grey(pixels)
+    return grey_levels(pixels)
 
 
-def _grey(pixels: NDArray[Any]) -> Grey | Rejection:
-    """Convert decoded pixels, [H, W] or [H, W, 1|3|4] in OpenCV's channel order (BGR), to uint8[H, W]."""
+def grey_levels(pixels: NDArray[Any]) -> Grey | Rejection:
+    """Step 2 of the rule: convert pixels, [H, W] or [H, W, 1|3|4] in OpenCV's channel order (BGR), to uint8[H, W]."""
     if pixels.dtype == np.uint16:
         pixels = (pixels // 257).astype(np.uint8)
     elif pixels.dtype.kind == "f":

@@ -61,7 +61,7 @@ def collect(
     `metrics` is the content of `metrics.json`, `predictions` are those for all test digits, and `state` holds the network that
     made them. Must be called on the machine that trained, because the facts describe it.
     """
-    right = predictions.label == splits.test.labels
+    right = predictions.labels == splits.test.labels
     history = _with_speed(state.history)
     return {
         "format": FORMAT,
@@ -127,7 +127,7 @@ def _examples(splits: Splits, predictions: Predictions, doubtful: float) -> dict
 
     The label of a mistake is in doubt as `MISLABELLED` says, or for other digits, if its confidence is above `doubtful`.
     """
-    labels, answers = splits.test.labels, predictions.label
+    labels, answers = splits.test.labels, predictions.labels
     official = splits.name == "mnist"
     right = [i for digit in range(10) for i in np.flatnonzero((labels == digit) & (answers == digit))[:RIGHT_PER_DIGIT]]
     wrong = np.flatnonzero(answers != labels)
@@ -151,7 +151,7 @@ def _example(i: Any, digits: LabelledDigits, predictions: Predictions) -> dict[s
     return {
         "position": int(i),
         "truth": int(digits.labels[i]),
-        "label": int(predictions.label[i]),
+        "label": int(predictions.labels[i]),
         "confidence": float(predictions.confidence[i]),
         "picture": picture(digits.images[i]),
     }

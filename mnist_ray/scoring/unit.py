@@ -45,7 +45,7 @@ def _predict(chunk: Chunk, job: Job, predict: Predict, result: UnitResult) -> pa
     predictions = predict(digits)
     result.spend({"predict": time.perf_counter() - started})
     _count(predictions, keys["truth"], result)
-    columns = {"label": predictions.label, "confidence": predictions.confidence}
+    columns = {"label": predictions.labels, "confidence": predictions.confidence}
     columns |= _probabilities(predictions, job.probabilities)
     target = schema.predictions(job.kept, job.probabilities)
     return pa.table([columns[field.name] if field.name in columns else keys[field.name] for field in target], schema=target)
@@ -66,9 +66,9 @@ def _lists(values: NDArray[Any]) -> pa.Array:
 
 def _count(predictions: Predictions, truth: pa.ChunkedArray, result: UnitResult) -> None:
     known = truth.is_valid().to_numpy()
-    cells = truth.drop_null().to_numpy().astype(np.int64) * 10 + predictions.label[known]
-    counts = UnitResult(result.unit, predicted=len(predictions.label))
-    counts.digits = np.bincount(predictions.label, minlength=10).tolist()
+    cells = truth.drop_null().to_numpy().astype(np.int64) * 10 + predictions.labels[known]
+    counts = UnitResult(result.unit, predicted=len(predictions.labels))
+    counts.digits = np.bincount(predictions.labels, minlength=10).tolist()
     counts.confidences = confidence_counts(predictions.confidence)
     counts.confusion = np.bincount(cells, minlength=100).tolist()
     result.add(counts)

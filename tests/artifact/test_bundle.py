@@ -78,12 +78,12 @@ def test_a_bundle_contains_no_pickle(model: Path) -> None:
 def test_predictions_do_not_depend_on_the_batch(run_dir: Path, mnist5k: Splits) -> None:
     predict = Predictor.ready(bundle.load(str(run_dir)), pick_device("cpu"))
     whole = predict(mnist5k.test.images)
-    assert whole.label.dtype == np.uint8
+    assert whole.labels.dtype == np.uint8
     assert whole.probabilities.shape == (500, 10)
     assert np.allclose(whole.probabilities.sum(axis=1), 1, atol=1e-5)
     assert np.array_equal(whole.confidence, whole.probabilities.max(axis=1))
     for part in (slice(0, 1), slice(3, 70)):
-        assert np.array_equal(predict(mnist5k.test.images[part]).label, whole.label[part])
+        assert np.array_equal(predict(mnist5k.test.images[part]).labels, whole.labels[part])
     assert predict(mnist5k.test.images[:0]).probabilities.shape == (0, 10)
 
 

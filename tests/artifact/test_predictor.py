@@ -25,7 +25,7 @@ def test_the_fast_form_predicts_like_the_network(bundle: ModelBundle, splits: Sp
     fast = Predictor.ready(bundle, CPU)(splits.test.images)
     with torch.inference_mode():
         plain = torch.softmax(bundle.model(torch.tensor(splits.test.images)), 1).numpy()
-    assert np.array_equal(fast.label, plain.argmax(1))
+    assert np.array_equal(fast.labels, plain.argmax(1))
     assert np.abs(fast.probabilities - plain).max() < 1e-5
     assert np.array_equal(fast.confidence, fast.probabilities.max(1))
 
@@ -45,7 +45,7 @@ def test_predictions_do_not_depend_on_the_batch_or_the_thread(bundle: ModelBundl
     with ThreadPoolExecutor(4) as pool:
         alone = list(pool.map(lambda i: predict(images[i : i + 1]).probabilities[0], range(200)))
     assert np.abs(together - np.stack(alone)).max() < 1e-5
-    assert len(predict(images[:0]).label) == 0
+    assert len(predict(images[:0]).labels) == 0
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -143,7 +143,7 @@ def test_auto_uses_mnist_ray_data(small_idx: Path, small: Splits, monkeypatch: p
 
 def test_workers_import_no_unneeded_packages() -> None:
     program = (
-        "import sys, mnist_ray.train, mnist_ray.score, mnist_ray.learn.loop, mnist_ray.artifact.finish\n"
+        "import sys, mnist_ray.train_job, mnist_ray.score_job, mnist_ray.learn.loop, mnist_ray.artifact.finish\n"
         "assert not {'torchvision', 'matplotlib', 'mlxtend', 'pandas'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -168,8 +168,8 @@ def test_photos_are_read_nearly_as_well_as_mnist_images(mnist5k: Splits, run_dir
         paper[top : top + 90, left : left + 90] -= large * 0.6
         photos.append(np.clip(paper + random.normal(0, 4, paper.shape), 0, 255).astype(np.uint8))
     predict = Predictor.ready(bundle.load(str(run_dir)), pick_device("cpu"))
-    plain = (predict(mnist5k.test.images).label == mnist5k.test.labels).mean()
-    photographed = (predict(to_digits(photos)).label == mnist5k.test.labels).mean()
+    plain = (predict(mnist5k.test.images).labels == mnist5k.test.labels).mean()
+    photographed = (predict(to_digits(photos)).labels == mnist5k.test.labels).mean()
     assert photographed > plain - 0.02
 
 

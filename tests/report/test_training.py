@@ -55,7 +55,7 @@ def poor_run(tmp_path_factory: pytest.TempPathFactory, small: Splits) -> Path:
 
 def test_the_figures_are_those_of_the_predictions(run_dir: Path, mnist5k: Splits, predictions: Predictions) -> None:
     facts = facts_of(run_dir)
-    truths, answers = mnist5k.test.labels.tolist(), predictions.label.tolist()
+    truths, answers = mnist5k.test.labels.tolist(), predictions.labels.tolist()
     cells = Counter(zip(truths, answers, strict=True))
     assert facts["metrics"] == json.loads((run_dir / "metrics.json").read_text())
     assert facts["metrics"]["confusion"] == [[cells[i, j] for j in range(10)] for i in range(10)]
@@ -70,7 +70,7 @@ def test_the_figures_are_those_of_the_predictions(run_dir: Path, mnist5k: Splits
 def test_the_calibration_is_that_of_the_predictions(run_dir: Path, mnist5k: Splits, predictions: Predictions) -> None:
     found = facts_of(run_dir)["calibration"]
     bins: dict[int, list[tuple[float, bool]]] = {}
-    for confidence, answer, truth in zip(predictions.confidence, predictions.label, mnist5k.test.labels, strict=True):
+    for confidence, answer, truth in zip(predictions.confidence, predictions.labels, mnist5k.test.labels, strict=True):
         number = next(i for i in range(15) if confidence <= (i + 1) / 15)
         bins.setdefault(number, []).append((float(confidence), answer == truth))
     error = 0.0
@@ -85,7 +85,7 @@ def test_the_calibration_is_that_of_the_predictions(run_dir: Path, mnist5k: Spli
 
 def test_the_thresholds_hold_on_the_predictions(run_dir: Path, mnist5k: Splits, predictions: Predictions) -> None:
     found = facts_of(run_dir)["selection"]
-    wrong = predictions.label != mnist5k.test.labels
+    wrong = predictions.labels != mnist5k.test.labels
     for row in [*found["curve"], *found["wanted"]]:
         accepted = predictions.confidence >= np.float32(row["threshold"])
         assert row["images"] == accepted.sum()
@@ -121,7 +121,7 @@ def test_the_pictures_are_those_of_the_digits(run_dir: Path, mnist5k: Splits, pr
         i = example["position"]
         pixels: Any = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_UNCHANGED)
         assert np.array_equal(pixels, mnist5k.test.images[i])
-        assert (example["truth"], example["label"]) == (mnist5k.test.labels[i], predictions.label[i])
+        assert (example["truth"], example["label"]) == (mnist5k.test.labels[i], predictions.labels[i])
         assert example["confidence"] == pytest.approx(predictions.confidence[i], abs=1e-5)
     assert [example["label"] for example in facts["right"]] == [digit for digit in range(10) for _ in range(2)]
     assert len(facts["mistakes"]) == facts["num_mistakes"]

@@ -13,7 +13,7 @@ from mnist_ray.console import Console
 from mnist_ray.data.digits import Splits
 from mnist_ray.data.images import encode_png
 from mnist_ray.run.owner import owning
-from mnist_ray.score import estimate, score
+from mnist_ray.score_job import estimate, score
 from mnist_ray.scoring.estimate import DRAWN, PIECE, Estimate, Inventory, Kind, Workers
 from mnist_ray.scoring.plan import WorkUnit
 from mnist_ray.scoring.schema import PLAN

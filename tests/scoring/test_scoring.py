@@ -22,7 +22,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnist_ray import score as scoring_job
+from mnist_ray import score_job as scoring_job
 from mnist_ray.artifact import bundle, seal
 from mnist_ray.artifact.predictor import Predictor
 from mnist_ray.config import ScoreConfig
@@ -102,7 +102,7 @@ def test_every_image_has_a_row(predict: Predict, run: Run, digit_folder: Path, o
     for position in (0, 150, 299):
         label = mnist5k.test.labels[position]
         row = by_source[str(digit_folder / str(label) / f"{position:05d}.png")]
-        assert row["label"] == predict(mnist5k.test.images[position : position + 1]).label[0]
+        assert row["label"] == predict(mnist5k.test.images[position : position + 1]).labels[0]
         assert (row["truth"], row["row"]) == (label, None)
         assert row["probabilities"][row["label"]] == row["confidence"]
     assert summary["accuracy"] == np.mean([row["truth"] == row["label"] for row in by_source.values()])
@@ -153,7 +153,7 @@ def test_parquet_rows_are_keyed_by_position(
     summary = run(tmp_path / "t.parquet", out=out, unit_rows=unit_rows, keep="id,id")
     found = rows(out)
     assert [row["row"] for row in found] == [row["id"] for row in found] == list(range(150))
-    assert [row["label"] for row in found] == predict(images).label.tolist()
+    assert [row["label"] for row in found] == predict(images).labels.tolist()
     assert [row["truth"] for row in found] == labels.tolist()
     assert summary["accuracy"] is not None
     assert verify(str(out)).inputs == 150
@@ -503,7 +503,7 @@ def test_raw_pixels_need_no_decoding(predict: Predict, run: Run, mnist5k: Splits
         pq.write_table(pa.table({"image": column}), tmp_path / f"{kind}.parquet")
     run(tmp_path, out=out)
     found = {(Path(row["source"]).stem, row["row"]): row["label"] for row in rows(out)}
-    expected = predict(images).label.tolist()
+    expected = predict(images).labels.tolist()
     assert [found["any", i] for i in range(30) if i != 9] == expected[:9] + expected[10:]
     assert [found["fixed", i] for i in range(20)] == expected[10:]
 

@@ -1,0 +1,339 @@
+"""The functions of `import mnist_ray`: train, score, load_model and read_table.
+
+Each imports what it needs when it is called. So reading a table imports neither PyTorch nor Ray.
+"""
+
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mnist_ray.config import Device, ScoreConfig, TrainConfig
+from mnist_ray.console import Console, Quiet
+from mnist_ray.errors import AccountingError, DataError, OutputError, UsageError, first_line
+from mnist_ray.recipes import RecipeName
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from PIL.Image import Image
+
+    from mnist_ray.data.containers import Rejection
+    from mnist_ray.data.digits import Predict, Predictions
+    from mnist_ray.data.images import Grey
+
+Path: TypeAlias = str | os.PathLike[str]
+"""A local path, or a URI such as `s3://bucket/folder`."""
+OneImage: TypeAlias = Union[Path, NDArray[Any], "Image"]
+"""An image file, an array [H, W] or [H, W, 1|3|4] (grey, RGB, RGBA), or a PIL image."""
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+"""Modes of PIL images that a PNG file can hold."""
+_READERS = 16
+"""Files of a table that are read at once."""
+
+
+def train(
+    *,
+    out: Path = "",
+    data: Path = "auto",
+    recipe: RecipeName = "standard",
+    workers: int | str = 2,
+    device: Device = "auto",
+    epochs: float | None = None,
+    global_batch_size: int | None = None,
+    lr: float | None = None,
+    weight_decay: float | None = None,
+    label_smoothing: float | None = None,
+    augment: bool | None = None,
+    seconds: float = 0.0,
+    patience: int = 0,
+    seed: int = 0,
+    checkpoint_every: str = "1",
+    address: str = "",
+    show_progress: bool = False,
+) -> dict[str, Any]:
+    """Train a digit classifier, or continue the run in `out`, and return its metrics.
+
+    The arguments are the flags of `mnist-ray train`; `mnist_ray.config.TrainConfig` explains each. The metrics are the content
+    of `metrics.json` in the run directory: accuracy from 0 to 1, loss in nats per image, seconds, and more. `show_progress`
+    prints what the command prints. A run that is finished already is not trained again.
+
+    Raises `mnist_ray.errors.MnistRayError`: UsageError for a wrong argument, DataError for missing or damaged data, OutputError
+    if `out` holds another run, ClusterError if Ray cannot be reached, StorageError if storage fails.
+
+    >>> metrics = mnist_ray.train(out="runs/digits", data="mnist5k", workers=0, epochs=3)
+    >>> metrics["accuracy"] > 0.9
+    True
+    """
+    from mnist_ray.train_job import train as run_training
+
+    config = TrainConfig(
+        out=os.fspath(out),
+        data=os.fspath(data),
+        recipe=recipe,
+        workers=str(workers),
+        device=device,
+        epochs=epochs,
+        global_batch_size=global_batch_size,
+        lr=lr,
+        weight_decay=weight_decay,
+        label_smoothing=label_smoothing,
+        augment=augment,
+        seconds=seconds,
+        patience=patience,
+        seed=seed,
+        checkpoint_every=str(checkpoint_every),
+        address=address,
+    )
+    return run_training(config, Console() if show_progress else Quiet())
+
+
+def score(
+    inputs: Path | Sequence[Path],
+    *,
+    model: Path,
+    out: Path,
+    workers: int | str = "auto",
+    device: Device = "auto",
+    resume: bool = False,
+    extend: bool = False,
+    rescore_changed: bool = False,
+    overwrite: bool = False,
+    keep: str = "",
+    image_column: str = "",
+    truth_column: str = "",
+    probabilities: str = "all",
+    unit_rows: int = 0,
+    sample: int = 0,
+    address: str = "",
+    show_progress: bool = False,
+) -> dict[str, Any]:
+    """Predict the digit in each image of `inputs`, write a prediction table to the folder `out`, and return its summary.
+
+    `inputs` is one folder, glob, image file, Parquet file or manifest, or several of them. The other arguments are the flags of
+    `mnist-ray score`; `mnist_ray.config.ScoreConfig` explains each. The summary is the content of `summary.json` in the output
+    folder: the counts `inputs`, `predicted` and `quarantined`, the speed, and more. `show_progress` prints what the command
+    prints. Images that cannot be read are listed in the quarantine table and raise no error.
+
+    In a script, call it below `if __name__ == "__main__":`, because it starts processes.
+
+    Raises `mnist_ray.errors.MnistRayError`: UsageError for a wrong argument, DataError if there is nothing to score or no image
+    can be read, ModelError for a damaged model, OutputError if `out` holds another job, ClusterError if Ray cannot be reached
+    or a process was killed, StorageError if storage fails.
+
+    >>> summary = mnist_ray.score("scans", model="runs/digits", out="tables/scans")
+    >>> summary["inputs"] == summary["predicted"] + summary["quarantined"]
+    True
+    """
+    from mnist_ray.score_job import score as run_scoring
+
+    config = ScoreConfig(
+        inputs=tuple(os.fspath(item) for item in ([inputs] if isinstance(inputs, str | os.PathLike) else inputs)),
+        model=os.fspath(model),
+        out=os.fspath(out),
+        workers=str(workers),
+        device=device,
+        resume=resume,
+        extend=extend,
+        rescore_changed=rescore_changed,
+        overwrite=overwrite,
+        keep=keep,
+        image_column=image_column,
+        truth_column=truth_column,
+        probabilities=probabilities,
+        unit_rows=unit_rows,
+        sample=sample,
+        address=address,
+    )
+    return run_scoring(config, Console() if show_progress else Quiet())
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model that is ready to predict in this process."""
+
+    predictor: "Predict"
+    """The model as a function of digits, uint8[N, 28, 28], light on dark as in MNIST."""
+    card: dict[str, Any]
+    """The description in the bundle: input, classes, training data, accuracy."""
+    digest: str
+    """SHA-256 that identifies the bundle, as 64 hexadecimal characters."""
+
+    def predict(self, images: OneImage | Iterable[OneImage]) -> "Predictions":
+        """Predict the digit in each of N images.
+
+        `images` is one image or several: paths or URIs of image files, PIL images, or arrays of any size. An array is [H, W],
+        [H, W, 3] (RGB), [H, W, 4] (RGBA), or a stack of such arrays. Its values are uint8, uint16, or floats from 0 to 1 or
+        from 0 to 255. All images go through the preprocessing rule of `mnist_ray/data/images.py`: an image that looks like
+        MNIST is used unchanged. Other images are inverted if they are dark on light, cut to their ink, scaled and centred.
+
+        Returns `labels` uint8[N], `confidence` float32[N] (the probability of the label) and `probabilities` float32[N, 10].
+        Raises DataError that names the first image that cannot be read.
+
+        >>> model = mnist_ray.load_model("runs/digits")
+        >>> model.predict(["seven.png"]).labels.tolist()
+        [7]
+        """
+        from mnist_ray.data.images import normalise, to_digits
+
+        if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 3 and not _is_colour(images):
+            return self.predictor(to_digits(images))
+        items = _several(images)
+        digits, rejected = normalise(_decoded(items))
+        for position, rejection in rejected.items():
+            image = items[position]
+            name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {position}"
+            raise DataError(f"{name}: {rejection.reason}: {rejection.detail}")
+        return self.predictor(digits)
+
+
+def _is_colour(image: NDArray[Any]) -> bool:
+    """Whether a three-dimensional array is one colour image, [H, W, 3|4], and not a stack of grey images."""
+    return image.shape[-1] in (3, 4)
+
+
+def _several(images: OneImage | Iterable[OneImage]) -> list[OneImage]:
+    """The images as a list, also if there is only one."""
+    if isinstance(images, np.ndarray):
+        one = images.ndim < 3 or (images.ndim == 3 and _is_colour(images))
+        return [images] if one else list(images)
+    return list(images) if isinstance(images, Iterable) and not isinstance(images, str) else [images]
+
+
+def _decoded(images: Iterable[OneImage]) -> Iterator["Grey | Rejection"]:
+    """The grey levels of each image, uint8[H, W], or a Rejection. Raises StorageError."""
+    from PIL.Image import Image
+
+    from mnist_ray.data.bulk import read_many
+    from mnist_ray.data.containers import MAX_BYTES
+    from mnist_ray.data.images import decode
+    from mnist_ray.scoring.read import to_grey
+
+    contents = read_many([os.fspath(image) for image in images if isinstance(image, str | os.PathLike)], MAX_BYTES)
+    for image in images:
+        if isinstance(image, str | os.PathLike):
+            yield to_grey(os.fspath(image), next(contents))
+        elif isinstance(image, Image):
+            yield decode(_to_png(image))
+        else:
+            yield _array_to_grey(np.asarray(image))
+
+
+def _to_png(image: "Image") -> bytes:
+    """A PIL image as a PNG file, so that transparency, palettes and 16 bits are treated as in an image file."""
+    file = io.BytesIO()
+    (image if image.mode in _PNG_MODES else image.convert("RGB")).save(file, "PNG")
+    return file.getvalue()
+
+
+def _array_to_grey(pixels: NDArray[Any]) -> "Grey | Rejection":
+    """An array [H, W] or [H, W, 1|3|4] (RGB order) as grey levels."""
+    from mnist_ray.data.containers import Reason, Rejection
+    from mnist_ray.data.images import grey_levels
+
+    channels = pixels.shape[2] if pixels.ndim == 3 else 1
+    if not pixels.size or pixels.ndim not in (2, 3) or channels not in (1, 3, 4):
+        return Rejection(Reason.WRONG_SHAPE, f"has shape {pixels.shape}; expected [H, W], [H, W, 3] or [H, W, 4]")
+    return grey_levels(pixels if channels == 1 else pixels[..., [2, 1, 0, 3][:channels]])
+
+
+def load_model(model: Path, *, device: Device = "auto") -> Model:
+    """Load a trained model from a run directory or a bundle folder, a path or URI, and run its self-test on `device`.
+
+    Raises ModelError if it is missing, damaged or fails the self-test, UsageError if there is no such device, and StorageError
+    if storage fails.
+
+    >>> model = mnist_ray.load_model("runs/digits")
+    >>> model.card["accuracy"]["num_images"]
+    500
+    """
+    from mnist_ray.artifact import bundle
+    from mnist_ray.artifact.predictor import Predictor, pick_device
+
+    loaded = bundle.load(os.fspath(model))
+    return Model(Predictor.ready(loaded, pick_device(device)), loaded.card, loaded.digest)
+
+
+def read_table(
+    out: Path,
+    columns: Sequence[str] | None = None,
+    where: "pc.Expression | list[Any] | None" = None,
+    *,
+    quarantine: bool = False,
+) -> "pd.DataFrame":
+    """Read the prediction table in the output folder of `score` (path or URI), or its quarantine table, as a pandas DataFrame.
+
+    `columns` are the columns to read; all by default. `where` selects rows: an expression of pyarrow, or its list of tuples
+    such as `[("confidence", "<", 0.5)]`. Only the columns and row groups that are needed are read. The rows have no order
+    over the whole table. As everywhere in pandas, an integer column with missing values becomes float64.
+
+    Raises OutputError if the folder holds no scoring job, AccountingError if the job is not finished or its table is damaged,
+    UsageError for an unknown column or a wrong filter, and StorageError if storage fails.
+
+    >>> import pyarrow.compute as pc
+    >>> table = mnist_ray.read_table("tables/scans", columns=["source", "label"], where=pc.field("confidence") < 0.9)
+    >>> list(table.columns)
+    ['source', 'label']
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from mnist_ray.data import storage
+    from mnist_ray.scoring.parts import DAMAGE, PREDICTIONS, QUARANTINE, part_name
+
+    folder = storage.absolute(os.fspath(out))
+    schema, parts = _committed(folder, quarantine)
+    expression = pq.filters_to_expression(where) if isinstance(where, list) else where
+    empty = _select(schema.empty_table(), columns, expression)
+
+    def read(unit: str) -> pa.Table:
+        uri = storage.join(folder, QUARANTINE if quarantine else PREDICTIONS, part_name(unit))
+        try:
+            with storage.open_file(uri) as stream:
+                return pq.read_table(stream, columns=empty.column_names, filters=expression, schema=schema)
+        except DAMAGE as error:
+            raise AccountingError(f"{uri}: cannot be read ({error}); check the table with mnist-ray verify {folder}") from None
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        return pa.concat_tables([empty, *pool.map(read, parts)]).to_pandas()
+
+
+def _committed(out: str, quarantine: bool) -> "tuple[pa.Schema, list[str]]":
+    """The schema of a finished job's table, and the units that have rows in it. Raises OutputError or AccountingError."""
+    from mnist_ray.data import storage
+    from mnist_ray.scoring import schema
+    from mnist_ray.scoring.commit import COMMIT
+    from mnist_ray.scoring.job import Job
+    from mnist_ray.scoring.plan import PLAN, load_plan
+
+    try:
+        job = Job.of(load_plan(out), out)
+    except FileNotFoundError:
+        raise OutputError(f"{out}: holds no scoring job: {PLAN} is missing") from None
+    try:
+        counts: dict[str, list[int]] = storage.read_json(storage.join(out, COMMIT))["parts"]
+        units = [unit for unit, (predicted, rejected) in counts.items() if (rejected if quarantine else predicted)]
+    except FileNotFoundError:
+        raise AccountingError(f"{out}: has no commit record: the job has not ended; run again with --resume") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise AccountingError(f"{out}/{COMMIT}: is damaged; run again with --resume") from None
+    return schema.QUARANTINE if quarantine else schema.predictions(job.kept, job.probabilities), units
+
+
+def _select(table: "pa.Table", columns: Sequence[str] | None, where: "pc.Expression | None") -> "pa.Table":
+    """Columns and rows of a table. Raises UsageError if it lacks a column, or `where` does not fit its columns."""
+    import pyarrow as pa
+
+    if unknown := sorted(set(columns or ()) - set(table.column_names)):
+        raise UsageError(f"columns {', '.join(unknown)}: the table has only {', '.join(table.column_names)}")
+    try:
+        selected = table if where is None else table.filter(where)
+    except pa.ArrowException as error:
+        raise UsageError(f"where: does not fit the columns {', '.join(table.column_names)}: {first_line(error)}") from None
+    return selected if columns is None else selected.select(list(columns))
