@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "mnist_ray"
 
 TOP = {"errors", "console", "__init__"}
+DRAWING = {"jinja2", "markupsafe", "matplotlib"}
 DATA = {"numpy", "pyarrow", "cv2", "fsspec"}
 RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
     # room: rooms it may import, third-party modules at import, more inside functions
@@ -23,7 +24,12 @@ RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
     "learn": (TOP | {"config", "recipes", "flags", "data"}, DATA | {"torch"}, {"tensorboardX"}),
     "artifact": (TOP | {"config", "recipes", "data", "learn"}, DATA | {"torch", "safetensors"}, set()),
     "scoring": (TOP | {"config", "flags", "data"}, DATA, set()),
-    "run": (TOP | {"config", "data", "scoring", "learn.control"}, set(), {"torch", "artifact", "learn"}),
+    "report": (
+        TOP | {"config", "data", "scoring"},
+        DATA | {"jinja2", "markupsafe", "matplotlib"},
+        {"torch", "artifact", "learn"},
+    ),
+    "run": (TOP | {"config", "data", "scoring", "learn.control"}, set(), {"torch", "artifact", "learn", "report"}),
     "cluster": (TOP | {"config", "flags", "data", "run", "scoring", "learn.control"}, set(), {"ray", "grpc", "yaml"}),
     "cluster/actors": (TOP | {"config", "data", "run", "scoring", "cluster"}, DATA | {"ray"}, set()),
     "cluster/node": ({"data"}, set(), {"torch", "yaml"}),
