@@ -81,13 +81,6 @@ class Stopwatch:
         return timed
 
 
-class Quiet(Console):
-    """Prints nothing."""
-
-    def _print(self, text: str, end: str = "\n") -> None:
-        pass
-
-
 def image_files(number: int) -> Iterator[FileEntry]:
     """A generated listing of image files."""
     for position in range(number):
@@ -222,7 +215,7 @@ def job(
     )
     before, began = memory("VmRSS"), time.perf_counter()
     with watch.time("total"):
-        summary = scoring_job.score(config, Quiet())
+        summary = scoring_job.score(config, Console(quiet=True))
     assert (summary["units"], summary["inputs"]) == (units, units * per_unit)
     megabytes, elapsed = memory("VmHWM") - before, time.perf_counter() - began
     with watch.time("verify"):
