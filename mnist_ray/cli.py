@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -173,10 +173,11 @@ _GO_ON: dict[type, str] = {
 """How to go on after Ctrl-C."""
 
 
-def _close(word: str, known: list[str]) -> str:
-    """A question whether a similar word was meant; empty if there is none."""
-    found = get_close_matches(word, known, n=1)
-    return f"; did you mean {found[0]}?" if found else ""
+def _similar(word: str, known: Iterable[str], otherwise: str) -> str:
+    """A question whether a similar known word was meant. If there is none, `otherwise`."""
+    names = {name.lstrip("-"): name for name in known}
+    found = get_close_matches(word.lstrip("-"), names, n=1)
+    return f"did you mean {names[found[0]]}?" if found else otherwise
 
 
 def _require_flags(command: str, kind: type, args: list[str]) -> None:
@@ -185,8 +186,8 @@ def _require_flags(command: str, kind: type, args: list[str]) -> None:
     for arg in args:
         name = arg.partition("=")[0].replace("_", "-")
         if re.match("--?[A-Za-z]", name) and name not in (*known, "-h"):
-            see = f"`mnist-ray {command} --help` lists them"
-            raise UsageError(f"{name}: {command} has no such flag{_close(name, known) or f'; {see}'}")
+            advice = _similar(name, known, f"`mnist-ray {command} --help` lists the flags")
+            raise UsageError(f"{name}: {command} has no such flag; {advice}")
 
 
 def _parse(args: list[str]) -> Any:
@@ -199,10 +200,8 @@ def _parse(args: list[str]) -> Any:
     if command in ("-h", "--help"):
         return subcommand_cli_from_dict(dict(kinds), args=args, prog="mnist-ray", description=DESCRIPTION, config=style)
     if command not in kinds:
-        raise UsageError(
-            f"{command}: is not a command{_close(command, [*kinds, '--version', '--help'])} "
-            f"(the commands are {', '.join(kinds)})"
-        )
+        advice = _similar(command, [*kinds, "--version", "--help"], f"the commands are {', '.join(kinds)}")
+        raise UsageError(f"{command}: is not a command; {advice}")
     kind = kinds[command]
     _require_flags(command, kind, args[1:])
     groups = [base for base in reversed(kind.__bases__) if is_dataclass(base)]

@@ -52,15 +52,15 @@ class Progress:
         self, step: str, done: int, total: int | None, unit: str, rate: float, detail: str, *, growing: bool = False
     ) -> None:
         self.step, self.done, self.total, self.growing = step, done, total, growing
-        self.seconds_left = (total - done) / rate if total is not None and rate > 0 and not growing else None
-        self.share = f"{done / total:.0%}" if total and not growing else ""
+        self.seconds_left = round((total - done) / rate) if total is not None and rate > 0 and not growing else None
+        self.share = f"{100 * done // total}%" if total and not growing else ""
         counts = [] if total is None else [f"{done:,} of {total:,}{'+' * growing} {unit}"]
-        self.figures = [*counts, *([f"{rate:,.0f} {unit}/s"] if rate else []), *([detail] if detail else [])]
+        self.figures = [*counts, *([f"{rate:,.0f}/s"] if rate else []), *([detail] if detail else [])]
 
     @property
     def left(self) -> str:
         """The time left, as text; empty if it is not known."""
-        return "" if self.seconds_left is None else f"{timedelta(seconds=round(self.seconds_left))} left"
+        return "" if self.seconds_left is None else f"{timedelta(seconds=self.seconds_left)} left"
 
     def to_text(self) -> str:
         """One line."""
@@ -190,8 +190,9 @@ class Console:
             self._bar = self._bar or _Bar()
             self._bar.show(now)
             return
-        counts = {} if total is None else {"done": done, "total": total, "per_second": rate, "seconds_left": now.seconds_left}
-        self._print("info", "progress", now.to_text(), {"step": step, **counts, **figures})
+        if total is not None:
+            figures |= {"done": done, "total": total, "per_second": round(rate, 1), "seconds_left": now.seconds_left}
+        self._print("info", "progress", now.to_text(), {"step": step, **figures})
 
     def _print(self, level: str, event: str, text: str, figures: dict[str, Any]) -> None:
         if self._bar:

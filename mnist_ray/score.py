@@ -190,7 +190,7 @@ def _nothing() -> Generator[UnitResult]:
 def _score(
     results: Generator[UnitResult],
     planner: Planner,
-    finished: Collection[UnitResult],
+    earlier: Collection[UnitResult],
     clock: Clock,
     owner: Owner,
     console: Console,

@@ -39,10 +39,10 @@ class ProgressPrinter:
                 )
         self._shown_epochs = max(self._shown_epochs, len(history))
         epoch = record["epochs"] * record["samples_seen"] / record["total"]
-        detail = f"epoch {epoch:.1f} of {record['epochs']:g}  loss {record['loss']:.4f}"
+        detail = f"epoch {epoch:.1f}/{record['epochs']:g}  loss {record['loss']:.4f}"
         figures = {"epoch": round(epoch, 2), "loss": record["loss"]}
         if history:
-            detail += f"  test accuracy {history[-1]['test_accuracy']:.2%}"
+            detail += f"  accuracy {history[-1]['test_accuracy']:.2%}"
             figures["test_accuracy"] = history[-1]["test_accuracy"]
         rate = record["samples_per_second"]
         self._console.progress("training", record["samples_seen"], record["total"], "samples", rate, detail, **figures)
