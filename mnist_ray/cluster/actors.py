@@ -6,6 +6,7 @@ import platform
 import subprocess
 import threading
 import time
+import warnings
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -143,10 +144,10 @@ class Actor:
 
 @contextmanager
 def _without_restart_warning() -> Iterator[None]:
-    """Keep one line of Ray's C++ code out of standard error: that an actor with arguments in the object store may not restart.
+    """Keep one line of Ray's C++ code out of standard error: an actor with arguments in the object store may fail to restart.
 
-    It is there for each pool of Ray Data, whose own arguments are in the store. They live as long as the pool, so the actors do
-    restart. All other lines pass, through a process that outlives a crash of this one.
+    Every pool of Ray Data causes it, whatever its actors are: Ray Data itself puts the arguments there. It keeps them as long
+    as the pool exists, so its actors do restart. All other lines pass through a process that outlives a crash of this one.
     """
     error = os.dup(2)
     with subprocess.Popen(
@@ -194,6 +195,7 @@ def _results(job: Job, skip: frozenset[str], bundle: str, pool: tuple[int, int],
     context.execution_no_progress_timeout_s = STALLED_S
     context.target_max_block_size = 1  # a block, and so a task, for each unit: it starts as soon as it is planned
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors reach the user as ours
+    warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)  # a small job leaves some idle
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     units = ray.data.read_datasource(PlannedUnits(job.out, skip), num_cpus=0, label_selector=here, override_num_blocks=1)
     results: ray.data.Dataset = units.map(
