@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 from tyro.extras import subcommand_cli_from_dict
 
-from mnist_ray import __version__
+import mnist_ray
 from mnist_ray.config import DoctorConfig, EvaluateConfig, PredictConfig, ScoreConfig, TrainConfig, VerifyConfig
 from mnist_ray.console import Console
 from mnist_ray.errors import EXIT_STATUSES, MnistRayError, UsageError
@@ -32,6 +32,7 @@ listed in the quarantine table and do not fail a job."""
 
 def train(config: TrainConfig, console: Console) -> None:
     """Train a model, and print its accuracy and where it is."""
+    console.progress("starting")
     from mnist_ray.train import train as run_training
 
     metrics = run_training(config, console)
@@ -49,6 +50,7 @@ def train(config: TrainConfig, console: Console) -> None:
 
 def score(config: ScoreConfig, console: Console) -> None:
     """Score images, and print the counts and where the table is; or only what the job would take."""
+    console.progress("starting")
     from mnist_ray.score import estimate
     from mnist_ray.score import score as run_scoring
 
@@ -90,16 +92,17 @@ def evaluate(config: EvaluateConfig, console: Console) -> None:
 
 
 def _drawing(report: "EvalReport") -> "Table":
-    """A report as a table for a terminal: a row for each true digit. The predictions that are wrong are red."""
+    """A report as a table for a terminal of 80 columns: a row for each true digit. Wrong predictions are red."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table("digit", "images", "precision", "recall", *(f"as {digit}" for digit in range(10)), box=None)
-    for column in table.columns:
-        column.justify = "right"
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("digit", "images", "precision", "recall", *(f"as {digit}" for digit in range(10))):
+        table.add_column(name, justify="right", no_wrap=True)
     for row, counts in zip(report.per_class(), report.confusion.tolist(), strict=True):
         digit = int(row["class"])
-        cells = [f"[red]{count:,}" if count and other != digit else f"{count:,}" for other, count in enumerate(counts)]
-        table.add_row(str(digit), f"{row['images']:,}", f"{row['precision']:.2%}", f"{row['recall']:.2%}", *cells)
+        cells = [Text(f"{count}", "red" if count and other != digit else "") for other, count in enumerate(counts)]
+        table.add_row(f"{digit}", f"{row['images']}", f"{row['precision']:.2%}", f"{row['recall']:.2%}", *cells)
     return table
 
 
@@ -225,7 +228,7 @@ def main(args: list[str] | None = None) -> int:
     console, config = Console(), None
     try:
         if args == ["--version"]:
-            console.line(f"mnist-ray {__version__}")
+            console.line(f"mnist-ray {mnist_ray.__version__}")
             return 0
         config = _parse(args)
         console = Console(getattr(config, "log_format", "text"), quiet=getattr(config, "quiet", False))

@@ -58,7 +58,7 @@ def _prepare(config: ScoreConfig, console: Console) -> _Start:
     if finished:
         inputs = sum(unit.inputs for unit in finished.values())
         console.line(
-            f"continuing: {len(finished):,} units with {inputs:,} inputs are done",
+            f"continuing: {len(finished):,} units are done already, with {inputs:,} inputs",
             "resumed",
             units=len(finished),
             inputs=inputs,

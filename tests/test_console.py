@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from mnist_ray import console
+from mnist_ray import score as scoring_job
 from mnist_ray.config import TrainConfig
 from mnist_ray.console import Console
 from mnist_ray.train import FEW_STEPS, _warn_if_short
@@ -213,18 +214,30 @@ def test_ctrl_c_is_below_the_bar_and_says_how_to_go_on(small_idx: Path, tmp_path
     assert (again.returncode, err) == (130, f"{last}\n")
 
 
+def test_ctrl_c_in_a_scoring_job_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scoring_job, "score", interrupted)
+    done = cli("score", "x", "--model", "m", "--out", "o")
+    assert (done.returncode, done.stderr) == (130, "interrupted; run again with --resume to score the rest\n")
+
+
 def test_a_resumed_scoring_job_says_what_is_done(run_dir: Path, digit_folder: Path, tmp_path: Path) -> None:
     args = ["score", str(digit_folder), "--model", str(run_dir), "--out", str(tmp_path / "t"), "--workers", "0"]
     assert cli(*args, "--unit-rows", "50").returncode == 0
-    assert "continuing: 6 units with 300 inputs are done\n" in cli(*args, "--unit-rows", "50", "--resume").stdout
+    assert "continuing: 6 units are done already, with 300 inputs\n" in cli(*args, "--unit-rows", "50", "--resume").stdout
 
 
 def test_evaluate_draws_a_table_on_a_terminal(run_dir: Path, small_idx: Path, tmp_path: Path) -> None:
     args = ["evaluate", "--model", str(run_dir), "--data", str(small_idx), "--out", str(tmp_path / "e.json")]
-    with on_terminal(sys.executable, "-m", "mnist_ray", *args, COLUMNS="120") as terminal:
+    with on_terminal(sys.executable, "-m", "mnist_ray", *args) as terminal:
         text = terminal.close()
     assert terminal.process.returncode == 0
+    assert "digit images precision" in plain(text)
     assert "as 9" in plain(text)
+    assert "[red]" not in text
+    assert "…" not in text
     assert "accuracy" in plain(text)
     piped = cli(*args)
     assert "predicted as 0" in piped.stdout
