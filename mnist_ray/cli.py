@@ -1,15 +1,19 @@
 """The command line: one function per command. Only this module prints results and converts errors to exit statuses."""
 
+import inspect
 import json
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, fields, is_dataclass, make_dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
 
 import tyro
 from tyro.extras import subcommand_cli_from_dict
 
+import mnist_ray
 from mnist_ray.config import (
     DiffConfig,
     DoctorConfig,
@@ -21,10 +25,17 @@ from mnist_ray.config import (
     VerifyConfig,
 )
 from mnist_ray.console import Console
-from mnist_ray.errors import EXIT_STATUSES, MnistRayError
+from mnist_ray.errors import EXIT_STATUSES, MnistRayError, UsageError
 from mnist_ray.flags import output_path
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mnist_ray.artifact.evaluate import EvalReport
+
 DESCRIPTION = f"""Distributed training and batch scoring of handwritten digits on Ray.
+
+Use `mnist-ray COMMAND --help` for the flags of a command, and `mnist-ray --version` for the version.
 
 Exit statuses: {"; ".join(f"{status} {meaning}" for status, meaning in EXIT_STATUSES.items())}. Images that cannot be read are
 listed in the quarantine table and do not fail a job."""
@@ -32,43 +43,46 @@ listed in the quarantine table and do not fail a job."""
 
 def train(config: TrainConfig, console: Console) -> None:
     """Train a model, and print its accuracy, where it is, and where its report is."""
+    console.progress("starting")
     from mnist_ray.data import storage
     from mnist_ray.train_job import train as run_training
 
     metrics = run_training(config, console)
     low, high = metrics["interval_95"]
-    console.line(
-        f"test accuracy {metrics['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}) "
-        f"on {metrics['num_images']:,} images of {metrics['data']}"
-    )
-    console.line(f"trained {metrics['samples_seen']:,} samples in {metrics['train_seconds']:.1f} s")
     run = output_path(config.run_directory())
-    console.line(f"run directory: {run}, model bundle: {run}/model")
+    report = f"{run}/report.html"
+    written = False
     with suppress(MnistRayError):  # the run is finished, whatever the storage says about its report
-        if storage.is_file(f"{run}/report.html"):
-            console.line(f"report: {run}/report.html")
+        written = storage.is_file(report)
+    console.result(
+        f"test accuracy {metrics['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}) "
+        f"on {metrics['num_images']:,} images of {metrics['data']}\n"
+        f"trained {metrics['samples_seen']:,} samples in {metrics['train_seconds']:.1f} s\n"
+        f"run directory: {run}, model bundle: {run}/model" + (f"\nreport: {report}" if written else ""),
+        run=run,
+        **metrics,
+    )
 
 
 def score(config: ScoreConfig, console: Console) -> None:
     """Score images, and print the counts and where the table is; or only what the job would take."""
+    console.progress("starting")
     from mnist_ray.score_job import estimate
     from mnist_ray.score_job import score as run_scoring
 
     if config.dry_run:
-        console.line(estimate(config, console).to_text())
-        console.line("nothing was written: this was a dry run")
+        console.result(f"{estimate(config, console).to_text()}\nnothing was written: this was a dry run")
         return
     summary, out = run_scoring(config, console), output_path(config.out)
     accuracy = "" if summary["accuracy"] is None else f", accuracy {summary['accuracy']:.2%}"
-    console.line(
-        f"{summary['inputs']:,} inputs = {summary['predicted']:,} predicted + {summary['quarantined']:,} quarantined{accuracy}"
-    )
+    counts = f"{summary['predicted']:,} predicted + {summary['quarantined']:,} quarantined"
+    lines = [f"{summary['inputs']:,} inputs = {counts}{accuracy}"]
     if stale := summary.get("changed", 0) + summary.get("vanished", 0):
-        console.line(f"{stale:,} inputs have changed or are gone since they were scored: {out}/changes.parquet")
-    for reason, count in summary["reasons"].items():
-        console.line(f"  quarantined, {reason}: {count:,}")
-    console.line(f"{summary['images_per_second']:,.0f} images/s over {summary['seconds']['total']:.1f} s")
-    console.line(f"predictions: {out}/predictions, summary: {out}/summary.json")
+        lines.append(f"{stale:,} inputs have changed or are gone since they were scored: {out}/changes.parquet")
+    lines += [f"  quarantined, {reason}: {count:,}" for reason, count in summary["reasons"].items()]
+    lines.append(f"{summary['images_per_second']:,.0f} images/s over {summary['seconds']['total']:.1f} s")
+    lines.append(f"predictions: {out}/predictions, summary: {out}/summary.json")
+    console.result("\n".join(lines), out=out, **summary)
 
 
 def evaluate(config: EvaluateConfig, console: Console) -> None:
@@ -79,13 +93,33 @@ def evaluate(config: EvaluateConfig, console: Console) -> None:
     from mnist_ray.data import storage
     from mnist_ray.data.datasets import load
 
+    console.progress("loading the model")
     model = bundle.load(config.model)
     splits = load(config.data, console.line)
+    console.progress("measuring")
     report = measure(splits.test, Predictor.ready(model, pick_device(config.device)))
     out = output_path(config.out or storage.join(seal.find(config.model).rpartition("/")[0], "evaluation.json"))
     storage.write_json(out, {**report.to_json(), "data": splits.card, "model_digest": model.digest})
-    console.line(report.to_text())
-    console.line(f"written to {out}")
+    if console.on_terminal:
+        console.draw(_drawing(report))
+        console.result(f"{report.headline()}\nwritten to {out}")
+    else:
+        console.result(f"{report.to_text()}\nwritten to {out}", out=out, **report.to_json())
+
+
+def _drawing(report: "EvalReport") -> "Table":
+    """A report as a table for a terminal of 80 columns: a row for each true digit. Wrong predictions are red."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("digit", "images", "precision", "recall", *(f"as {digit}" for digit in range(10))):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row, counts in zip(report.per_class(), report.confusion.tolist(), strict=True):
+        digit = int(row["class"])
+        cells = [Text(f"{count}", "red" if count and other != digit else "") for other, count in enumerate(counts)]
+        table.add_row(f"{digit}", f"{row['images']}", f"{row['precision']:.2%}", f"{row['recall']:.2%}", *cells)
+    return table
 
 
 def predict(config: PredictConfig, console: Console) -> None:
@@ -175,16 +209,74 @@ _COMMANDS: dict[type, Callable[[Any, Console], int | None]] = {
 }
 
 
+_GO_ON: dict[type, str] = {
+    TrainConfig: "; run the same command again to continue from its newest checkpoint",
+    ScoreConfig: "; run again with --resume to score the rest",
+}
+"""How to go on after Ctrl-C."""
+
+
+def _similar(word: str, known: Iterable[str], otherwise: str) -> str:
+    """A question whether a similar known word was meant. If there is none, `otherwise`."""
+    names = {name.lstrip("-"): name for name in known}
+    found = get_close_matches(word.lstrip("-"), names, n=1)
+    return f"did you mean {names[found[0]]}?" if found else otherwise
+
+
+def _require_flags(command: str, kind: type, args: list[str]) -> None:
+    """Raise UsageError for the first flag that the command does not have."""
+    known = ["--help", *(f"--{field.name}".replace("_", "-") for field in fields(kind))]
+    for arg in args:
+        name = arg.partition("=")[0].replace("_", "-")
+        if re.match("--?[A-Za-z]", name) and name not in (*known, "-h"):
+            advice = _similar(name, known, f"`mnist-ray {command} --help` lists the flags")
+            raise UsageError(f"{name}: {command} has no such flag; {advice}")
+
+
+def _parse(args: list[str]) -> Any:
+    """The settings of the command that `args` name. Raises UsageError, and SystemExit after --help and for wrong values."""
+    kinds: dict[str, type] = {command.__name__: kind for kind, command in _COMMANDS.items()}
+    style = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
+    if not args:
+        raise UsageError(f"the command is missing: give one of {', '.join(kinds)}; `mnist-ray --help` explains them")
+    command = args[0]
+    if command in ("-h", "--help"):
+        return subcommand_cli_from_dict(dict(kinds), args=args, prog="mnist-ray", description=DESCRIPTION, config=style)
+    if command not in kinds:
+        advice = _similar(command, [*kinds, "--version", "--help"], f"the commands are {', '.join(kinds)}")
+        raise UsageError(f"{command}: is not a command; {advice}")
+    kind = kinds[command]
+    _require_flags(command, kind, args[1:])
+    groups = [base for base in reversed(kind.__bases__) if is_dataclass(base)]
+    grouped = make_dataclass(kind.__name__, [(base.__name__.strip("_").lower(), base) for base in groups], kw_only=True)
+    examples = "".join(f"\n  {line}" for line in getattr(kind, "EXAMPLES", ()))
+    parsed: Any = tyro.cli(
+        grouped if groups else kind,
+        prog=f"mnist-ray {command}",
+        description=str(inspect.getdoc(kind)) + (f"\n\nExamples:{examples}" if examples else ""),
+        args=args[1:],
+        config=style,
+    )
+    if not groups:
+        return parsed
+    return kind(**{field.name: getattr(group, field.name) for group in vars(parsed).values() for field in fields(group)})
+
+
 def main(args: list[str] | None = None) -> int:
     """Run the command that `args` (default: those of this process) name, and return its exit status."""
+    args = sys.argv[1:] if args is None else args
+    console, config = Console(), None
     try:
-        kinds: dict[str, Callable[..., Any]] = {command.__name__: kind for kind, command in _COMMANDS.items()}
-        flat = (tyro.conf.OmitArgPrefixes,)
-        config = subcommand_cli_from_dict(kinds, args=args, prog="mnist-ray", description=DESCRIPTION, config=flat)
-        return _COMMANDS[type(config)](config, Console()) or 0
+        if args == ["--version"]:
+            console.line(f"mnist-ray {mnist_ray.__version__}")
+            return 0
+        config = _parse(args)
+        console = Console(getattr(config, "log_format", "text"), quiet=getattr(config, "quiet", False))
+        with console:
+            return _COMMANDS[type(config)](config, console) or 0
     except MnistRayError as error:
-        print(f"error: {error}", file=sys.stderr)
+        console.error(f"error: {error}", exit_status=error.exit_status)
         return error.exit_status
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        console.error(f"interrupted{_GO_ON.get(type(config), '')}", exit_status=130)
         return 130

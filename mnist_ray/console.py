@@ -1,44 +1,215 @@
-"""Progress output of a job: one line that is updated in place on a terminal, occasional plain lines elsewhere."""
+"""What a job says while it runs: a live bar on a terminal, plain lines elsewhere, or JSON lines."""
 
+import json
 import os
-import shutil
 import sys
 import time
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, Literal, Self, cast
 
-PLAIN_EVERY_S = 10.0
-"""Seconds between two progress lines if standard output is not a terminal."""
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+LogFormat = Literal["text", "json"]
+PLAIN_EVERY_S = 5.0
+"""Seconds between two progress lines of one step of the job if standard output is not a terminal."""
+DRAW_PER_S = 4.0
+"""How often a bar is drawn."""
+BAR_WIDTH = 40
+"""Columns of a bar, on a terminal that is wide enough."""
 
 
-class Console:
-    """Prints permanent lines, and a progress line that the next line replaces."""
+class _Output:
+    """Standard output. If its reader has gone, this and all later output is discarded, so that the job goes on."""
 
-    def __init__(self) -> None:
-        self._erase = "\r\x1b[K" if sys.stdout.isatty() else ""
-        """What removes the progress line of a terminal."""
-        self._plain_at = time.monotonic()
+    encoding = "utf-8"
 
-    def _print(self, text: str, end: str = "\n") -> None:
-        """Print. If the reader of standard output has gone, discard this and all later output."""
+    def write(self, text: str) -> int:
+        """Write text; what cannot be encoded, such as a damaged file name, is escaped."""
         try:
-            print(text.encode("utf-8", "backslashreplace").decode(), end=end, flush=True)
+            sys.stdout.write(text.encode("utf-8", "backslashreplace").decode())
+        except OSError:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        try:
+            sys.stdout.flush()
         except OSError:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
-    def line(self, text: str) -> None:
-        """Print a permanent line."""
-        self._print(self._erase + text)
+    def isatty(self) -> bool:
+        """Whether this is a terminal."""
+        return sys.stdout.isatty()
 
-    def progress(self, text: str) -> None:
-        """Show a line until the next one."""
-        if self._erase:
-            self._print(self._erase + text[: shutil.get_terminal_size().columns - 1], end="")
-        elif time.monotonic() - self._plain_at >= PLAIN_EVERY_S:
-            self._plain_at = time.monotonic()
-            self._print(text)
+
+class Progress:
+    """How far a step of the job is: `done` of `total` things of a `unit`, at `rate` per second. No total: it only waits."""
+
+    def __init__(
+        self, step: str, done: int, total: int | None, unit: str, rate: float, detail: str, *, growing: bool = False
+    ) -> None:
+        self.step, self.done, self.total, self.growing = step, done, total, growing
+        self.seconds_left = round((total - done) / rate) if total is not None and rate > 0 and not growing else None
+        self.share = f"{100 * done // total}%" if total and not growing else ""
+        counts = [] if total is None else [f"{done:,} of {total:,}{'+' * growing} {unit}"]
+        self.figures = [*counts, *([f"{rate:,.0f}/s"] if rate else []), *([detail] if detail else [])]
+
+    @property
+    def left(self) -> str:
+        """The time left, as text; empty if it is not known."""
+        return "" if self.seconds_left is None else f"{timedelta(seconds=self.seconds_left)} left"
+
+    def to_text(self) -> str:
+        """One line."""
+        return "  ".join(filter(None, (self.step, self.share, *self.figures, self.left)))
+
+
+class _Bar:
+    """The live bar of a terminal. Lines are printed above it. Closing removes it."""
+
+    def __init__(self) -> None:
+        from rich.console import Console as Terminal
+        from rich.live import Live
+
+        out = cast(IO[str], _Output())
+        self.terminal = Terminal(file=out, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._progress = Progress("", 0, None, "", 0.0, "")
+        self._began = time.monotonic()
+        self._live = Live(
+            get_renderable=self._render,
+            console=self.terminal,
+            refresh_per_second=DRAW_PER_S,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=sys.stderr.isatty(),
+        )
+
+    def show(self, progress: Progress) -> None:
+        """Draw this progress from now on."""
+        if progress.step != self._progress.step:
+            self._began = time.monotonic()
+        self._progress = progress
+        self._live.start()
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self._live.stop()
+
+    def _render(self) -> "RenderableType":
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        now = self._progress
+        width = max(5, min(BAR_WIDTH, self.terminal.width - 40))
+        bar = ProgressBar(now.total, now.done, width, pulse=now.total is None)
+        right = f"{time.monotonic() - self._began:.0f} s" if now.total is None else f"{now.share}  {now.left}".strip()
+        row = Table.grid(padding=(0, 1))
+        row.add_row(Text(now.step, no_wrap=True), bar, Text(right, no_wrap=True))
+        detail = Text("  ".join(now.figures), style="dim", no_wrap=True, overflow="ellipsis")
+        return Group(row, detail) if now.figures else row
+
+
+class Console:
+    """Prints the lines and the progress of a job. Leaving its block removes the bar."""
+
+    def __init__(self, log_format: LogFormat = "text", *, quiet: bool = False) -> None:
+        self._json, self._quiet = log_format == "json", quiet
+        self._out = _Output()
+        self.on_terminal = self._out.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown") and not self._json
+        """Whether output may be drawn instead of printed."""
+        self._bar: _Bar | None = None
+        self._step, self._next = "", 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the bar. The next progress shows it again."""
+        if self._bar:
+            self._bar.close()
+
+    def line(self, text: str, event: str = "message", **figures: Any) -> None:
+        """Print a line. `event` names the kind of line, and `figures` are its values; both are for JSON."""
+        if not self._quiet:
+            self._print("info", event, text, figures)
+
+    def warning(self, text: str) -> None:
+        """Print a warning."""
+        if not self._quiet:
+            self._print("warning", "warning", text if self._json else f"warning: {text}", {})
+
+    def result(self, text: str, **figures: Any) -> None:
+        """Print the result of the command, also with --quiet. `figures` are its values, for JSON."""
+        self._print("info", "result", text, figures)
+
+    def draw(self, drawing: "RenderableType") -> None:
+        """Draw something on the terminal. Only if `on_terminal`."""
+        self._bar = self._bar or _Bar()
+        self._bar.terminal.print(drawing, soft_wrap=False)
+
+    def error(self, text: str, **figures: Any) -> None:
+        """Print an error to standard error, below everything else. With JSON, standard output gets it, too."""
+        self.close()
+        if self._json:
+            self._print("error", "error", text, figures)
+        print(text, file=sys.stderr)
+
+    def progress(
+        self,
+        step: str,
+        done: int = 0,
+        total: int | None = None,
+        unit: str = "",
+        rate: float = 0.0,
+        detail: str = "",
+        *,
+        growing: bool = False,
+        **figures: Any,
+    ) -> None:
+        """Show how far a step of the job is, or with `total=None` only what the job waits for.
+
+        `unit` names what is counted, `rate` is their number per second, and `growing` says that more of them may come.
+        `figures` are the values in `detail`, for JSON. Without a terminal, a new step is printed at once, and then a line every
+        `PLAIN_EVERY_S`.
+        """
+        if self._quiet:
+            return
+        if not self.on_terminal and step == self._step and time.monotonic() < self._next:
+            return
+        self._step, self._next = step, time.monotonic() + PLAIN_EVERY_S
+        now = Progress(step, done, total, unit, rate, detail, growing=growing)
+        if self.on_terminal:
+            self._bar = self._bar or _Bar()
+            self._bar.show(now)
+            return
+        if total is not None:
+            figures |= {"done": done, "total": total, "per_second": round(rate, 1), "seconds_left": now.seconds_left}
+        self._print("info", "progress", now.to_text(), {"step": step, **figures})
+
+    def _print(self, level: str, event: str, text: str, figures: dict[str, Any]) -> None:
+        if self._bar:
+            self._bar.terminal.print(text)
+            return
+        if self._json:
+            moment = datetime.now(UTC).isoformat(timespec="milliseconds")
+            text = json.dumps({"time": moment, "level": level, "event": event, "message": text, **figures}, ensure_ascii=False)
+        self._out.write(f"{text}\n")
+        self._out.flush()
 
 
 class Quiet(Console):
-    """Prints nothing."""
+    """Prints nothing, not even results. Errors are raised to the caller."""
 
-    def _print(self, text: str, end: str = "\n") -> None:
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+
+    def _print(self, level: str, event: str, text: str, figures: dict[str, Any]) -> None:
         pass

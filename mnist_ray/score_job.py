@@ -4,7 +4,7 @@ import gc
 import json
 import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -59,7 +59,13 @@ def _prepare(config: ScoreConfig, console: Console) -> _Start:
     finished = finished_units(config.out, plan.job_id) if held else {}
     planner = Planner(config, plan, finished)
     if finished:
-        console.line(f"{len(finished):,} units are done already")
+        inputs = sum(unit.inputs for unit in finished.values())
+        console.line(
+            f"continuing: {len(finished):,} units are done already, with {inputs:,} inputs",
+            "resumed",
+            units=len(finished),
+            inputs=inputs,
+        )
     return _Start(
         config, bundle, digest, json.loads(files["card.json"]), held, finished, planner, Job.of(planner.plan, config.out)
     )
@@ -68,6 +74,7 @@ def _prepare(config: ScoreConfig, console: Console) -> _Start:
 def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
     """Run a scoring job, or continue it, to its commit record, and return its summary. Raises MnistRayError."""
     clock = Clock()
+    console.progress("listing inputs")
     config, bundle, digest, card, held, finished, planner, job = _prepare(config, console)
     engine = _engine(config, planner, job, bundle, console)
     with _resumable(), engine as (workers, results), owning(config.out) as owner:
@@ -77,7 +84,7 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
             begin(planner.plan, config.out, replace=held is None)
         clock.ready()
         with _few_objects_to_collect():
-            tally = _score(results, planner, sum(unit.inputs for unit in finished.values()), clock, owner, console)
+            tally = _score(results, planner, finished.values(), clock, owner, console)
             plan = planner.complete()
         sweep(config.out, planner.units)
         for unit in planner.units.keys() & finished:
@@ -100,7 +107,7 @@ def _report(config: ScoreConfig, summary: dict[str, Any], card: dict[str, Any], 
         write_report(config, summary, card)
         console.line(f"report: {storage.join(config.out, REPORT)}")
     except Exception as error:
-        console.line(f"warning: the report could not be written: {type(error).__name__}: {first_line(error)}")
+        console.warning(f"the report could not be written: {type(error).__name__}: {first_line(error)}")
 
 
 @contextmanager
@@ -133,21 +140,23 @@ def estimate(config: ScoreConfig, console: Console) -> Estimate:
     began = time.perf_counter()
     here = _without_ray(config, planner)
     inventory = Inventory(seconds=time.perf_counter() - began)
-    workers = _workers(config, here)
+    workers = _workers(config, here, console)
+    console.progress("loading the model")
     predict = processes.predictor(bundle, config.device if here else "auto")
     with _few_objects_to_collect():
         for inputs in inventory.count(planner.preview()):
-            console.progress(f"listing {inputs:,} inputs")
+            console.progress("listing", detail=f"{inputs:,} inputs", inputs=inputs)
+    console.progress("scoring a sample")
     inventory.score_sample(job, predict)
     return Estimate(inventory, planner.ignored, workers, config.price_per_node_hour)
 
 
-def _workers(config: ScoreConfig, here: bool) -> Workers:
+def _workers(config: ScoreConfig, here: bool, console: Console) -> Workers:
     """The workers that a job would have: processes of this machine, or actors of a cluster."""
     if here:
         cores = processes.cores()
         return Workers(cores, {"CPU": 1}, cores, f"they are processes of this machine, which has {cores} CPUs")
-    with runtime.cluster(config.address):
+    with runtime.cluster(config.address, console):
         (_, most), needs, has = _pool(config)
         return Workers(most, needs, capacity.per_node(needs), str(has))
 
@@ -179,10 +188,11 @@ def _engine(
     if planner.at_most(0):
         yield 0, _nothing()
     elif _without_ray(config, planner):
+        console.progress("loading the model")
         with processes.scoring(planner.pending(), job, bundle, config.device) as results:
             yield processes.cores(), results
     else:
-        with runtime.cluster(config.address):
+        with runtime.cluster(config.address, console):
             from mnist_ray.cluster import actors
 
             pool, needs, _ = _pool(config)
@@ -194,19 +204,31 @@ def _nothing() -> Generator[UnitResult]:
     yield from ()
 
 
-def _score(results: Generator[UnitResult], planner: Planner, done: int, clock: Clock, owner: Owner, console: Console) -> Tally:
-    """Count the results of the units. `done` is the number of inputs that an earlier start of the job has scored."""
+def _score(
+    results: Generator[UnitResult],
+    planner: Planner,
+    earlier: Collection[UnitResult],
+    clock: Clock,
+    owner: Owner,
+    console: Console,
+) -> Tally:
+    """Count the results of the units. `earlier` are those that an earlier start of the job has scored."""
     tally = Tally()
+    done, quarantined = sum(unit.inputs for unit in earlier), sum(unit.quarantined for unit in earlier)
     with closing(results):
         for result in results:
             if tally.add(result):
                 clock.scored(result)
-                _show(planner.plan, done + tally.total.inputs, clock, console)
+                total = tally.total
+                _show(planner, done + total.inputs, quarantined + total.quarantined, clock.images_per_second(), console)
             owner.require()
             owner.raise_if_stopped("run again with --resume to score the rest")
     return tally
 
 
-def _show(plan: Plan, done: int, clock: Clock, console: Console) -> None:
-    share = f"{done / plan.num_inputs:4.0%}  {done:,} of {plan.num_inputs:,}" if plan.complete else f"{done:,}"
-    console.progress(f"scoring {share} inputs  {clock.images_per_second():,.0f} images/s")
+def _show(planner: Planner, done: int, quarantined: int, rate: float, console: Console) -> None:
+    detail = f"{quarantined:,} quarantined"
+    growing = not planner.listed
+    console.progress(
+        "scoring", done, planner.num_inputs, "images", rate, detail, growing=growing, listing=growing, quarantined=quarantined
+    )

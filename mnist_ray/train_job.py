@@ -1,6 +1,7 @@
 """The training job: in this process, or as a Ray Train job with one process per worker."""
 
 import importlib
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,17 +19,34 @@ from mnist_ray.data.digits import Splits, hold_out
 from mnist_ray.data.order import GROUP_SIZE, num_groups
 from mnist_ray.errors import ModelError, OutputError, StorageError, UsageError
 from mnist_ray.flags import output_path, worker_range
+from mnist_ray.recipes import RECIPES
 from mnist_ray.run.owner import Owner, owning
 from mnist_ray.run.worker import LocalControl, work
+
+FEW_STEPS = 40
+"""Optimizer steps below which a run is too short for its data.
+
+Measured: test accuracy in % on mnist5k's 500 test digits, mean of 3 seeds (2 for 160 steps), batches of 128 samples.
+
+| recipe, training digits | 2 steps | 5 | 10 | 20 | 40 | 80 | 160 |
+|---|---|---|---|---|---|---|---|
+| fast, 450 | 46 | 60 | 85 | 92 | 95 | 97 | 97 |
+| fast, 1,500 | 32 | 51 | 82 | 93 | 97 | 97 | 98 |
+| standard, 450 | 37 | 63 | 86 | 93 | 96 | 97 | 98 |
+
+The accuracy falls fast below 40 steps, and hardly rises above, for both recipes and both numbers of digits.
+"""
 
 
 def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     """Run or continue a training job and return its metrics. Raises MnistRayError."""
     run = storage.absolute(output_path(config.run_directory()))
     if (metrics := finished(run, config)) is not None:
-        console.line(f"{run} is done: nothing to train")
+        console.line(f"{run} is done: nothing to train", "done")
         return metrics
+    console.progress("loading the digits")
     splits = load(config.data, console.line)
+    _warn_if_short(config, len(splits.train), console)
     if config.patience:
         hold_out(splits.train, splits.origin)  # raises DataError if too few digits, before anything is written
     with _engine(run, config, splits, console) as run_workers, owning(run) as owner:
@@ -42,6 +60,20 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     raise StorageError(f"{run}: results written by workers are not visible on the driver; give an --out that all nodes share")
 
 
+def _warn_if_short(config: TrainConfig, num_digits: int, console: Console) -> None:
+    """Warn if the run has fewer than `FEW_STEPS` optimizer steps, and say which recipe or flag gives more."""
+    recipe = config.settings()
+    steps = math.ceil(recipe.epochs * num_digits / recipe.global_batch_size)
+    if config.seconds or steps >= FEW_STEPS:
+        return
+    epochs = math.ceil(FEW_STEPS * recipe.global_batch_size / num_digits)
+    longer = [name for name, other in RECIPES.items() if other.epochs >= epochs and not config.epochs]
+    console.warning(
+        f"{num_digits:,} training digits and {recipe.epochs:g} epochs give {steps:,} optimizer steps, and a useful network "
+        f"takes at least {FEW_STEPS}: give {f'--recipe {longer[0]}, or ' if longer else ''}--epochs {epochs:,} or more"
+    )
+
+
 @contextmanager
 def _engine(run: str, config: TrainConfig, splits: Splits, console: Console) -> Iterator[Callable[[Owner], bool]]:
     """What trains and returns whether the run ended: this process, or a Ray cluster that has room for the workers."""
@@ -49,12 +81,13 @@ def _engine(run: str, config: TrainConfig, splits: Splits, console: Console) -> 
     if most == 0:
         from mnist_ray.artifact.predictor import pick_device
 
+        console.progress("loading the network")
         pick_device(config.device)  # raises UsageError if there is no such device, before anything is written
         yield lambda owner: work(run, config, config.device, splits, LocalControl(owner, console))
         return
     # This import takes seconds, so do it while Ray starts.
     threading.Thread(target=importlib.import_module, args=("ray.train.torch",)).start()
-    with runtime.cluster(config.address) as owns_cluster:
+    with runtime.cluster(config.address, console) as owns_cluster:
         needs = capacity.needs(fewest, config.device, capacity.capacity())
         _require_work_for_all(config, most)  # checked second, because a larger batch does not help where there are too few CPUs
         capacity.wait_for_room(fewest, needs, console)

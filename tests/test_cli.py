@@ -1,14 +1,15 @@
 """The command line: its flags, its imports and its exit statuses."""
 
 import dataclasses
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from mnist_ray import errors
-from mnist_ray.cli import DESCRIPTION, main
+from mnist_ray import __version__, errors
+from mnist_ray.cli import _COMMANDS, DESCRIPTION, _parse, main
 from mnist_ray.config import (
     DiffConfig,
     DoctorConfig,
@@ -19,17 +20,18 @@ from mnist_ray.config import (
     TrainConfig,
     VerifyConfig,
 )
+from mnist_ray.recipes import RECIPES
 
 FLAGS = {
     TrainConfig: (
-        "data out recipe workers device epochs global_batch_size lr weight_decay label_smoothing augment seconds patience seed "
-        "checkpoint_every address"
+        "data out checkpoint_every recipe epochs global_batch_size lr weight_decay label_smoothing augment seconds patience "
+        "seed workers device address log_format quiet"
     ),
     ScoreConfig: (
-        "inputs model out workers device resume extend rescore_changed overwrite keep image_column truth_column probabilities "
-        "unit_rows sample address dry_run price_per_node_hour"
+        "inputs model image_column truth_column sample out resume extend rescore_changed overwrite keep probabilities "
+        "unit_rows workers device address dry_run price_per_node_hour log_format quiet"
     ),
-    EvaluateConfig: "model data out device",
+    EvaluateConfig: "model data out device log_format quiet",
     PredictConfig: "images model",
     VerifyConfig: "out",
     ReportConfig: "runs out",
@@ -54,6 +56,80 @@ def test_help_imports_neither_torch_nor_ray(command: str) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "usage: mnist-ray" in done.stdout
+
+
+@pytest.mark.parametrize("kind", _COMMANDS, ids=lambda kind: kind.__name__)
+def test_help_says_what_each_flag_takes(kind: type, capfd: pytest.CaptureFixture[str]) -> None:
+    command = _COMMANDS[kind].__name__
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    text = capfd.readouterr().out
+    for unclear in (
+        "{None}",
+        "STR",
+        "FLOAT",
+        "INT ",
+        "--no-",
+        "(default: '')",
+        "(default: None)",
+        "(default: )",
+        "(default: False)",
+    ):
+        assert unclear not in text, unclear
+    for field in dataclasses.fields(kind):
+        if field.name not in ("inputs", "images") and command != "verify":
+            assert f"--{field.name}".replace("_", "-") in text
+    examples = kind.EXAMPLES  # type: ignore[attr-defined]
+    assert len(examples) >= 2
+    for example in examples:
+        assert example in text
+        assert type(_parse(shlex.split(example)[1:])) is kind
+
+
+def test_help_shows_the_values_of_the_recipes(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = capfd.readouterr().out
+    for name, recipe in RECIPES.items():
+        assert f"{name} {recipe.epochs:g}" in text
+        assert f"{name} {recipe.lr}" in text
+    for group in ("run options", "recipe options", "worker options", "output options"):
+        assert group in text
+
+
+def test_version(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capfd.readouterr().out == f"mnist-ray {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("predit seven.png", "error: predit: is not a command; did you mean predict?"),
+        ("nothing", "error: nothing: is not a command; the commands are train, "),
+        ("", "error: the command is missing: give one of train, "),
+        ("score x --modl y --out z", "error: --modl: score has no such flag; did you mean --model?"),
+        (
+            "train --global_batch_sise=64",
+            "error: --global-batch-sise: train has no such flag; did you mean --global-batch-size?",
+        ),
+        ("train --no-augment", "error: --no-augment: train has no such flag; did you mean --augment?"),
+        ("train --bogus 1", "error: --bogus: train has no such flag; `mnist-ray train --help` lists the flags"),
+        ("--versoin", "error: --versoin: is not a command; did you mean --version?"),
+    ],
+)
+def test_a_wrong_command_or_flag_gets_a_suggestion(args: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(args.split()) == 2
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(message)
+
+
+def test_augment_is_on_or_off_or_the_recipes() -> None:
+    given = [_parse(["train", *flags.split()]).augment for flags in ("", "--augment on", "--augment off")]
+    assert given == [None, True, False]
 
 
 def test_every_exit_status_is_documented() -> None:
@@ -100,8 +176,8 @@ def test_user_errors_print_one_line(
     assert not list(tmp_path.iterdir()), "a refused command must not write anything"
 
 
-@pytest.mark.parametrize("args", [["train", "--bogus", "1"], ["train", "--epochs", "many"], ["nothing"], []])
-def test_unknown_flags_and_values_exit_with_status_2(args: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("args", [["train", "--epochs", "many"], ["train", "--recipe", "fastest"], ["score", "x"]])
+def test_wrong_and_missing_values_exit_with_status_2(args: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(args)
     assert end.value.code == 2

@@ -16,11 +16,11 @@ DATA = {"numpy", "pyarrow", "cv2", "fsspec"}
 RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
     # room: rooms it may import, third-party modules at import, more inside functions
     "errors": (set(), set(), set()),
-    "console": (set(), set(), set()),
+    "console": (set(), set(), {"rich"}),
     "__init__": (set(), set(), {"library"}),
     "recipes": (set(), set(), set()),
     "flags": ({"errors"}, set(), set()),
-    "config": ({"errors", "recipes", "flags"}, {"tyro"}, set()),
+    "config": ({"console", "errors", "recipes", "flags"}, {"tyro"}, set()),
     "data": ({"errors"}, DATA, {"torchvision", "mlxtend", "filelock", "obstore"}),
     "learn": (TOP | {"config", "recipes", "flags", "data"}, DATA | {"torch"}, {"tensorboardX"}),
     "artifact": (TOP | {"config", "recipes", "data", "learn"}, DATA | {"torch", "safetensors"}, set()),
@@ -34,12 +34,12 @@ RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
     "cluster": (TOP | {"config", "flags", "data", "run", "scoring", "learn.control"}, set(), {"ray", "grpc", "yaml"}),
     "cluster/actors": (TOP | {"config", "data", "run", "scoring", "cluster"}, DATA | {"ray"}, set()),
     "cluster/node": ({"data"}, set(), {"torch", "yaml"}),
-    "train_job": (TOP | {"config", "flags", "data", "run", "cluster", "artifact.seal"}, set(), {"artifact"}),
+    "train_job": (TOP | {"config", "flags", "recipes", "data", "run", "cluster", "artifact.seal"}, set(), {"artifact"}),
     "score_job": (TOP | {"config", "flags", "data", "run", "cluster", "scoring", "artifact.seal"}, set(), {"report"}),
     "cli": (
         TOP | {"config", "flags"},
         {"tyro"},
-        {"train_job", "score_job", "artifact", "scoring", "data", "report", "cluster.doctor"},
+        {"train_job", "score_job", "artifact", "scoring", "data", "report", "cluster.doctor", "rich"},
     ),
     "library": (
         TOP | {"config", "flags", "recipes"},

@@ -38,12 +38,18 @@ class EvalReport(Counted):
             "confusion": self.confusion.tolist(),
         }
 
-    def to_text(self) -> str:
-        """The report as text for a terminal."""
+    def headline(self) -> str:
+        """The accuracy and the loss, as two lines of text."""
         low, high = wilson_interval(self.correct, self.count)
+        return (
+            f"accuracy {self.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}) on {self.count:,} images\n"
+            f"loss {self.loss:.4f}"
+        )
+
+    def to_text(self) -> str:
+        """The report as text."""
         lines = [
-            f"accuracy {self.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}) on {self.count:,} images",
-            f"loss {self.loss:.4f}",
+            self.headline(),
             "",
             "digit  images  precision  recall   predicted as 0     1     2     3     4     5     6     7     8     9",
         ]

@@ -1,12 +1,15 @@
 """Scoring on Ray: the units of the plan stream through a pool of actors, and only their results come back."""
 
 import logging
+import os
 import platform
+import subprocess
 import threading
 import time
+import warnings
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -35,6 +38,7 @@ POLL_S = 0.5
 """Seconds between two looks at a plan that is not complete yet."""
 TASKS_PER_ACTOR = 2
 """Units sent to an actor: the one that it scores, and the next one."""
+_RESTART_WARNING = "has constructor arguments in the object store and max_restarts > 0"
 _LOST_NODE = "units that its actors had not finished are scored again by others"
 RAY_EXTENSIONS = (
     "ray.data.arrow_pickled_object",
@@ -138,6 +142,26 @@ class Actor:
             return {"result": str(error), "status": error.exit_status}
 
 
+@contextmanager
+def _without_restart_warning() -> Iterator[None]:
+    """Keep one line of Ray's C++ code out of standard error: an actor with arguments in the object store may fail to restart.
+
+    Every pool of Ray Data causes it, whatever its actors are: Ray Data itself puts the arguments there. It keeps them as long
+    as the pool exists, so its actors do restart. All other lines pass through a process that outlives a crash of this one.
+    """
+    error = os.dup(2)
+    with subprocess.Popen(
+        ["grep", "--line-buffered", "-v", _RESTART_WARNING], stdin=subprocess.PIPE, stdout=error, start_new_session=True
+    ) as passing:
+        assert passing.stdin
+        os.dup2(passing.stdin.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(error, 2)
+            os.close(error)
+
+
 def stream(
     planner: Planner, job: Job, bundle: str, pool: tuple[int, int], needs: dict[str, float], console: Console
 ) -> Generator[UnitResult]:
@@ -145,9 +169,10 @@ def stream(
 
     `pool` is the smallest and the largest number of actors, `needs` the resources of each. Raises MnistRayError.
     """
+    console.progress("starting the actors")
     results = _results(job, planner.skip, bundle, pool, needs)
     stop = threading.Event()
-    with ThreadPoolExecutor(1, "planner") as thread, watching(console, _LOST_NODE) as cluster:
+    with _without_restart_warning(), ThreadPoolExecutor(1, "planner") as thread, watching(console, _LOST_NODE) as cluster:
         planning = thread.submit(_plan, planner, stop)
         try:
             for row in results.iter_rows():
@@ -170,6 +195,7 @@ def _results(job: Job, skip: frozenset[str], bundle: str, pool: tuple[int, int],
     context.execution_no_progress_timeout_s = STALLED_S
     context.target_max_block_size = 1  # a block, and so a task, for each unit: it starts as soon as it is planned
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors reach the user as ours
+    warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)  # a small job leaves some idle
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     units = ray.data.read_datasource(PlannedUnits(job.out, skip), num_cpus=0, label_selector=here, override_num_blocks=1)
     results: ray.data.Dataset = units.map(

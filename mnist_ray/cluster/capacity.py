@@ -180,6 +180,7 @@ def wait_for_room(workers: int, needs: dict[str, float], console: Console) -> No
     asked = f"--workers {workers}: asks for {workers} x ({', '.join(f'{count:g} {name}' for name, count in needs.items())})"
     room = placement_group([needs] * workers, strategy="PACK")
     start, report_s = time.monotonic(), 0.0
+    console.progress("waiting for room in the cluster", detail=asked)
     try:
         while not room.wait(POLL_S):
             waited_s = time.monotonic() - start

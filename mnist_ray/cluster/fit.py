@@ -56,6 +56,7 @@ def fit(
             outcome.set_exception(error)
 
     progress.clear(owner.run)
+    console.progress("starting the workers")
     threading.Thread(target=train, daemon=True).start()  # in the main thread, Ray would install its own signal handlers
     with watching(console, _LOST_NODE) as cluster:
         if not _watch(outcome, config.workers, owner, console, cluster):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mnist_ray.cluster.address import probe, sends_token, token_source
+from mnist_ray.console import Console
 from mnist_ray.errors import ClusterError, first_line
 
 START_S, STARTS = 30, 20
@@ -16,7 +17,7 @@ One start is short, because Ray may still count a node that has just died. With 
 
 
 @contextmanager
-def cluster(address: str) -> Iterator[bool]:
+def cluster(address: str, console: Console | None = None) -> Iterator[bool]:
     """Connect to the cluster at `address` or `RAY_ADDRESS`, or start one for this job alone; yields whether it was started.
 
     Raises ClusterError.
@@ -30,6 +31,8 @@ def cluster(address: str) -> Iterator[bool]:
     if owns_cluster:  # this machine gets no preemption notices, and nobody scrapes the metrics of a temporary cluster
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ.setdefault("RAY_enable_metrics_collection", "0")
+    if console:
+        console.progress("starting Ray" if owns_cluster else f"joining the Ray cluster at {target}")
     import ray
     from ray._private import worker
 

@@ -1,10 +1,14 @@
-"""The settings of each command as frozen, validated dataclasses. A field is a flag, and its docstring is the help text."""
+"""The settings of each command as frozen, validated dataclasses. A field is a flag, and its docstring is the help text.
+
+A class with bases gets its flags from them: each base is a group of flags in the help. `EXAMPLES` are shown below the flags.
+"""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
+from mnist_ray.config.common import Output, Switch, flag
 from mnist_ray.config.score import ScoreConfig
 from mnist_ray.config.train import TrainConfig
 from mnist_ray.flags import Device, require
@@ -22,28 +26,43 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluateConfig:
-    """Measure a model on the test digits of a dataset."""
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What is measured."""
 
-    model: str
-    """Run directory or model bundle (path or URI)."""
-    data: str = "auto"
+    model: Annotated[str, flag("PATH|URI")]
+    """Run directory or model bundle."""
+    data: Annotated[str, flag("auto|mnist|mnist5k|PATH|URI")] = "auto"
     """Dataset to measure on; the same values as for train."""
-    out: str = ""
-    """JSON file for the result (path or URI). By default evaluation.json in the folder that contains the bundle."""
+    out: Annotated[str, flag("PATH|URI", "evaluation.json in the folder that contains the bundle")] = ""
+    """JSON file for the result."""
     device: Device = "auto"
     """Device that computes; auto uses a GPU if this machine has one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Output, _Measured):
+    """Measure a model on the test digits of a dataset."""
+
+    EXAMPLES: ClassVar = (
+        "mnist-ray evaluate --model runs/digits",
+        "mnist-ray evaluate --model runs/digits --data my-digits/ --out evaluation.json",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictConfig:
     """Print the digit in each of a few image files, without Ray."""
 
-    images: tyro.conf.Positional[tuple[str, ...]]
+    EXAMPLES: ClassVar = (
+        "mnist-ray predict seven.png --model runs/digits",
+        "mnist-ray predict s3://bucket/a.png s3://bucket/b.png --model s3://bucket/runs/digits",
+    )
+
+    images: Annotated[tyro.conf.Positional[tuple[str, ...]], flag("IMAGE ...", "")]
     """Image files (paths or URIs)."""
-    model: Annotated[str, tyro.conf.arg(metavar="RUN_OR_BUNDLE")]
-    """Run directory or model bundle (path or URI)."""
+    model: Annotated[str, flag("PATH|URI")]
+    """Run directory or model bundle."""
 
     def __post_init__(self) -> None:
         require(bool(self.images), "IMAGE is missing: give at least one image file")
@@ -53,18 +72,22 @@ class PredictConfig:
 class VerifyConfig:
     """Prove that a prediction table contains every planned input exactly once. Only the output folder is read."""
 
-    out: tyro.conf.Positional[str]
-    """Output folder of score (path or URI)."""
+    EXAMPLES: ClassVar = ("mnist-ray verify tables/scans", "mnist-ray verify s3://bucket/table")
+
+    out: Annotated[tyro.conf.Positional[str], flag("PATH|URI")]
+    """Output folder of score."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportConfig:
     """Draw the report of a finished training run again, or compare several runs. Only their report.json is read."""
 
-    runs: tyro.conf.Positional[tuple[str, ...]]
+    EXAMPLES: ClassVar = ("mnist-ray report runs/digits", "mnist-ray report runs/a runs/b --out comparison.html")
+
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], flag("RUN ...", "")]
     """Run directories (paths or URIs): one to draw its report.html again, several to compare them on one page."""
-    out: str = ""
-    """HTML file for the page (path or URI). Default: report.html in the run directory, or comparison.html for several runs."""
+    out: Annotated[str, flag("PATH|URI", "report.html in the run directory, or comparison.html for several runs")] = ""
+    """HTML file for the page."""
 
     def __post_init__(self) -> None:
         require(bool(self.runs) and all(self.runs), "RUN is missing or empty: give at least one run directory")
@@ -77,13 +100,15 @@ class DiffConfig:
     Inputs are matched by source and row.
     """
 
-    old: tyro.conf.Positional[str]
+    EXAMPLES: ClassVar = ("mnist-ray diff tables/old tables/new", "mnist-ray diff tables/old tables/new --json")
+
+    old: Annotated[tyro.conf.Positional[str], flag("OLD")]
     """Output folder of score (path or URI)."""
-    new: tyro.conf.Positional[str]
+    new: Annotated[tyro.conf.Positional[str], flag("NEW")]
     """Output folder of score (path or URI) to compare with OLD."""
-    out: str = "diff.html"
-    """File for the page (path or URI)."""
-    json: bool = False
+    out: Annotated[str, flag("PATH|URI")] = "diff.html"
+    """HTML file for the page."""
+    json: Switch = False
     """Print one JSON document instead of lines."""
 
 
@@ -95,11 +120,13 @@ class DoctorConfig:
     problem.
     """
 
-    address: str = ""
-    """Ray cluster to check. Default: RAY_ADDRESS, or else only this machine is checked."""
-    out: str = ""
-    """Output folder of a job (path or URI). A small file is written, read and deleted there, from here and from each node."""
-    launch_file: str = ""
-    """Launch file of `ray up` to check. Default: cluster.yaml in the current folder, if there is one."""
-    json: bool = False
+    EXAMPLES: ClassVar = ("mnist-ray doctor --out tables/scans", "mnist-ray doctor --address 10.0.0.5:6379 --out s3://bucket/x")
+
+    address: Annotated[str, flag("HOST:PORT", "RAY_ADDRESS, or else only this machine is checked")] = ""
+    """Ray cluster to check."""
+    out: Annotated[str, flag("PATH|URI", "no storage is checked")] = ""
+    """Output folder of a job. A small file is written, read and deleted there, from here and from each node."""
+    launch_file: Annotated[str, flag("PATH", "cluster.yaml in the current folder, if there is one")] = ""
+    """Launch file of `ray up` to check."""
+    json: Switch = False
     """Print one JSON document instead of lines."""

@@ -2,60 +2,83 @@
 
 from dataclasses import asdict, dataclass
 from math import inf
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
+from mnist_ray.config.common import Output, Switch, flag
 from mnist_ray.flags import Device, probabilities, require, scoring_pool
 
 _RESOURCES = {
     *("model", "out", "workers", "device", "resume", "extend", "rescore_changed", "overwrite", "address"),
-    *("dry_run", "price_per_node_hour"),
+    *("dry_run", "price_per_node_hour", "log_format", "quiet"),
 }
 """Flags that cannot change the rows of the table."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScoreConfig:
-    """Predict the digit in each image of folders, files, Parquet tables or manifests, and write a prediction table."""
+@dataclass(frozen=True, kw_only=True)
+class _Input:
+    """What is scored."""
 
-    inputs: tyro.conf.Positional[tuple[str, ...]]
+    inputs: Annotated[tyro.conf.Positional[tuple[str, ...]], flag("INPUT ...", "")]
     """Folders, globs, image files, Parquet files, or manifests that list paths (.txt, .csv, .parquet); paths or URIs."""
-    model: str
-    """Run directory or model bundle (path or URI)."""
-    out: str
-    """Folder for the prediction table (path or URI)."""
-    workers: str = "auto"
+    model: Annotated[str, flag("PATH|URI")]
+    """Run directory or model bundle."""
+    image_column: Annotated[str, flag("NAME", "found by its type")] = ""
+    """Image column of Parquet inputs."""
+    truth_column: Annotated[str, flag("NAME", "truth, label, labels, digit or target")] = ""
+    """Column of true digits in Parquet inputs and manifests."""
+    sample: Annotated[int, flag("N", "all inputs")] = 0
+    """Score only this many inputs, drawn at random; the same inputs are drawn each time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Table:
+    """The prediction table."""
+
+    out: Annotated[str, flag("PATH|URI")]
+    """Folder for the prediction table."""
+    resume: Switch = False
+    """Continue the unfinished job in the output folder. Finished units are skipped."""
+    extend: Switch = False
+    """Add new inputs to the finished job in the output folder. Changed and deleted inputs are listed in changes.parquet."""
+    rescore_changed: Switch = False
+    """With --extend: score changed files again and remove deleted files from the table."""
+    overwrite: Switch = False
+    """Replace the job in the output folder."""
+    keep: Annotated[str, flag("NAME,NAME,...", "none")] = ""
+    """Columns of Parquet inputs to copy into the table."""
+    probabilities: Annotated[str, flag("all|none|topN")] = "all"
+    """Probabilities to write for each image: all (of ten digits), none, or only the highest (top1 to top9)."""
+    unit_rows: Annotated[int, flag("N", "as many as take a fraction of a second")] = 0
+    """Images per unit of work. Each unit becomes one file of the table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Worker:
+    """Where the work is done."""
+
+    workers: Annotated[str, flag("auto|N|MIN:MAX")] = "auto"
     """Number of scoring actors on Ray, or MIN:MAX to follow the amount of work. 0 uses only this machine, without Ray.
     auto is 0 for up to 200,000 inputs, and one actor per CPU or GPU of the cluster for more."""
     device: Device = "auto"
     """Device that computes; auto uses one GPU per actor if the cluster has GPUs."""
-    resume: bool = False
-    """Continue the unfinished job in the output folder. Finished units are skipped."""
-    extend: bool = False
-    """Add new inputs to the finished job in the output folder. Changed and deleted inputs are listed in changes.parquet."""
-    rescore_changed: bool = False
-    """With --extend: score changed files again and remove deleted files from the table."""
-    overwrite: bool = False
-    """Replace the job in the output folder."""
-    keep: str = ""
-    """Columns of Parquet inputs to copy into the table, separated by commas."""
-    image_column: str = ""
-    """Image column of Parquet inputs. By default it is found by its type."""
-    truth_column: str = ""
-    """Column of true digits in Parquet inputs and manifests. By default truth, label, labels, digit or target."""
-    probabilities: str = "all"
-    """Probabilities to write for each image: all (of ten digits), none, or only the highest (top1 to top9)."""
-    unit_rows: int = 0
-    """Images per unit of work. Each unit becomes one file of the table. By default a unit takes a fraction of a second."""
-    sample: int = 0
-    """Score only this many inputs, drawn at random; the same inputs are drawn each time. 0 scores all."""
-    address: str = ""
-    """Ray cluster to connect to. By default RAY_ADDRESS, else a local cluster is started."""
-    dry_run: bool = False
+    address: Annotated[str, flag("HOST:PORT", "RAY_ADDRESS, or else a new local cluster")] = ""
+    """Ray cluster to join."""
+    dry_run: Switch = False
     """List the inputs, score a few of them, and print how long the job would take. Nothing is written."""
-    price_per_node_hour: float = 0.0
+    price_per_node_hour: Annotated[float, flag("PRICE", "none")] = 0.0
     """With --dry-run: price of a node for an hour, in any currency, to print what the job would cost."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(Output, _Worker, _Table, _Input):
+    """Predict the digit in each image of folders, files, Parquet tables or manifests, and write a prediction table."""
+
+    EXAMPLES: ClassVar = (
+        "mnist-ray score scans/ --model runs/digits --out tables/scans",
+        "mnist-ray score 's3://bucket/scans/*.parquet' --model runs/digits --out s3://bucket/table --workers 2:16 --keep id",
+    )
 
     def __post_init__(self) -> None:
         given = bool(self.inputs) and all(self.inputs)

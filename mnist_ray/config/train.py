@@ -2,50 +2,96 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
+import tyro
+
+from mnist_ray.config.common import Output, flag
 from mnist_ray.flags import Device, checkpoint_interval, require, worker_range
 from mnist_ray.recipes import RECIPES, Recipe, RecipeName
 
+_ON_OFF = tyro.constructors.PrimitiveConstructorSpec[bool](
+    nargs=1,
+    metavar="on|off",
+    instance_from_str=lambda args: args[0] == "on",
+    is_instance=lambda value: isinstance(value, bool),
+    str_from_instance=lambda value: ["on" if value else "off"],
+    choices=("on", "off"),
+)
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
-    """Train a digit classifier and write a model bundle. The same command again continues a run, or reports that it is done."""
 
-    data: str = "auto"
-    """Training data: auto, mnist, mnist5k, or a path or URI of IDX files, of a folder with one subfolder per digit,
-    or of Parquet files."""
-    out: str = ""
-    """Run directory (path or URI). Default: a folder in runs/ whose name contains a digest of the settings."""
+def _from_recipe(metavar: str, value: Callable[[Recipe], Any]) -> Any:
+    """A flag that overrides a value of the recipe. Its help shows the value of each recipe."""
+    values = {name: value(recipe) for name, recipe in RECIPES.items()}
+    same = len(set(values.values())) == 1
+    shown = f"{values['standard']}" if same else ", ".join(f"{name} {each}" for name, each in values.items())
+    return flag(metavar, f"from the recipe: {shown}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What is read and written."""
+
+    data: Annotated[str, flag("auto|mnist|mnist5k|PATH|URI")] = "auto"
+    """MNIST, its 5,000 digits that are installed (mnist5k), IDX files, a folder with one subfolder per digit, Parquet."""
+    out: Annotated[str, flag("PATH|URI", "a folder in runs/ whose name contains a digest of the settings")] = ""
+    """Run directory. `tensorboard --logdir PATH/tensorboard` shows its curves."""
+    checkpoint_every: Annotated[str, flag("N|Nsteps|Ns", "1, an epoch")] = "1"
+    """Interval between checkpoints: epochs (1, 0.5), steps (200steps) or seconds (30s)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Recipe:
+    """How the network is trained."""
+
     recipe: RecipeName = "standard"
     """Network and schedule: fast (about half an epoch), standard, or best (highest accuracy)."""
-    workers: str = "2"
+    epochs: Annotated[float | None, _from_recipe("N", lambda recipe: f"{recipe.epochs:g}")] = None
+    """Passes over the training digits."""
+    global_batch_size: Annotated[int | None, _from_recipe("N", lambda recipe: recipe.global_batch_size)] = None
+    """Samples per optimizer step, over all workers."""
+    lr: Annotated[float | None, _from_recipe("RATE", lambda recipe: recipe.lr)] = None
+    """Peak learning rate of AdamW."""
+    weight_decay: Annotated[float | None, _from_recipe("DECAY", lambda recipe: recipe.weight_decay)] = None
+    """AdamW's weight decay, for convolution and linear weights."""
+    label_smoothing: Annotated[float | None, _from_recipe("SHARE", lambda recipe: recipe.label_smoothing)] = None
+    """Share of each target that is spread over all digits, from 0 to below 1."""
+    augment: Annotated[
+        tyro.conf.FlagConversionOff[bool | None],
+        _ON_OFF,
+        _from_recipe("on|off", lambda recipe: "on" if recipe.affine else "off"),
+    ] = None
+    """Distort each training digit by a random affine map."""
+    seconds: Annotated[float, flag("S", "the length that --epochs gives")] = 0.0
+    """Train for this many seconds instead of --epochs. The schedule adapts to the speed of the machine."""
+    patience: Annotated[int, flag("N", "train to the end")] = 0
+    """Hold out a tenth of the training digits, stop after this many epochs without a gain on them, and keep the best epoch."""
+    seed: Annotated[int, flag("N")] = 0
+    """Seed of the initial weights, the sample order and the distortions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Worker:
+    """Where the work is done."""
+
+    workers: Annotated[str, flag("N|MIN:MAX")] = "2"
     """Number of Ray Train workers, or MIN:MAX for as many as the cluster has; 0 trains in this process without Ray."""
     device: Device = "auto"
     """Device of the workers; auto uses one GPU per worker if the cluster has enough."""
-    epochs: float | None = None
-    """Passes over the training digits. Default for this and the next five: the recipe's value."""
-    global_batch_size: int | None = None
-    """Samples per optimizer step, over all workers."""
-    lr: float | None = None
-    """Peak learning rate of AdamW."""
-    weight_decay: float | None = None
-    """AdamW's weight decay, for convolution and linear weights."""
-    label_smoothing: float | None = None
-    """Share of each target that is spread over all digits, from 0 to below 1."""
-    augment: bool | None = None
-    """Distort each training digit by a random affine map."""
-    seconds: float = 0.0
-    """Train for this many seconds instead of --epochs. The schedule adapts to the speed of the machine."""
-    patience: int = 0
-    """Hold out a tenth of the training digits, stop after this many epochs without a gain on them, and keep the best epoch."""
-    seed: int = 0
-    """Seed of the initial weights, the sample order and the distortions."""
-    checkpoint_every: str = "1"
-    """Interval between checkpoints: epochs (1, 0.5), steps (200steps) or seconds (30s)."""
-    address: str = ""
-    """Ray cluster to join. Default: RAY_ADDRESS, or else a new local cluster."""
+    address: Annotated[str, flag("HOST:PORT", "RAY_ADDRESS, or else a new local cluster")] = ""
+    """Ray cluster to join."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Output, _Worker, _Recipe, _Run):
+    """Train a digit classifier and write a model bundle. The same command again continues a run, or reports that it is done."""
+
+    EXAMPLES: ClassVar = (
+        "mnist-ray train --out runs/digits",
+        "mnist-ray train --data mnist5k --recipe fast --epochs 3 --workers 0 --out runs/first",
+    )
 
     def __post_init__(self) -> None:
         require(bool(self.data), "--data is empty: give auto, mnist, mnist5k, a path or a URI")

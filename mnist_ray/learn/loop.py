@@ -45,6 +45,7 @@ class Loop:
         saved, self.warnings = dist.on_rank_0(lambda: newest_checkpoint(run, self._identity))
         if saved is not None:
             self.state.load_bytes(saved)
+        self._continued_from = self.state.samples_seen
         self.order = SampleOrder(len(train), self.recipe.global_batch_size, config.seed)
         self.calibration = train.images[epoch_order(config.seed, 0, len(train))[:CALIBRATION_SAMPLES]]
         self.digits, self.test = DeviceDigits.put(train, device), DeviceDigits.put(splits.test, device)
@@ -117,6 +118,7 @@ class Loop:
                     "loss": loss,
                     "samples_per_second": state.samples_seen / max(state.train_seconds, 1e-9),
                     "warnings": self.warnings,
+                    "continued_from": self._continued_from,
                 }
             )
 

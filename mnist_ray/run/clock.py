@@ -29,8 +29,9 @@ class Clock:
             self._first, self._scored_first = self._last, self._scored
 
     def images_per_second(self) -> float:
-        """Inputs per second, since the start of the job."""
-        return self._scored / self._now()
+        """Inputs per second since the first scored unit; 0 until there is a second one."""
+        later = self._scored - self._scored_first
+        return later / (self._last - self._first) if later else 0.0
 
     def report(self, stages: dict[str, float], workers: int) -> dict[str, Any]:
         """The summary's entries about speed. `stages` holds the seconds of work of all workers, by stage.

@@ -11,30 +11,41 @@ _NAME = "progress.json"
 
 
 class ProgressPrinter:
-    """Prints progress records as console lines."""
+    """Shows progress records on the console."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._shown_epochs = 0
+        self._shown_epochs = -1
+        """Rows of the history that were shown; -1 before the first record."""
         self._shown_warnings: list[str] = []
 
     def update(self, record: dict[str, Any]) -> None:
-        """Print what is new in the record."""
+        """Show what is new in the record."""
         for warning in record["warnings"]:
             if warning not in self._shown_warnings:
-                self._console.line(f"warning: {warning}")
+                self._console.warning(warning)
                 self._shown_warnings.append(warning)
-        for row in record["history"][self._shown_epochs :]:
-            self._console.line(
-                f"epoch {row['epoch']:g}/{record['epochs']:g}  loss {row['train_loss']:.4f}  "
-                f"test accuracy {row['test_accuracy']:.2%}  {row['train_seconds']:.1f} s"
-            )
-        self._shown_epochs = max(self._shown_epochs, len(record["history"]))
-        share = record["samples_seen"] / record["total"]
-        self._console.progress(
-            f"training {share:4.0%}  {record['samples_seen']:,} of {record['total']:,} samples  "
-            f"loss {record['loss']:.4f}  {record['samples_per_second']:,.0f} samples/s"
-        )
+        start = record["continued_from"]
+        if self._shown_epochs < 0 and start:
+            self._console.line(f"continuing from the checkpoint at {start:,} samples", "resumed", samples_seen=start)
+        history = record["history"]
+        for row in history[max(0, self._shown_epochs) :]:
+            if row["samples_seen"] > start:
+                self._console.line(
+                    f"epoch {row['epoch']:g}/{record['epochs']:g}  loss {row['train_loss']:.4f}  "
+                    f"test accuracy {row['test_accuracy']:.2%}  {row['train_seconds']:.1f} s",
+                    "epoch",
+                    **row,
+                )
+        self._shown_epochs = max(self._shown_epochs, len(history))
+        epoch = record["epochs"] * record["samples_seen"] / record["total"]
+        detail = f"epoch {epoch:.1f}/{record['epochs']:g}  loss {record['loss']:.4f}"
+        figures = {"epoch": round(epoch, 2), "loss": record["loss"]}
+        if history:
+            detail += f"  accuracy {history[-1]['test_accuracy']:.2%}"
+            figures["test_accuracy"] = history[-1]["test_accuracy"]
+        rate = record["samples_per_second"]
+        self._console.progress("training", record["samples_seen"], record["total"], "samples", rate, detail, **figures)
 
 
 def clear(run: str) -> None:

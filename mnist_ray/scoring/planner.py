@@ -32,6 +32,10 @@ class Planner:
             self._open(config)
         self.units = {ref.id: ref.num_inputs for ref in self.plan.refs(self._out)}
         self._planned = sum(inputs for unit, inputs in self.units.items() if unit not in finished)
+        self.num_inputs = sum(self.units.values())
+        """Planned inputs."""
+        self.listed = not self.planning
+        """Whether all inputs are planned."""
 
     def _open(self, config: ScoreConfig) -> None:
         if config.rescore_changed:
@@ -85,6 +89,8 @@ class Planner:
             refs = write_units(self._out, name, units)
             self.plan = replace(self.plan, parts=(*self.plan.parts, name))
             self.units.update((ref.id, ref.num_inputs) for ref in refs)
+            num_new = sum(ref.num_inputs for ref in refs)
+            self.num_inputs, self.listed = self.num_inputs + num_new, num_new < limit
             yield from refs
             limit = min(2 * limit, LAST_PART)
 
