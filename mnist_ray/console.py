@@ -28,17 +28,13 @@ class _Output:
     def write(self, text: str) -> int:
         """Write text; what cannot be encoded, such as a damaged file name, is escaped."""
         try:
-            sys.stdout.write(text.encode("utf-8", "backslashreplace").decode())
+            print(text.encode("utf-8", "backslashreplace").decode(), end="", flush=True)
         except OSError:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return len(text)
 
     def flush(self) -> None:
-        """Write what is buffered."""
-        try:
-            sys.stdout.flush()
-        except OSError:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        """Nothing is buffered."""
 
     def isatty(self) -> bool:
         """Whether this is a terminal."""
@@ -202,7 +198,6 @@ class Console:
             moment = datetime.now(UTC).isoformat(timespec="milliseconds")
             text = json.dumps({"time": moment, "level": level, "event": event, "message": text, **figures}, ensure_ascii=False)
         self._out.write(f"{text}\n")
-        self._out.flush()
 
 
 class Quiet(Console):
