@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from mnist_ray import console
-from mnist_ray import score as scoring_job
+from mnist_ray import score_job as scoring_job
 from mnist_ray.config import TrainConfig
 from mnist_ray.console import Console
 from mnist_ray.train_job import FEW_STEPS, _warn_if_short
@@ -174,7 +174,7 @@ def test_quiet_prints_the_result_alone(small_idx: Path, run_dir: Path, digit_fol
     train = ["train", "--data", str(small_idx), "--epochs", "1", "--workers", "0", "--out", str(tmp_path / "run"), "--quiet"]
     trained = cli(*train)
     assert (trained.returncode, trained.stderr) == (0, "")
-    assert [line.split()[0] for line in trained.stdout.splitlines()] == ["test", "trained", "run"]
+    assert [line.split()[0] for line in trained.stdout.splitlines()] == ["test", "trained", "run", "report:"]
     scored = cli("score", str(digit_folder), "--model", str(run_dir), "--out", str(tmp_path / "t"), "--workers", "0", "--quiet")
     counts, speed, place = scored.stdout.splitlines()
     assert (counts.split()[:2], speed.split()[1], place.split()[0]) == (["300", "inputs"], "images/s", "predictions:")

@@ -60,9 +60,12 @@ def test_the_functions_stay_callable_after_other_imports(first: str) -> None:
     assert "mnist_ray" in _modules_after(check)
 
 
+PRINTED = {"log_format", "quiet"}
+
+
 @pytest.mark.parametrize(
     ("function", "config", "without"),
-    [(library.train, TrainConfig, set()), (library.score, ScoreConfig, {"dry_run", "price_per_node_hour"})],
+    [(library.train, TrainConfig, PRINTED), (library.score, ScoreConfig, PRINTED | {"dry_run", "price_per_node_hour"})],
 )
 def test_the_arguments_are_the_fields_of_the_configuration(function: Any, config: Any, without: set[str]) -> None:
     parameters = dict(inspect.signature(function).parameters)
@@ -127,8 +130,8 @@ def test_a_bundle_folder_gives_the_same_model(model: library.Model, run_dir: Pat
 def test_digits_in_an_array(model: library.Model, mnist5k: Splits) -> None:
     images = mnist5k.test.images
     found = model.predict(images)
-    dtypes = [array.dtype.name for array in (found.labels, found.confidence, found.probabilities)]
-    assert dtypes == ["uint8", "float32", "float32"]
+    kinds = [array.dtype.name for array in (found.labels, found.confidence, found.probabilities)]
+    assert kinds == ["uint8", "float32", "float32"]
     assert (found.labels.shape, found.confidence.shape, found.probabilities.shape) == ((500,), (500,), (500, 10))
     assert (found.labels == mnist5k.test.labels).mean() > 0.9
     assert np.array_equal(found.labels, model.predictor(images).labels), "digits that look like MNIST are used unchanged"
