@@ -18,9 +18,9 @@ demo: $(VENV)/.run
 	@echo "== writing the 500 held-out digits as PNG files"
 	$(BIN)/python jobs/write_digits.py --data mnist5k --out demo/digits
 	@echo "== scoring the folder with the trained model"
-	$(BIN)/python jobs/score.py demo/digits --model demo/run --out demo/table --workers 2 --overwrite
+	$(BIN)/python jobs/score.py demo/digits --model demo/run --out demo/table --overwrite
 	$(BIN)/mnist-ray verify demo/table
-	@echo "== look at demo/run/metrics.json, demo/table/summary.json and demo/table/predictions/"
+	@echo "== open demo/run/report.html and demo/table/report.html in a browser; add --workers 2 to score on Ray"
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not slow and not long" $(TESTS)

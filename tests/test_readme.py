@@ -46,17 +46,18 @@ def test_the_commands_run(line: list[str], run_dir: Path, digit_folder: Path, tm
     """Each command runs on small data: paths are replaced, and flags for a small job without Ray are added."""
     args = _arguments(line)
     out = str(tmp_path / "out")
-    if args[0] == "verify":
+    if args[0] in ("verify", "diff"):
         assert main(["score", str(digit_folder), "--model", str(run_dir), "--out", out, "--workers", "0"]) == 0
     real = {
         "scans/": str(digit_folder),
         "seven.png": str(next(digit_folder.rglob("*.png"))),
         "runs/digits": str(run_dir),
         "$PWD/runs/digits": str(tmp_path / "run"),
-        "tables/scans": out,
+        **dict.fromkeys(("tables/scans", "tables/old", "tables/new"), out),
     }
     args = [real.get(word, word) for word in args]
     small_job = {
+        "diff": ["--out", str(tmp_path / "diff.html")],
         "train": ["--data", str(small_idx), "--epochs", "1", "--out", str(tmp_path / "run"), "--workers", "0"],
         "score": ["--workers", "0"],
         "evaluate": ["--data", str(small_idx), "--out", str(tmp_path / "evaluation.json")],
