@@ -38,6 +38,8 @@ POLL_S = 0.5
 """Seconds between two looks at a plan that is not complete yet."""
 TASKS_PER_ACTOR = 2
 """Units sent to an actor: the one that it scores, and the next one."""
+FLUSH_S = 2.0
+"""Seconds to wait at the end until all of standard error has passed."""
 _RESTART_WARNING = "has constructor arguments in the object store and max_restarts > 0"
 _LOST_NODE = "units that its actors had not finished are scored again by others"
 RAY_EXTENSIONS = (
@@ -150,16 +152,21 @@ def _without_restart_warning() -> Iterator[None]:
     as the pool exists, so its actors do restart. All other lines pass through a process that outlives a crash of this one.
     """
     error = os.dup(2)
-    with subprocess.Popen(
-        ["grep", "--line-buffered", "-v", _RESTART_WARNING], stdin=subprocess.PIPE, stdout=error, start_new_session=True
-    ) as passing:
-        assert passing.stdin
-        os.dup2(passing.stdin.fileno(), 2)
+    command = ["grep", "--line-buffered", "-v", _RESTART_WARNING]
+    passing = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=error, start_new_session=True)
+    assert passing.stdin
+    os.dup2(passing.stdin.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(error, 2)
+        os.close(error)
+        passing.stdin.close()
         try:
-            yield
-        finally:
-            os.dup2(error, 2)
-            os.close(error)
+            passing.wait(FLUSH_S)
+        except subprocess.TimeoutExpired:  # another process has inherited the pipe
+            passing.kill()
+            passing.wait()
 
 
 def stream(

@@ -187,11 +187,14 @@ def _versions() -> dict[str, str]:
 def _command(run: str, config: TrainConfig, splits: Splits) -> str:
     """The command that repeats the run in another directory."""
     given = {field.name: value for field in fields(config) if (value := getattr(config, field.name)) != field.default}
+    given = {name: value for name, value in given.items() if name not in ("log_format", "quiet")}
     if config.data == "auto":
         given["data"] = splits.name
     elif config.data not in ("mnist", "mnist5k"):
         given["data"] = storage.absolute(config.data)
     given["out"] = f"{run}-again"
+    if config.augment is not None:
+        given["augment"] = "on" if config.augment else "off"
     flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     return storage.to_text(shlex.join(["mnist-ray", "train", *flags]))
 

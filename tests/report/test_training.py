@@ -232,7 +232,7 @@ def test_the_schedule_is_the_one_that_was_used(run_dir: Path) -> None:
         assert row["lr"] == pytest.approx(np.interp(middle, x, y), abs=2e-4)
 
 
-@pytest.mark.parametrize("flags", ["--data auto", "--augment False --seed 5 --epochs 0.5 --workers 1:4", "--data 'my digits'"])
+@pytest.mark.parametrize("flags", ["--data auto", "--augment off --seed 5 --epochs 0.5 --workers 1:4", "--data 'my digits'"])
 def test_the_command_repeats_the_run(flags: str, mnist5k: Splits) -> None:
     def parse(words: list[str]) -> TrainConfig:
         config = subcommand_cli_from_dict({"train": TrainConfig, "other": TrainConfig}, args=["train", *words])
