@@ -151,7 +151,7 @@ def test_every_exit_status_is_documented() -> None:
         ("train --workers -1", 2, "--workers -1"),
         ("train --lr 0", 2, "--lr 0.0"),
         ("train --checkpoint-every 0", 2, "--checkpoint-every 0"),
-        ("train --workers 4 --global-batch-size 2", 2, "--global-batch-size 128"),
+        pytest.param("train --workers 4 --global-batch-size 2", 2, "--global-batch-size 128", marks=pytest.mark.slow),
         ("train --workers 0 --device cuda --data mnist5k", 2, "--device cuda"),
         ("train --data nowhere --workers 0", 3, "nowhere: there is no such file or folder"),
         ("score x --model nowhere --out OUT", 4, "nowhere: is neither a model bundle nor a finished run"),

@@ -181,6 +181,7 @@ def test_quiet_prints_the_result_alone(small_idx: Path, run_dir: Path, digit_fol
     assert cli(*train, "--seed", "1").stderr.startswith("error: ")
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_below_the_bar_and_says_how_to_go_on(small_idx: Path, tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     command = [
@@ -266,6 +267,7 @@ def test_a_run_that_is_too_short_is_warned_of(
     assert len(printed.splitlines()) <= 1
 
 
+@pytest.mark.slow
 def test_jobs_on_ray_leave_standard_error_empty(small_idx: Path, digit_folder: Path, tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     train = start_cli("train", "--data", str(small_idx), "--epochs", "1", "--workers", "2", "--out", run)

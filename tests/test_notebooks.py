@@ -56,7 +56,8 @@ def test_committed_outputs_come_from_one_run(name: str) -> None:
     assert path.stat().st_size < MAX_BYTES
 
 
-@pytest.mark.parametrize("name", [pytest.param("digit_classification", marks=pytest.mark.slow), "reading_a_table"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs(name: str, tmp_path: Path) -> None:
     """Each cell gives the same kind of outputs as the committed ones, with the same text between the numbers."""
     committed = NOTEBOOKS / f"{name}.ipynb"

@@ -81,6 +81,7 @@ def web_server() -> Iterator[str]:
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_a_wrong_address_is_named(ray_cluster: RayCluster) -> None:
     def said(address: str) -> str:
         line = problem("--address", address, only="joining")

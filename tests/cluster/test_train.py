@@ -14,6 +14,7 @@ from tests.cluster.runs import checkpoints, history, metrics
 from tests.conftest import ROOT, RayCluster, cli, start_cli, wait_for, write_idx
 
 
+@pytest.mark.slow
 def test_workers_on_two_nodes_learn_although_one_is_killed_and_a_rerun_sees_it(ray_cluster: RayCluster, tmp_path: Path) -> None:
     run = tmp_path / "run"
     flags = ["train", "--data", "mnist5k", "--epochs", "4", "--address", ray_cluster.address, "--out", str(run)]

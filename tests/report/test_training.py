@@ -189,6 +189,7 @@ def test_a_number_of_the_matrix_leads_to_its_images(run_dir: Path, browser: Any)
     page.close()
 
 
+@pytest.mark.slow
 def test_a_poor_run_is_called_poor_and_its_name_stays_text(poor_run: Path, check_page: Callable[[Path], str]) -> None:
     facts, text = facts_of(poor_run), check_page(poor_run / "report.html")
     assert facts["metrics"]["accuracy"] < 0.88

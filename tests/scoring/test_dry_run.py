@@ -118,7 +118,7 @@ def test_new_inputs_of_an_extended_job_count(mixed: Path, run_dir: Path, tmp_pat
         ("IN --model RUN --out IN", 5),
         ("IN --model RUN --out OUT --keep nothing", 3),
         ("IN --model RUN --out OUT --image-column nothing", 3),
-        ("IN --model RUN --out OUT --workers 100000", 7),
+        pytest.param("IN --model RUN --out OUT --workers 100000", 7, marks=pytest.mark.slow),
         ("IN --model RUN --out OUT --workers 2 --address ray://127.0.0.1:1", 7),
         ("IN --model RUN --out OUT --device cuda", 2),
     ],
