@@ -293,7 +293,10 @@ def s3_cluster(s3_environment: dict[str, str]) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["none", "503 to every third GET", "no answer for 15 s"])
+@pytest.mark.parametrize(
+    "fault",
+    ["no answer for 15 s", *(pytest.param(name, marks=pytest.mark.long) for name in ("none", "503 to every third GET"))],
+)
 def test_a_ray_cluster_waits_for_a_fault_to_pass(
     fault: str, s3_cluster: RayCluster, bucket: Bucket, inputs: Inputs, reference: Reference
 ) -> None:
