@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mnist_ray.config import Device, ScoreConfig, TrainConfig
 from mnist_ray.console import Console, Quiet
-from mnist_ray.errors import AccountingError, DataError, OutputError, UsageError, first_line
+from mnist_ray.errors import AccountingError, DataError, UsageError, first_line
 from mnist_ray.recipes import RecipeName
 
 if TYPE_CHECKING:
@@ -306,23 +306,13 @@ def read_table(
 
 def _committed(out: str, quarantine: bool) -> "tuple[pa.Schema, list[str]]":
     """The schema of a finished job's table, and the units that have rows in it. Raises OutputError or AccountingError."""
-    from mnist_ray.data import storage
     from mnist_ray.scoring import schema
-    from mnist_ray.scoring.commit import COMMIT
     from mnist_ray.scoring.job import Job
-    from mnist_ray.scoring.plan import PLAN, load_plan
+    from mnist_ray.scoring.verify import commit_record, complete_plan
 
-    try:
-        job = Job.of(load_plan(out), out)
-    except FileNotFoundError:
-        raise OutputError(f"{out}: holds no scoring job: {PLAN} is missing") from None
-    try:
-        counts: dict[str, list[int]] = storage.read_json(storage.join(out, COMMIT))["parts"]
-        units = [unit for unit, (predicted, rejected) in counts.items() if (rejected if quarantine else predicted)]
-    except FileNotFoundError:
-        raise AccountingError(f"{out}: has no commit record: the job has not ended; run again with --resume") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise AccountingError(f"{out}/{COMMIT}: is damaged; run again with --resume") from None
+    job = Job.of(complete_plan(out), out)
+    counts = commit_record(out)["parts"]
+    units = [unit for unit, (predicted, rejected) in counts.items() if (rejected if quarantine else predicted)]
     return schema.QUARANTINE if quarantine else schema.predictions(job.kept, job.probabilities), units
 
 
