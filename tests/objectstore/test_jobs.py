@@ -69,12 +69,14 @@ def test_training_data_of_every_kind(kind: str, bucket: Bucket, inputs: Inputs, 
 
 
 def test_an_image_costs_one_get_and_no_head(bucket: Bucket, inputs: Inputs) -> None:
-    """The listing of a folder tells the sizes."""
+    """The listing of a folder tells the sizes. The report reads the images that it shows once more."""
     images = rf"^/{inputs.bucket.name}/digits/.*\.png$"
     before = bucket.proxy.count("GET", images), bucket.proxy.count("HEAD", images)
     done = cli("score", inputs.digits, "--model", inputs.model, "--out", f"{bucket.uri}/out", "--workers", "0")
     assert done.returncode == 0, done.stderr
-    assert bucket.proxy.count("GET", images) - before[0] == inputs.num_digits
+    examples = bucket.json("out/report.json")["examples"]
+    shown = {row["source"] for rows in examples.values() for row in rows}
+    assert bucket.proxy.count("GET", images) - before[0] == inputs.num_digits + len(shown)
     assert bucket.proxy.count("HEAD", images) == before[1]
 
 
