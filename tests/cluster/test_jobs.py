@@ -5,6 +5,8 @@ import subprocess
 import zipfile
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import BIN, ROOT, RayCluster
 
 
@@ -21,6 +23,7 @@ def submit(cluster: RayCluster, *command: str) -> subprocess.CompletedProcess[st
     )
 
 
+@pytest.mark.slow
 def test_both_jobs_succeed(ray_cluster: RayCluster, digit_folder: Path, tmp_path: Path) -> None:
     run, out = str(tmp_path / "run"), str(tmp_path / "out")
     training = ["--data", "mnist5k", "--epochs", "1", "--workers", "2", "--out", run]

@@ -34,7 +34,9 @@ def unbroken(small_idx: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes
     return weights(run)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_stopped_run_saves_and_continues_bit_equal(
     number: int, status: int, unbroken: bytes, small_idx: Path, tmp_path: Path
 ) -> None:
@@ -142,6 +144,7 @@ def test_ray_job_stop_saves_a_checkpoint(ray_cluster: RayCluster, small_idx: Pat
     wait_for(lambda: checkpoints(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_notice_that_a_node_goes_away_saves_a_checkpoint(ray_cluster: RayCluster, small_idx: Path, tmp_path: Path) -> None:
     flags = ["--data", str(small_idx), "--workers", "3", *LONG, "--address", ray_cluster.address, "--out", str(tmp_path)]
     with ray_cluster.another_node() as node:

@@ -148,7 +148,9 @@ def long_job(digit_folder: Path, run_dir: Path, tmp_path: Path) -> list[str]:
     return ["score", str(tmp_path / "list.txt"), "--model", str(run_dir), "--out", out, "--workers", "0", "--unit-rows", "750"]
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_stopped_job_keeps_its_finished_parts(number: int, status: int, long_job: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     job = start_cli(*long_job)

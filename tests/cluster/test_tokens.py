@@ -40,6 +40,7 @@ def test_a_cluster_with_a_token(
     assert expected in _said(ray_cluster.address, tmp_path, monkeypatch, mode, token)
 
 
+@pytest.mark.slow
 def test_a_cluster_without_a_token_lets_everyone_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = RayCluster(RAY_AUTH_MODE="disabled")
     try:
