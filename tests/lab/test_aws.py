@@ -153,7 +153,7 @@ def test_training_ends_well_although_aws_takes_its_spot_machine_back(cluster: Cl
     account, since = cluster.account, len(cluster.asked())
     (instance,) = [name for name in account.running() if account.instances()[name]["spot"]]
     training = cluster.start("mnist-ray", "train", "--workers", "2", "--data", "mnist5k", "--seconds", "60", "--out", SECOND)
-    wait_for(lambda: "samples/s" in cluster.log(), training)
+    wait_for(lambda: "training  " in cluster.log(), training)
     end = datetime.now(UTC) + timedelta(minutes=2)
     notice = json.dumps({"action": "terminate", "time": f"{end:%Y-%m-%dT%H:%M:%SZ}"})
     account.lab.ssh(account.host(instance), f"echo '{notice}' > /run/notice")
