@@ -28,18 +28,18 @@ class ProgressPrinter:
         start = record["continued_from"]
         if self._shown_epochs < 0 and start:
             self._console.line(f"continuing from the checkpoint at {start:,} samples", "resumed", samples_seen=start)
-        history = record["history"]
+        history, epochs = record["history"], f"{round(record['epochs'], 1):g}"  # an estimate for runs with --seconds
         for row in history[max(0, self._shown_epochs) :]:
             if row["samples_seen"] > start:
                 self._console.line(
-                    f"epoch {row['epoch']:g}/{record['epochs']:g}  loss {row['train_loss']:.4f}  "
+                    f"epoch {row['epoch']:g}/{epochs}  loss {row['train_loss']:.4f}  "
                     f"test accuracy {row['test_accuracy']:.2%}  {row['train_seconds']:.1f} s",
                     "epoch",
                     **row,
                 )
         self._shown_epochs = max(self._shown_epochs, len(history))
         epoch = record["epochs"] * record["samples_seen"] / record["total"]
-        detail = f"epoch {epoch:.1f}/{record['epochs']:g}  loss {record['loss']:.4f}"
+        detail = f"epoch {epoch:.1f}/{epochs}  loss {record['loss']:.4f}"
         figures = {"epoch": round(epoch, 2), "loss": record["loss"]}
         if history:
             detail += f"  accuracy {history[-1]['test_accuracy']:.2%}"
