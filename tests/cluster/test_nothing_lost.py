@@ -132,6 +132,7 @@ def test_a_run_in_an_object_store_stops_and_continues_bit_equal(small: Splits, t
     assert storage.read(f"{run}/model/weights.safetensors") == weights(tmp_path)
 
 
+@pytest.mark.slow
 def test_ray_job_stop_saves_a_checkpoint(ray_cluster: RayCluster, small_idx: Path, tmp_path: Path) -> None:
     job, to = [str(BIN / "ray"), "job"], f"--address={ray_cluster.jobs_address}"
     name = f"stop-{os.getpid()}"

@@ -80,6 +80,7 @@ def test_a_killed_driver_and_a_killed_actor_lose_and_double_nothing(
     assert [(row["source"], row["label"]) for row in found] == [(row["source"], row["label"]) for row in expected]
 
 
+@pytest.mark.slow
 def test_a_damaged_model_on_the_actors_is_one_clear_error(
     ray_cluster: RayCluster, digit_folder: Path, run_dir: Path, tmp_path: Path
 ) -> None:
@@ -180,6 +181,7 @@ def _kill_in_the_middle(flags: list[str], out: Path, victim: str) -> tuple[int, 
     return job.returncode, said
 
 
+@pytest.mark.slow
 def test_kills_without_ray_leave_no_process_and_lose_nothing(long_job: list[str], tmp_path: Path) -> None:
     """The driver is killed first; of the job that resumes, a scoring process is killed."""
     out = tmp_path / "out"

@@ -89,6 +89,7 @@ def watcher(endpoint: str, address: str = "127.0.0.1:1") -> Iterator[subprocess.
         process.communicate()
 
 
+@pytest.mark.slow
 def test_a_notice_drains_the_worker_node_and_only_it(metadata: Metadata, ray_cluster: RayCluster) -> None:
     from ray.util import get_node_ip_address
     from ray.util.state import list_nodes
