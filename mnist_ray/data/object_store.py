@@ -106,7 +106,7 @@ class ObjectStore:
                 self._store.put(path, data, mode="create")
             except AlreadyExistsError:
                 return False
-            except (NotSupportedError, NotImplementedError):  # an older server
+            except (NotSupportedError, NotImplementedError):  # a server without conditional writes
                 self._store.put(path, data)
         return True
 
