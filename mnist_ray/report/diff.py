@@ -83,9 +83,13 @@ def _load_unit(out: str, unit: str, predicted: int, quarantined: int) -> pa.Tabl
     try:
         tables = [read(PREDICTIONS, _ROWS.names), *([read(QUARANTINE, _KEY)] if quarantined else [])]
     except DAMAGE as error:
-        raise AccountingError(f"{out}: the part {part_name(unit)} cannot be read ({error}); verify says what to do") from None
+        raise AccountingError(
+            f"{out}: the part {part_name(unit)} cannot be read ({error}); `mnist-ray verify` says what to do"
+        ) from None
     if [table.num_rows for table in tables] != [predicted, *([quarantined] if quarantined else [])]:
-        raise AccountingError(f"{out}: the part {part_name(unit)} has not the rows that were committed; verify says what to do")
+        raise AccountingError(
+            f"{out}: the part {part_name(unit)} has not the rows that were committed; `mnist-ray verify` says what to do"
+        )
     return pa.concat_tables(tables)
 
 

@@ -218,7 +218,10 @@ def read(run: str) -> dict[str, Any]:
     except ValueError:
         facts = None
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
-        raise DataError(f"{file}: is damaged, or of another version of mnist_ray; expected format {FORMAT}")
+        raise DataError(
+            f"{file}: is damaged, or of another version of mnist_ray; expected format {FORMAT}. Delete the run's metrics.json, "
+            "then run its training command again, which writes the report"
+        )
     return facts
 
 
