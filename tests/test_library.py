@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import os
 import re
 import shutil
 import subprocess
@@ -313,6 +314,16 @@ def test_progress_is_printed_only_if_wanted(run_dir: Path, tmp_path: Path, capsy
     assert capsys.readouterr().out == ""
     assert mnist_ray.train(**options, show_progress=True) == metrics
     assert "is done: nothing to train" in capsys.readouterr().out
+
+
+def test_a_script_without_a_main_guard_is_told_of_it(place: Path) -> None:
+    Path("job.py").write_text('import mnist_ray\nmnist_ray.score("scans", model="runs/digits", out="out")\n')
+    done = subprocess.run(
+        [sys.executable, "job.py"], env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, capture_output=True
+    )
+    assert done.returncode == 1
+    assert 'a script of your own calls `score` below `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
+    assert not Path("out").exists()
 
 
 def test_mistakes_raise_the_errors_of_the_commands(run_dir: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ MOST_PARTS = 512
 LEAST_SURE, TYPICAL, MISTAKES, QUARANTINED = 8, 6, 40, 8
 """Examples: per digit, per digit, in all, and per reason."""
 _READERS = 16
-_SPEED = ("scored_now", "images_per_second", "steady_images_per_second", "limited_by", "seconds")
+_SPEED = ("scored_now", "images_per_second", "steady_images_per_second", "limited_by", "seconds", "slowest")
 _EXAMPLE = pa.schema(
     [
         ("source", pa.string()),

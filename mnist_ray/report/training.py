@@ -226,8 +226,8 @@ def read(run: str) -> dict[str, Any]:
 
 
 def short_name(run: str) -> str:
-    """The last part of the path or URI of a run."""
-    return run.rstrip("/").rpartition("/")[2] or run
+    """The last two parts of the path or URI of a run."""
+    return "/".join(run.rstrip("/").rsplit("/", 2)[-2:]) or run
 
 
 def draw(facts: dict[str, Any]) -> bytes:

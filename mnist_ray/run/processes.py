@@ -47,11 +47,16 @@ def scoring(refs: Iterable[UnitRef], job: Job, bundle: str, device: str) -> Iter
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "mnist_ray.artifact.predictor"])
     pool = ProcessPoolExecutor(cores(), context, initializer=follow_parent)
+    ended = (
+        "the first scoring process ended while it started: it ran out of memory, or the lines above say why; "
+        'a script of your own calls `score` below `if __name__ == "__main__":`'
+    )
     try:
         pool.submit(_load, bundle, device).result()
+        ended = "a scoring process was killed, or ran out of memory; run again with --resume"
         yield _stream(pool, refs, job, bundle, device)
     except BrokenProcessPool:
-        raise ClusterError("a scoring process was killed, or ran out of memory; run again with --resume") from None
+        raise ClusterError(ended) from None
     finally:
         pool.shutdown(cancel_futures=True)
 

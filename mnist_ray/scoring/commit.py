@@ -5,8 +5,8 @@ from typing import Any
 import mnist_ray
 from mnist_ray.data import storage
 from mnist_ray.errors import AccountingError
-from mnist_ray.scoring.job import Job, Tally
-from mnist_ray.scoring.parts import PREDICTIONS, unit_of
+from mnist_ray.scoring.job import Job, Tally, UnitResult
+from mnist_ray.scoring.parts import PREDICTIONS, part_name, unit_of
 from mnist_ray.scoring.plan import Plan
 
 COMMIT = "commit.json"
@@ -39,12 +39,18 @@ def commit(plan: Plan, units: dict[str, int], job: Job, tally: Tally, about: dic
         "correct": total.correct,
         "confusion": total.confusion if total.with_truth else None,
         "input_bytes": total.input_bytes,
+        "slowest": [_slow(unit) for unit in tally.slowest],
         "units": plan.num_units,
         "plan": plan.fingerprint,
         **names,
     }
     storage.write_json(storage.join(job.out, SUMMARY), summary)
     return summary
+
+
+def _slow(unit: UnitResult) -> dict[str, Any]:
+    seconds = {stage: round(spent, 3) for stage, spent in unit.seconds.items()}
+    return {"part": part_name(unit.unit), "inputs": unit.inputs, "input_bytes": unit.input_bytes, "seconds": seconds}
 
 
 def _require_all(plan: Plan, units: dict[str, int], job: Job, tally: Tally) -> None:

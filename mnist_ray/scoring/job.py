@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from heapq import nlargest
 from typing import Any, Self
 
 import pyarrow as pa
@@ -101,11 +102,17 @@ def _sums(a: list[int], b: list[int]) -> list[int]:
     return [one + other for one, other in zip(a, b, strict=True)]
 
 
+SLOWEST = 10
+"""Units that a tally keeps because they took longest."""
+
+
 class Tally:
     """The counts of all finished units. Each unit counts once."""
 
     def __init__(self) -> None:
         self.total = UnitResult("")
+        self.slowest: list[UnitResult] = []
+        """The units that took most work, the slowest first. Units of an earlier start are not among them."""
         self.parts: dict[str, tuple[int, int]] = {}
         """Predicted and quarantined inputs of each unit."""
 
@@ -118,4 +125,6 @@ class Tally:
             return False
         self.parts[result.unit] = (result.predicted, result.quarantined)
         self.total.add(result)
+        if result.seconds:
+            self.slowest = nlargest(SLOWEST, [*self.slowest, result], key=lambda unit: sum(unit.seconds.values()))
         return True

@@ -88,6 +88,16 @@ def test_the_facts_are_those_of_the_table(scored: tuple[Path, dict[str, Any]], r
     assert [row["confidence"] for row in facts["examples"]["mistakes"]] == wrong.confidence.tolist()[: scoring.MISTAKES]
 
 
+def test_the_slowest_units_come_first(scored: tuple[Path, dict[str, Any]]) -> None:
+    out, facts = scored
+    slowest = facts["speed"]["slowest"]
+    assert {unit["part"] for unit in slowest} == {path.name for path in (out / "predictions").iterdir()}
+    assert sum(unit["inputs"] for unit in slowest) == 300
+    seconds = [sum(unit["seconds"].values()) for unit in slowest]
+    assert seconds == sorted(seconds, reverse=True)
+    assert sum(seconds) == pytest.approx(sum(facts["speed"]["seconds"]["workers"].values()), abs=0.1)
+
+
 def test_the_reference_counts_the_test_images_of_the_model(run_dir: Path) -> None:
     card = json.loads((run_dir / "model" / "card.json").read_text())
     metrics = json.loads((run_dir / "metrics.json").read_text())

@@ -193,7 +193,7 @@ def test_a_number_of_the_matrix_leads_to_its_images(run_dir: Path, browser: Any)
 def test_a_poor_run_is_called_poor_and_its_name_stays_text(poor_run: Path, check_page: Callable[[Path], str]) -> None:
     facts, text = facts_of(poor_run), check_page(poor_run / "report.html")
     assert facts["metrics"]["accuracy"] < 0.88
-    assert "Training run a <b>run" in text
+    assert f"Training run {poor_run.parent.name}/a <b>run" in text
     assert "This is a poor result." in text or "has not learned to read" in text
     assert "Training was probably too short: it saw 150 samples, which is 0.25 epochs." in text
     cells = Counter((one["truth"], one["label"]) for one in facts["mistakes"])
