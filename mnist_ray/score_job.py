@@ -43,6 +43,7 @@ class _Start(NamedTuple):
     """The plan in the output folder, if the job continues."""
     finished: dict[str, UnitResult]
     planner: Planner
+    owner: Owner
     job: Job
 
 
@@ -66,18 +67,18 @@ def _prepare(config: ScoreConfig, console: Console) -> _Start:
             units=len(finished),
             inputs=inputs,
         )
-    return _Start(
-        config, bundle, digest, json.loads(files["card.json"]), held, finished, planner, Job.of(planner.plan, config.out)
-    )
+    owner = Owner(config.out)
+    job = Job.of(planner.plan, config.out, owner.token)
+    return _Start(config, bundle, digest, json.loads(files["card.json"]), held, finished, planner, owner, job)
 
 
 def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
     """Run a scoring job, or continue it, to its commit record, and return its summary. Raises MnistRayError."""
     clock = Clock()
     console.progress("listing inputs")
-    config, bundle, digest, card, held, finished, planner, job = _prepare(config, console)
+    config, bundle, digest, card, held, finished, planner, owner, job = _prepare(config, console)
     engine = _engine(config, planner, job, bundle, console)
-    with _resumable(), engine as (workers, results), owning(config.out) as owner:
+    with _resumable(), engine as (workers, results), owning(owner):
         if admit(config, digest) != held:
             raise OutputError(f"{config.out}: another job has written here meanwhile; check what it holds, then start again")
         if planner.planning:
@@ -135,7 +136,7 @@ def estimate(config: ScoreConfig, console: Console) -> Estimate:
     Writes nothing. Lists all inputs and scores a sample of them in this process. Raises MnistRayError in the cases in which
     `score` would not start.
     """
-    config, bundle, _, _, _, _, planner, job = _prepare(config, console)
+    config, bundle, _, _, _, _, planner, _, job = _prepare(config, console)
     require_free(config.out)
     began = time.perf_counter()
     here = _without_ray(config, planner)

@@ -49,7 +49,8 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     _warn_if_short(config, len(splits.train), console)
     if config.patience:
         hold_out(splits.train, splits.origin)  # raises DataError if too few digits, before anything is written
-    with _engine(run, config, splits, console) as run_workers, owning(run) as owner:
+    owner = Owner(run)
+    with _engine(run, config, splits, console) as run_workers, owning(owner):
         _begin(run, config, splits)
         ended = run_workers(owner)
         owner.require()

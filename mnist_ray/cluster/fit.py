@@ -18,7 +18,7 @@ from mnist_ray.errors import ClusterError, MnistRayError, from_status
 from mnist_ray.flags import worker_range
 from mnist_ray.learn.control import Request, RunControl
 from mnist_ray.run import progress
-from mnist_ray.run.owner import Owner, read, require_ownership
+from mnist_ray.run.owner import Owner, fenced, read
 from mnist_ray.run.worker import work
 
 MAX_FAILURES = 10
@@ -132,13 +132,15 @@ def _worker(launch: dict[str, Any]) -> dict[str, Any]:
     import ray.train
 
     try:
-        if not read(launch["run"]):
+        run, token = launch["run"], launch["token"]
+        if not read(run):
             raise ClusterError(
-                f"{launch['run']}: the run directory of the driver is not visible on {platform.node()}; "
+                f"{run}: the run directory of the driver is not visible on {platform.node()}; "
                 "give an --out that all nodes share, such as a bucket"
             )
-        control = RayControl(launch["run"], launch["token"], ray.train.get_context().get_world_rank())
-        return {"ended": work(launch["run"], launch["config"], launch["device"], ray.get(launch["splits"]), control)}
+        control = RayControl(run, token, ray.train.get_context().get_world_rank())
+        with fenced(run, token):
+            return {"ended": work(run, launch["config"], launch["device"], ray.get(launch["splits"]), control)}
     except MnistRayError as error:
         return {"error": (error.exit_status, str(error))}
 
@@ -174,10 +176,6 @@ class RayControl(RunControl):
         import ray.train
 
         return ray.train.get_preemption_info() is not None
-
-    def require_ownership(self) -> None:
-        """Raise OutputError if the owner record names another job."""
-        require_ownership(self._run, self._token)
 
     def show(self, record: dict[str, Any]) -> None:
         """Write the record for the driver, and its values to the Ray metrics."""

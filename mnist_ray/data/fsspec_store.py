@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from mnist_ray.data.patience import patiently
-from mnist_ray.data.store import Found, Reader
+from mnist_ray.data.store import Check, Found, Reader, unchecked
 from mnist_ray.errors import first_line
 
 
@@ -57,7 +57,8 @@ class FsspecStore:
             self._fs.invalidate_cache()
             return bool(self._fs.isdir(path))
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: bytes, check: Check = unchecked) -> None:
+        check()
         with _fsspec_faults():
             self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
             self._fs.pipe_file(path, data)
@@ -69,7 +70,8 @@ class FsspecStore:
         self.write(path, data)
         return True
 
-    def delete(self, path: str) -> None:
+    def delete(self, path: str, check: Check = unchecked) -> None:
+        check()
         with _fsspec_faults(), suppress(FileNotFoundError):
             self._fs.rm(path, recursive=True)
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from operator import attrgetter
 
 from mnist_ray.data.patience import NotAFileError, patiently
-from mnist_ray.data.store import Found, Reader
+from mnist_ray.data.store import Check, Found, Reader, unchecked
 
 
 class LocalStore:
@@ -47,8 +47,9 @@ class LocalStore:
         info = _stat(path)
         return info is not None and stat.S_ISDIR(info.st_mode)
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: bytes, check: Check = unchecked) -> None:
         with _scratch_file(path, data) as scratch:
+            check()
             os.replace(scratch, path)
 
     def create(self, path: str, data: bytes) -> bool:
@@ -63,10 +64,14 @@ class LocalStore:
             return True
         return False
 
-    def delete(self, path: str) -> None:
+    def delete(self, path: str, check: Check = unchecked) -> None:
         with suppress(FileNotFoundError):
-            if os.path.isdir(path) and not os.path.islink(path):
-                shutil.rmtree(path)
+            is_folder = os.path.isdir(path) and not os.path.islink(path)
+            check()
+            if is_folder:  # under another name, so that nothing is deleted that another process writes to the folder meanwhile
+                scratch = _scratch_name(path)
+                os.replace(path, scratch)
+                shutil.rmtree(scratch)
             else:
                 os.unlink(path)
 
@@ -141,12 +146,16 @@ class _LocalReader:
         os.close(self._handle)
 
 
+def _scratch_name(path: str) -> str:
+    """A new hidden name beside `path`."""
+    return os.path.join(os.path.dirname(path) or ".", f".{uuid.uuid4().hex}.tmp")
+
+
 @contextmanager
 def _scratch_file(path: str, data: bytes) -> Iterator[str]:
     """A hidden file with this content beside `path`, deleted at the end."""
-    folder = os.path.dirname(path) or "."
-    os.makedirs(folder, exist_ok=True)
-    scratch = os.path.join(folder, f".{uuid.uuid4().hex}.tmp")
+    scratch = _scratch_name(path)
+    os.makedirs(os.path.dirname(scratch), exist_ok=True)
     try:
         with open(scratch, "wb") as stream:
             stream.write(data)

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from mnist_ray.data.patience import NotAFileError, patiently
-from mnist_ray.data.store import REQUEST_BYTES, Found, Reader
+from mnist_ray.data.store import REQUEST_BYTES, Check, Found, Reader, unchecked
 from mnist_ray.errors import StorageError, first_line
 
 SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss")
@@ -94,7 +94,8 @@ class ObjectStore:
         with _object_answers():
             return any(self._store.list(path or None, chunk_size=1))
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: bytes, check: Check = unchecked) -> None:
+        check()
         with _object_answers():
             self._store.put(path, data)
 
@@ -110,10 +111,12 @@ class ObjectStore:
                 self._store.put(path, data)
         return True
 
-    def delete(self, path: str) -> None:
+    def delete(self, path: str, check: Check = unchecked) -> None:
         with _object_answers():
             for page in self._store.list(path or None):
+                check()
                 self._store.delete([meta["path"] for meta in page])
+            check()
             with suppress(FileNotFoundError):
                 self._store.delete(path)
 

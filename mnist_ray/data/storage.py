@@ -9,7 +9,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 
@@ -21,12 +22,15 @@ from mnist_ray.data.fsspec_store import FsspecStore
 from mnist_ray.data.local_store import LocalStore
 from mnist_ray.data.object_store import ObjectStore
 from mnist_ray.data.patience import ANSWERS, patiently
-from mnist_ray.data.store import REQUEST_BYTES, Found, Reader, Store
+from mnist_ray.data.store import REQUEST_BYTES, Check, Found, Reader, Store, unchecked
 from mnist_ray.errors import StorageError, first_line
 
 T = TypeVar("T")
 
 _LOCAL = LocalStore()
+
+_fences: dict[str, Check] = {}
+"""Folders that this process may change only as long as a check passes."""
 
 
 def is_local(uri: str) -> bool:
@@ -178,9 +182,27 @@ def open_stream(uri: str) -> io.BufferedReader:
     return io.BufferedReader(_File(uri, _ask(uri, "read", lambda store, path: store.open(path)), _strictly), 1 << 20)
 
 
+@contextmanager
+def fenced(folder: str, check: Check) -> Iterator[None]:
+    """Inside this block, `check` is called at the last moment before this process changes or deletes a file below a folder.
+
+    An error that it raises leaves the file as it is.
+    """
+    _fences[folder] = check
+    try:
+        yield
+    finally:
+        del _fences[folder]
+
+
+def _fence(uri: str) -> Check:
+    return next((check for folder, check in _fences.items() if uri.startswith(f"{folder}/")), unchecked)
+
+
 def write(uri: str, data: bytes, patience_s: float | None = None) -> None:
     """Write a file atomically: readers see the old content or the new content, never a part of it. Raises StorageError."""
-    _ask(uri, "written", lambda store, path: store.write(path, data), patience_s)
+    check = _fence(uri)
+    _ask(uri, "written", lambda store, path: store.write(path, data, check), patience_s)
 
 
 def create(uri: str, data: bytes) -> bool:
@@ -205,4 +227,5 @@ def read_json(uri: str, patience_s: float | None = None) -> Any:
 
 def delete(uri: str, patience_s: float | None = None) -> None:
     """Delete a file, or a folder with everything in it. Does nothing if it does not exist. Raises StorageError."""
-    _ask(uri, "deleted", lambda store, path: store.delete(path), patience_s)
+    check = _fence(uri)
+    _ask(uri, "deleted", lambda store, path: store.delete(path, check), patience_s)

@@ -1,10 +1,18 @@
 """What every kind of storage can do: local files, object stores and the file systems of fsspec."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 REQUEST_BYTES = 8 << 20
 """Most bytes of one request, so that a slow connection is not taken for a dead one."""
+
+
+Check = Callable[[], None]
+"""Called at the last moment before a file is changed. Raises an error to leave it as it is."""
+
+
+def unchecked() -> None:
+    """The check of a file that anyone may change."""
 
 
 class Found(NamedTuple):
@@ -53,11 +61,11 @@ class Store(Protocol):
     def is_folder(self, path: str) -> bool:
         """Whether there is such a folder; in an object store, whether any key lies below it."""
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: bytes, check: Check = unchecked) -> None:
         """Write a file. Readers see the old content or the new content, never a part of it."""
 
     def create(self, path: str, data: bytes) -> bool:
         """Write a file only if there is none yet; returns whether it was written."""
 
-    def delete(self, path: str) -> None:
+    def delete(self, path: str, check: Check = unchecked) -> None:
         """Delete a file, or a folder with everything in it. Does nothing if it does not exist."""

@@ -29,8 +29,5 @@ class RunControl:
         """Whether a worker's node is about to be taken away. Collective: all workers call it at the same step."""
         return False
 
-    def require_ownership(self) -> None:
-        """Raise OutputError if the run directory belongs to another job. Called on rank 0 before each write."""
-
     def show(self, record: dict[str, Any]) -> None:
         """Show a progress record (see `Loop`). Called on rank 0, about once per second."""

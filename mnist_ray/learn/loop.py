@@ -9,7 +9,7 @@ import torch
 from mnist_ray.config import TrainConfig
 from mnist_ray.data.digits import Splits, hold_out
 from mnist_ray.data.order import GROUP_SIZE, SampleOrder, epoch_order
-from mnist_ray.errors import StorageError
+from mnist_ray.errors import MnistRayError
 from mnist_ray.flags import checkpoint_interval
 from mnist_ray.learn import dist
 from mnist_ray.learn.control import Request, RunControl
@@ -151,11 +151,7 @@ class Loop:
         total = self.state.tally.reduced()
         self.state.tally = total if dist.rank() == 0 else Tally()  # rank 0's checkpoint then holds all counts once
 
-        def save() -> None:
-            self.control.require_ownership()
-            save_checkpoint(self._directory, self.state, self._identity)
-
-        dist.on_rank_0(save)
+        dist.on_rank_0(lambda: save_checkpoint(self._directory, self.state, self._identity))
         self._saved_at = time.monotonic()
 
     def _end_epoch(self) -> None:
@@ -182,7 +178,7 @@ class Loop:
                 state.best = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
         state.tally = Tally()
         if dist.rank() == 0:
-            with suppress(StorageError):  # the end of the run writes the whole history again
+            with suppress(MnistRayError):  # the end of the run writes the whole history again
                 self.history.write(state.history, patience_s=0)
         self.show(row["train_loss"])
         self.model.train()

@@ -114,10 +114,8 @@ def _describe_earlier(run: str) -> str:
 
 
 def _prune(run: str, newest: str) -> None:
-    """Delete old checkpoints, and those after `newest`: the damaged ones that a continued run has skipped."""
-    places = _places(run)
-    reached = [place for place in places if place <= newest]
-    for old in [*reached[:-KEEP], *places[len(reached) :]]:
+    """Delete old checkpoints. Those after `newest` stay: a worker that was stuck for long may be behind its successor."""
+    for old in [place for place in _places(run) if place <= newest][:-KEEP]:
         storage.delete(storage.join(old, "commit.json"))
         storage.delete(old)
 

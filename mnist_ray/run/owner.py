@@ -1,7 +1,8 @@
-"""The owner of a run directory: the one job that may write to it.
+"""The owner of a run directory or table: the one job that may write to it.
 
 The job keeps a record `owner.json` there, which changes every second while the job lives (docs/decisions/0012). The record
-also carries a request to stop from the driver to the workers.
+stays after the end of the job. So a process that was suspended for long sees that another job has taken over, and writes
+nothing more. The record also carries a request to stop from the driver to the workers.
 """
 
 import os
@@ -11,7 +12,8 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from mnist_ray.data import storage
@@ -41,6 +43,8 @@ def read(run: str, patience_s: float | None = None) -> dict[str, Any]:
 
 def _alive(run: str, record: dict[str, Any]) -> bool:
     """Whether the job of this record lives: its process has not ended, as far as can be seen, and it updates its record."""
+    if record.get("ended"):
+        return False
     if record["place"] == _place():
         try:
             os.kill(record["pid"], 0)
@@ -52,7 +56,7 @@ def _alive(run: str, record: dict[str, Any]) -> bool:
     while time.monotonic() < until:
         time.sleep(BEAT_S / 2)
         if (now := read(run)) != record:
-            return bool(now)
+            return bool(now) and not now.get("ended")
     return False
 
 
@@ -67,16 +71,22 @@ def _refused(run: str, record: dict[str, Any]) -> OutputError:
 
 
 def require_ownership(run: str, token: str) -> None:
-    """Read the record, and raise OutputError if it names another job than the one with this token."""
-    record: dict[str, Any] = {}
-    with suppress(StorageError):  # ignore transient storage errors here; the next write reports them
+    """Read the record, and raise OutputError if it is gone or names another job than the one with this token.
+
+    Raises OSError if the storage does not answer, so that a write that waits for this check is tried again.
+    """
+    try:
         record = read(run, patience_s=0)
-    if record.get("token", token) != token:
-        raise _replaced(run, _describe(record))
+    except StorageError as error:
+        raise OSError(str(error)) from None
+    if record.get("token") != token:
+        by = f"was taken over by {_describe(record)}" if record else f"has no {_NAME} any more: somebody has deleted it"
+        raise OutputError(f"{run}: {by}; this job has stopped and writes nothing more")
 
 
-def _replaced(run: str, by: str) -> OutputError:
-    return OutputError(f"{run}: was taken over by {by}; this job has stopped and writes nothing more")
+def fenced(run: str, token: str) -> AbstractContextManager[None]:
+    """Inside this block, this process changes files of the run directory only while the job with this token owns it."""
+    return storage.fenced(run, partial(require_ownership, run, token))
 
 
 def _describe(record: dict[str, Any]) -> str:
@@ -90,8 +100,8 @@ class Owner:
         self.run, self.token = run, uuid.uuid4().hex
         self.signal: int | None = None
         """The signal that asked this job to stop."""
-        self.replaced_by = ""
-        """Description of the job that has taken the directory over."""
+        self.lost: OutputError | None = None
+        """Set when another job has taken the directory over."""
         began = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         self._record: dict[str, Any] = {"token": self.token, "pid": os.getpid(), "place": _place(), "began": began, "beats": 0}
         self.released = False
@@ -101,8 +111,8 @@ class Owner:
 
     def require(self) -> None:
         """Raise OutputError if another job is known to have taken the directory over."""
-        if self.replaced_by:
-            raise _replaced(self.run, self.replaced_by)
+        if self.lost:
+            raise self.lost
 
     def raise_if_stopped(self, advice: str) -> None:
         """Raise KeyboardInterrupt after SIGINT, and StoppedError with advice how to continue after another signal."""
@@ -134,37 +144,38 @@ class Owner:
 
     def beat(self) -> None:
         """Update the record every `BEAT_S`, and at once after a signal, until released or replaced."""
-        while not self.released and not self.replaced_by:
+        while not self.released and not self.lost:
             asked, until = self.signal, time.monotonic() + BEAT_S
             while time.monotonic() < until and self.signal == asked and not self.released:
                 time.sleep(0.1)
-            self._reachable = False
-            with suppress(Exception):  # ignore transient storage errors here; the next write of results reports them
-                record = read(self.run, patience_s=0)
-                if record and record["token"] != self.token:
-                    self.replaced_by = _describe(record)
-                elif not self.released:
-                    storage.write(storage.join(self.run, _NAME), self._next_record(), patience_s=0)
-                self._reachable = True
+            if not self.released:
+                self._update()
 
     def release(self) -> None:
-        """Delete the record if it is still this job's."""
-        if self._reachable:
-            with suppress(StorageError):
-                if read(self.run, patience_s=0).get("token") == self.token:
-                    storage.delete(storage.join(self.run, _NAME), patience_s=0)
+        """Note in the record that the job has ended, if the last update succeeded."""
+        if self._reachable and not self.lost:
+            self._record["ended"] = True
+            self._update()
+
+    def _update(self) -> None:
+        self._reachable = False
+        with suppress(Exception):  # ignore transient storage errors here; the next write of results reports them
+            try:
+                storage.write(storage.join(self.run, _NAME), self._next_record(), patience_s=0)
+            except OutputError as error:
+                self.lost = error
+            self._reachable = True
 
 
 @contextmanager
-def owning(run: str) -> Iterator[Owner]:
+def owning(owner: Owner) -> Iterator[Owner]:
     """Own the run directory inside this block. Raises OutputError if a living job owns it.
 
-    SIGTERM, SIGHUP and SIGINT then set `Owner.signal`, a request to stop. A second SIGINT raises KeyboardInterrupt.
+    This process then changes files of the directory only while it owns it. SIGTERM, SIGHUP and SIGINT set `Owner.signal`, a
+    request to stop. A second SIGINT raises KeyboardInterrupt.
     """
-    owner = Owner(run)
     owner.claim()
     beating = threading.Thread(target=owner.beat, daemon=True)
-    beating.start()
 
     def on_signal(number: int, _frame: object) -> None:
         if owner.signal == signal.SIGINT == number:
@@ -175,10 +186,14 @@ def owning(run: str) -> Iterator[Owner]:
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if in_main else ()
     before = {number: signal.signal(number, on_signal) for number in numbers}
     try:
-        yield owner
+        with fenced(owner.run, owner.token):
+            try:
+                beating.start()
+                yield owner
+            finally:
+                owner.released = True
+                beating.join()
+                owner.release()
     finally:
-        owner.released = True
-        beating.join()
-        owner.release()
         for number, handler in before.items():
             signal.signal(number, handler)

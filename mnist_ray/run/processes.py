@@ -12,6 +12,7 @@ from functools import cache
 
 from mnist_ray.data.digits import Predict
 from mnist_ray.errors import ClusterError
+from mnist_ray.run.owner import fenced
 from mnist_ray.scoring.job import Job, UnitResult
 from mnist_ray.scoring.plan import UnitRef, load_unit
 from mnist_ray.scoring.unit import score_unit
@@ -64,12 +65,15 @@ def scoring(refs: Iterable[UnitRef], job: Job, bundle: str, device: str) -> Iter
 def _stream(pool: ProcessPoolExecutor, refs: Iterable[UnitRef], job: Job, bundle: str, device: str) -> Generator[UnitResult]:
     """At most two units per core wait for a process, so that `refs` is read no faster than units are scored."""
     running: set[Future[UnitResult]] = set()
-    for ref in refs:
-        running.add(pool.submit(score_ref, ref, job, bundle, device))
-        if len(running) > 2 * cores():
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
-    yield from (future.result() for future in as_completed(running))
+    try:
+        for ref in refs:
+            running.add(pool.submit(score_ref, ref, job, bundle, device))
+            if len(running) > 2 * cores():
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        yield from (future.result() for future in as_completed(running))
+    finally:  # before the job gives up the output folder
+        pool.shutdown(cancel_futures=True)
 
 
 def follow_parent() -> None:
@@ -91,4 +95,5 @@ def _load(bundle: str, device: str) -> None:
 
 def score_ref(ref: UnitRef, job: Job, bundle: str, device: str) -> UnitResult:
     """Score a unit of the plan with a model, which stays loaded. Raises MnistRayError."""
-    return score_unit(load_unit(job.out, ref), job, predictor(bundle, device))
+    with fenced(job.out, job.token):
+        return score_unit(load_unit(job.out, ref), job, predictor(bundle, device))

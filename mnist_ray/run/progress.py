@@ -5,7 +5,7 @@ from typing import Any
 
 from mnist_ray.console import Console
 from mnist_ray.data import storage
-from mnist_ray.errors import MnistRayError, StorageError
+from mnist_ray.errors import MnistRayError
 
 _NAME = "progress.json"
 
@@ -55,7 +55,7 @@ def clear(run: str) -> None:
 
 def publish(run: str, record: dict[str, Any]) -> None:
     """Write the record for the driver."""
-    with suppress(StorageError):  # training goes on without this line
+    with suppress(MnistRayError):  # training goes on without this line
         storage.write_json(storage.join(run, _NAME), record, patience_s=0)
 
 

@@ -27,15 +27,12 @@ def work(run: str, config: TrainConfig, device: Device, splits: Splits, control:
         return False
 
     def write_results() -> None:
-        control.require_ownership()
         loop.history.write(loop.state.history)
         metrics, predictions = finish(run, config, splits, loop.state, torch_device)
         try:
             from mnist_ray.report.training import collect, write
 
-            facts = collect(run, config, splits, loop.state, metrics, predictions)
-            control.require_ownership()
-            write(run, facts)
+            write(run, collect(run, config, splits, loop.state, metrics, predictions))
         except Exception as error:  # the run is finished, whatever happens to its report
             loop.warnings.append(f"the training report was not written: {type(error).__name__}: {first_line(error)}")
             loop.show(loop.state.history[-1]["train_loss"])
@@ -52,13 +49,9 @@ class LocalControl(RunControl):
 
     def requested(self) -> Request:
         """STOP after a signal, ABANDON if another job has taken the run directory over."""
-        if self._owner.replaced_by:
+        if self._owner.lost:
             return Request.ABANDON
         return Request.NOTHING if self._owner.signal is None else Request.STOP
-
-    def require_ownership(self) -> None:
-        """Raise OutputError if the owner record names another job."""
-        owner.require_ownership(self._owner.run, self._owner.token)
 
     def show(self, record: dict[str, Any]) -> None:
         """Print the progress on the console."""

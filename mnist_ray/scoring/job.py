@@ -28,13 +28,15 @@ class Job:
     """Hash of the model and of the options."""
     model: str
     """Digest of the model bundle."""
+    token: str = ""
+    """Token of the job's owner record. Workers write only while the record holds it."""
 
     @classmethod
-    def of(cls, plan: Plan, out: str) -> Self:
+    def of(cls, plan: Plan, out: str, token: str = "") -> Self:
         """The job of the plan in an output folder."""
         options = plan.request
         columns = (options["image_column"], options["truth_column"], probabilities(options["probabilities"]), plan.kept)
-        return cls(out, *columns, plan.job_id, plan.model_digest)
+        return cls(out, *columns, plan.job_id, plan.model_digest, token)
 
 
 @dataclass

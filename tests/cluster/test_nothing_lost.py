@@ -49,7 +49,7 @@ def test_a_stopped_run_saves_and_continues_bit_equal(
     assert job.returncode == status, said
     assert "Traceback" not in said
     assert [samples < EPOCHS * 600 for samples in checkpoints(tmp_path)] == [True], "it did not save where it stopped"
-    assert not (tmp_path / "owner.json").exists()
+    assert json.loads((tmp_path / "owner.json").read_text())["ended"]
     assert cli(*flags).returncode == 0
     assert weights(tmp_path) == unbroken
     assert sum(row["train_samples"] for row in history(tmp_path)) == EPOCHS * 600
@@ -93,21 +93,11 @@ def test_a_second_job_is_refused_and_a_job_that_lost_its_run_stops(small_idx: Pa
     assert json.loads((tmp_path / "owner.json").read_text()) == other
 
 
-class OutlivingControl(RunControl):
-    """Control of a worker whose job no longer owns the run."""
-
-    def __init__(self, run: str) -> None:
-        self.run = run
-
-    def require_ownership(self) -> None:
-        owner.require_ownership(self.run, "mine")
-
-
 def test_workers_that_outlive_their_job_write_nothing_into_the_run_of_the_next(small: Splits, tmp_path: Path) -> None:
     run = str(tmp_path)
     (tmp_path / "owner.json").write_text(json.dumps({"token": "next", "pid": 1, "place": "elsewhere", "began": "now"}))
-    with pytest.raises(OutputError, match="was taken over by process 1 on elsewhere"):
-        work(run, TrainConfig(workers="0", epochs=2), "cpu", small, OutlivingControl(run))
+    with pytest.raises(OutputError, match="was taken over by process 1 on elsewhere"), owner.fenced(run, "mine"):
+        work(run, TrainConfig(workers="0", epochs=2), "cpu", small, RunControl())
     assert not checkpoints(tmp_path)
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mnist_ray.config import TrainConfig
+from mnist_ray.data import storage
 from mnist_ray.data.digits import LabelledDigits, Splits
 from mnist_ray.data.order import SampleOrder
 from mnist_ray.errors import OutputError
@@ -64,21 +65,22 @@ def _weights(training: state.TrainState) -> str:
 
 
 class InterruptingControl(RunControl):
-    """Ends a run with an OutputError after this many checkpoints, before it writes the next one."""
+    """Ends a run with an OutputError once this many checkpoints were written."""
 
-    def __init__(self, checkpoints: int) -> None:
-        self.left = checkpoints
+    def __init__(self, run: str, checkpoints: int) -> None:
+        self.run, self.left = run, checkpoints
+        self.known = set(storage.names(f"{run}/checkpoints"))
 
-    def require_ownership(self) -> None:
-        if not self.left:
+    def requested(self) -> Request:
+        if len(set(storage.names(f"{self.run}/checkpoints")) - self.known) == self.left:
             raise OutputError("interrupted")
-        self.left -= 1
+        return Request.NOTHING
 
 
 def _train(run: str, splits: Splits, checkpoints: int | None) -> str:
     """Train from the newest checkpoint to the end, or until some more checkpoints are written; returns the weights' digest."""
     config = TrainConfig(workers="0", epochs=3, global_batch_size=128, checkpoint_every="0.5")
-    control = RunControl() if checkpoints is None else InterruptingControl(checkpoints)
+    control = RunControl() if checkpoints is None else InterruptingControl(run, checkpoints)
     trainer = Loop(run, config, splits, CPU, control)
     assert not trainer.warnings
     if checkpoints is not None:

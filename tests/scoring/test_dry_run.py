@@ -12,7 +12,7 @@ from mnist_ray.config import ScoreConfig
 from mnist_ray.console import Console
 from mnist_ray.data.digits import Splits
 from mnist_ray.data.images import encode_png
-from mnist_ray.run.owner import owning
+from mnist_ray.run.owner import Owner, owning
 from mnist_ray.score_job import estimate, score
 from mnist_ray.scoring.estimate import DRAWN, PIECE, Estimate, Inventory, Kind, Workers
 from mnist_ray.scoring.plan import WorkUnit
@@ -134,7 +134,7 @@ def test_it_refuses_what_the_job_refuses(args: str, status: int, mixed: Path, ru
 
 
 def test_it_refuses_a_folder_that_another_job_writes_to(mixed: Path, run_dir: Path, tmp_path: Path) -> None:
-    with owning(str(tmp_path / "out")):
+    with owning(Owner(str(tmp_path / "out"))):
         done = cli("score", str(mixed), "--model", str(run_dir), "--out", str(tmp_path / "out"), "--dry-run")
     assert (done.returncode, "is writing here" in done.stderr) == (5, True)
 
