@@ -307,11 +307,12 @@ def read_table(
 def _committed(out: str, quarantine: bool) -> "tuple[pa.Schema, list[str]]":
     """The schema of a finished job's table, and the units that have rows in it. Raises OutputError or AccountingError."""
     from mnist_ray.scoring import schema
+    from mnist_ray.scoring.commit import load_commit
     from mnist_ray.scoring.job import Job
-    from mnist_ray.scoring.verify import commit_record, complete_plan
+    from mnist_ray.scoring.verify import complete_plan
 
     job = Job.of(complete_plan(out), out)
-    counts = commit_record(out)["parts"]
+    counts = load_commit(out)["parts"]
     units = [unit for unit, (predicted, rejected) in counts.items() if (rejected if quarantine else predicted)]
     return schema.QUARANTINE if quarantine else schema.predictions(job.kept, job.probabilities), units
 

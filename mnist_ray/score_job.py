@@ -57,7 +57,8 @@ def _prepare(config: ScoreConfig, console: Console) -> _Start:
 
     held = admit(config, digest)
     plan = held or Plan(config.identity(), digest)
-    finished = finished_units(config.out, plan.job_id) if held else {}
+    owner = Owner(config.out)
+    finished = {unit.unit: unit for unit in finished_units(Job.of(plan, config.out))} if held else {}
     planner = Planner(config, plan, finished)
     if finished:
         inputs = sum(unit.inputs for unit in finished.values())
@@ -67,7 +68,6 @@ def _prepare(config: ScoreConfig, console: Console) -> _Start:
             units=len(finished),
             inputs=inputs,
         )
-    owner = Owner(config.out)
     job = Job.of(planner.plan, config.out, owner.token)
     return _Start(config, bundle, digest, json.loads(files["card.json"]), held, finished, planner, owner, job)
 
@@ -87,9 +87,9 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
         with _few_objects_to_collect():
             tally = _score(results, planner, finished.values(), clock, owner, console)
             plan = planner.complete()
-        sweep(config.out, planner.units)
         for unit in planner.units.keys() & finished:
             tally.add(finished[unit])
+        sweep(config.out, {unit: quarantined for unit, (_, quarantined) in tally.parts.items()})
         summary = commit(plan, planner.units, job, tally, {**clock.report(tally.total.seconds, workers), **planner.changes})
         _report(config, summary, card, console)
     if not summary["predicted"]:

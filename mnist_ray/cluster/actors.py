@@ -26,7 +26,7 @@ from mnist_ray.cluster.capacity import granted_device
 from mnist_ray.cluster.watch import watching
 from mnist_ray.console import Console
 from mnist_ray.data import storage
-from mnist_ray.errors import ClusterError, MnistRayError, OutputError, first_line, from_status
+from mnist_ray.errors import AccountingError, ClusterError, MnistRayError, first_line, from_status
 from mnist_ray.run.processes import predictor, score_ref
 from mnist_ray.scoring.job import Job, UnitResult
 from mnist_ray.scoring.plan import FOLDER, UnitRef, load_plan, part_refs
@@ -110,7 +110,7 @@ class _Metrics:
 
 def _require_output(job: Job) -> None:
     """Raise ClusterError if the output folder, as this node sees it, does not hold the plan of the job."""
-    with suppress(FileNotFoundError, OutputError):
+    with suppress(FileNotFoundError, AccountingError):
         if load_plan(job.out).job_id == job.id:
             return
     raise ClusterError(

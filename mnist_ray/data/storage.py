@@ -22,14 +22,14 @@ from mnist_ray.data.fsspec_store import FsspecStore
 from mnist_ray.data.local_store import LocalStore
 from mnist_ray.data.object_store import ObjectStore
 from mnist_ray.data.patience import ANSWERS, patiently
-from mnist_ray.data.store import REQUEST_BYTES, Check, Found, Reader, Store, unchecked
+from mnist_ray.data.store import REQUEST_BYTES, Check, Found, Reader, Store
 from mnist_ray.errors import StorageError, first_line
 
 T = TypeVar("T")
 
 _LOCAL = LocalStore()
 
-_fences: dict[str, Check] = {}
+_fences: list[tuple[str, Check]] = []
 """Folders that this process may change only as long as a check passes."""
 
 
@@ -188,21 +188,24 @@ def fenced(folder: str, check: Check) -> Iterator[None]:
 
     An error that it raises leaves the file as it is.
     """
-    _fences[folder] = check
+    fence = (folder, check)
+    _fences.append(fence)
     try:
         yield
     finally:
-        del _fences[folder]
+        _fences.remove(fence)
 
 
-def _fence(uri: str) -> Check:
-    return next((check for folder, check in _fences.items() if uri.startswith(f"{folder}/")), unchecked)
+def _check(uri: str) -> None:
+    """Call the checks of the folders that hold a file."""
+    for folder, check in tuple(_fences):  # another thread may add one
+        if uri.startswith(f"{folder}/"):
+            check()
 
 
 def write(uri: str, data: bytes, patience_s: float | None = None) -> None:
     """Write a file atomically: readers see the old content or the new content, never a part of it. Raises StorageError."""
-    check = _fence(uri)
-    _ask(uri, "written", lambda store, path: store.write(path, data, check), patience_s)
+    _ask(uri, "written", lambda store, path: store.write(path, data, partial(_check, uri)), patience_s)
 
 
 def create(uri: str, data: bytes) -> bool:
@@ -227,5 +230,4 @@ def read_json(uri: str, patience_s: float | None = None) -> Any:
 
 def delete(uri: str, patience_s: float | None = None) -> None:
     """Delete a file, or a folder with everything in it. Does nothing if it does not exist. Raises StorageError."""
-    check = _fence(uri)
-    _ask(uri, "deleted", lambda store, path: store.delete(path, check), patience_s)
+    _ask(uri, "deleted", lambda store, path: store.delete(path, partial(_check, uri)), patience_s)

@@ -13,10 +13,11 @@ from mnist_ray.data.statistics import EXACT_UP_TO, mcnemar, wilson_interval
 from mnist_ray.errors import AccountingError, DataError
 from mnist_ray.report import sources
 from mnist_ray.report.page import render
+from mnist_ray.scoring.commit import load_commit
 from mnist_ray.scoring.job import Job
 from mnist_ray.scoring.parts import DAMAGE, PREDICTIONS, QUARANTINE, part_name
 from mnist_ray.scoring.schema import CLASSES
-from mnist_ray.scoring.verify import commit_record, complete_plan
+from mnist_ray.scoring.verify import complete_plan
 
 SHOWN = 60
 """Changed labels of each kind that the page shows."""
@@ -63,7 +64,7 @@ def compare(old: str, new: str) -> dict[str, Any]:
 def _load(out: str) -> tuple[Job, pa.Table]:
     """The job of an output folder, and its predicted and quarantined inputs; the label of the latter is null."""
     job = Job.of(complete_plan(out), out)
-    parts: dict[str, list[int]] = commit_record(out)["parts"]
+    parts: dict[str, list[int]] = load_commit(out)["parts"]
     with ThreadPoolExecutor(_READERS) as pool:
         tables = list(pool.map(lambda unit: _load_unit(out, unit, *parts[unit]), parts))
     table = pa.concat_tables([_ROWS.empty_table(), *tables])

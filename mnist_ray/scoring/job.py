@@ -57,6 +57,8 @@ class UnitResult:
     input_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     """Seconds of work by stage. The part does not keep them: its bytes depend on the input alone."""
+    digests: tuple[str, str] = ("", "")
+    """Digests of the unit's files in the prediction table and in the quarantine table; empty if there is no such file."""
 
     @property
     def inputs(self) -> int:
@@ -97,7 +99,8 @@ class UnitResult:
     def from_json(cls, text: str | bytes) -> Self:
         """The result that `to_json` wrote."""
         values: dict[str, Any] = json.loads(text)
-        return cls(**{**values, "reasons": Counter(values["reasons"])})
+        digests = tuple(values.get("digests", ("", "")))
+        return cls(**{**values, "reasons": Counter(values["reasons"]), "digests": digests})
 
 
 def _sums(a: list[int], b: list[int]) -> list[int]:
@@ -117,6 +120,8 @@ class Tally:
         """The units that took most work, the slowest first. Units of an earlier start are not among them."""
         self.parts: dict[str, tuple[int, int]] = {}
         """Predicted and quarantined inputs of each unit."""
+        self.digests: dict[str, tuple[str, str]] = {}
+        """Digests of the files of each unit (see `UnitResult`)."""
 
     def add(self, result: UnitResult) -> bool:
         """Count a unit and return True, or return False if it is counted already.
@@ -126,6 +131,7 @@ class Tally:
         if result.unit in self.parts:
             return False
         self.parts[result.unit] = (result.predicted, result.quarantined)
+        self.digests[result.unit] = result.digests
         self.total.add(result)
         if result.seconds:
             self.slowest = nlargest(SLOWEST, [*self.slowest, result], key=lambda unit: sum(unit.seconds.values()))

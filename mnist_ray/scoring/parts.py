@@ -1,12 +1,17 @@
 """A part: the rows of one unit, as one file of the prediction table and, if inputs were rejected, one of the quarantine table.
 
 The quarantine file is written first. The prediction file is written last, even without rows: it marks the unit as finished.
-Both carry the id of the job, the digest of the model and the counts of the unit in their Parquet metadata.
+Both carry the id of the job, the digest of the model, the counts of the unit and a digest of their rows in their Parquet
+metadata. The prediction file also carries the digest of the quarantine file.
 """
 
+import hashlib
+import io
 import json
-from collections.abc import Collection
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +20,7 @@ import pyarrow.parquet as pq
 import mnist_ray
 from mnist_ray.data import storage
 from mnist_ray.data.listing import batches
+from mnist_ray.errors import AccountingError, first_line
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.job import Job, UnitResult
 
@@ -27,77 +33,121 @@ _METADATA = b"mnist_ray"
 _READERS = 16
 
 
+class PartError(Exception):
+    """A part is missing or damaged, or it is not the part of this job and unit. The message names the file."""
+
+
 def part_name(unit_id: str) -> str:
     """The file name of a unit's part. It is the same in both tables."""
     return f"part-{unit_id}.parquet"
 
 
 def write_part(job: Job, result: UnitResult, predicted: pa.Table, quarantined: pa.Table) -> None:
-    """Write the rows of a unit, the least confident first. Writing it again replaces it. Raises StorageError."""
-    about = {"job": job.id, "model": job.model, "version": mnist_ray.__version__, "result": {**vars(result), "seconds": {}}}
-    metadata = {_METADATA: json.dumps(about, sort_keys=True)}
-    quarantine = storage.join(job.out, QUARANTINE, part_name(result.unit))
+    """Write the rows of a unit, the least confident first, and note the digests of the files in `result`.
+
+    Writing it again replaces it. Raises StorageError, and OutputError if the job does not own the folder any more.
+    """
+    counts = {name: value for name, value in vars(result).items() if name not in ("seconds", "digests")}
+    about = {"job": job.id, "model": job.model, "version": mnist_ray.__version__, "result": counts}
+    quarantine, digest = storage.join(job.out, QUARANTINE, part_name(result.unit)), ""
     if quarantined.num_rows:
-        _write(quarantine, quarantined, metadata)
+        data = _encode(quarantined, about)
+        digest = digest_of(data)
+        storage.write(quarantine, data)
     else:  # an earlier attempt may have rejected what this one could read
         storage.delete(quarantine)
     predicted = predicted.take(pc.sort_indices(predicted, sort_keys=[("confidence", "ascending")]))
-    _write(storage.join(job.out, PREDICTIONS, part_name(result.unit)), predicted, metadata)
+    data = _encode(predicted, {**about, "quarantine": digest})
+    storage.write(storage.join(job.out, PREDICTIONS, part_name(result.unit)), data)
+    result.digests = (digest_of(data), digest)
 
 
-def _write(uri: str, table: pa.Table, metadata: dict[bytes, str]) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd", row_group_size=ROW_GROUP)
-    storage.write(uri, sink.getvalue().to_pybytes())
+def digest_of(data: bytes | memoryview) -> str:
+    """The first half of the SHA-256 of a file, as 32 hexadecimal characters."""
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
-def _read_metadata(found: pa.Schema) -> tuple[str, str, UnitResult]:
-    """Job id, model digest and counts of a part. Raises KeyError, TypeError or ValueError if the file is not a part."""
-    about = json.loads(found.metadata[_METADATA])
-    return about["job"], about["model"], UnitResult.from_json(json.dumps(about["result"]))
+def _encode(table: pa.Table, about: dict[str, object]) -> bytes:
+    """A part as a Parquet file whose metadata also holds the digest of everything before its footer."""
+    sink = io.BytesIO()
+    table = table.replace_schema_metadata(None)
+    with pq.ParquetWriter(sink, table.schema, compression="zstd", write_page_checksum=True) as writer:
+        writer.write_table(table, row_group_size=ROW_GROUP)
+        metadata = {**about, "rows": digest_of(sink.getvalue())}
+        writer.add_key_value_metadata({_METADATA: json.dumps(metadata, sort_keys=True)})
+    return sink.getvalue()
 
 
-def read_part(job: Job, unit_id: str, table: str) -> tuple[pa.Table, UnitResult]:
-    """All rows and the counts of a unit's part in one of the two tables.
+def _decode(data: bytes) -> tuple[pa.Table, dict[str, Any]]:
+    """The rows of a part, and what its metadata says. Raises one of `DAMAGE` unless the rows are those that were written."""
+    parquet = pq.ParquetFile(pa.BufferReader(data))
+    about = json.loads(parquet.metadata.metadata[_METADATA])
+    footer = int.from_bytes(data[-8:-4], "little") + 8
+    if digest_of(memoryview(data)[:-footer]) != about["rows"]:
+        raise ValueError("its rows are not those that were written")
+    return parquet.read(), about
 
-    Raises FileNotFoundError if it is missing, and one of `DAMAGE` if it is damaged, or is the part of another job or unit.
+
+def read_part(job: Job, unit_id: str) -> tuple[pa.Table, pa.Table, UnitResult]:
+    """All rows of a unit's part in the prediction table and in the quarantine table, and its counts.
+
+    Raises PartError, or StorageError if the storage fails.
     """
-    with storage.open_file(storage.join(job.out, table, part_name(unit_id))) as stream:
-        found = pq.ParquetFile(stream).read()  # every column, so that a damaged page anywhere shows
-    job_id, model, result = _read_metadata(found.schema)
-    if (job_id, model, result.unit) != (job.id, job.model, unit_id):
-        raise ValueError("it comes from another job, model or unit")
+    predicted, result, expected, digest = _read(job, unit_id, PREDICTIONS)
+    quarantined, quarantine = schema.QUARANTINE.empty_table(), ""
+    if result.quarantined:
+        quarantined, _, _, quarantine = _read(job, unit_id, QUARANTINE)
+    if quarantine != expected:
+        raise PartError(f"{storage.join(job.out, QUARANTINE, part_name(unit_id))}: is not the file that its unit wrote last")
+    result.digests = (digest, quarantine)
+    return predicted, quarantined, result
+
+
+def _read(job: Job, unit_id: str, table: str) -> tuple[pa.Table, UnitResult, str, str]:
+    """One file of a part: its rows, its counts, the digest of the quarantine file that it names, and its own digest.
+
+    Raises PartError.
+    """
+    uri = storage.join(job.out, table, part_name(unit_id))
     expected = schema.predictions(job.kept, job.probabilities) if table == PREDICTIONS else schema.QUARANTINE
-    if not found.schema.equals(expected):
-        raise ValueError(f"its columns are {found.schema.names}, expected {expected.names} with their types")
-    return found, result
-
-
-def finished_units(out: str, job_id: str) -> dict[str, UnitResult]:
-    """The units of a job whose parts are complete, by id. Reads only the footers of the parts."""
-    found: dict[str, UnitResult] = {}
-    with ThreadPoolExecutor(_READERS) as pool:
-        for names in batches(storage.names(storage.join(out, PREDICTIONS)), 1024):  # a pool holds all that it has been given
-            results = pool.map(lambda name: _finished(out, job_id, name), names)
-            found.update((result.unit, result) for result in results if result)
-    return found
-
-
-def _finished(out: str, job_id: str, name: str) -> UnitResult | None:
-    """The counts of a part if both of its files hold as many rows as it counts, else None: its unit is scored again."""
     try:
-        footer = _footer(storage.join(out, PREDICTIONS, name))
-        found_id, _, result = _read_metadata(footer.schema.to_arrow_schema())
-        quarantined = _footer(storage.join(out, QUARANTINE, name)).num_rows if result.quarantined else 0
-    except DAMAGE:
+        data = storage.read(uri)
+        rows, about = _decode(data)
+        result = UnitResult.from_json(json.dumps(about["result"]))
+        if (about["job"], about["model"], result.unit) != (job.id, job.model, unit_id):
+            raise ValueError("it comes from another job, model or unit")
+        if rows.num_rows != (result.predicted if table == PREDICTIONS else result.quarantined):
+            raise ValueError(f"it has {rows.num_rows} rows and counts other ones")
+        if not rows.schema.equals(expected):
+            raise ValueError(f"its columns are {rows.schema.names}, expected {expected.names} with their types")
+        return rows, result, about.get("quarantine", ""), digest_of(data)
+    except FileNotFoundError:
+        raise PartError(f"{uri}: is missing") from None
+    except DAMAGE as error:
+        raise PartError(f"{uri}: cannot be used: {first_line(error)}") from None
+
+
+def finished_units(job: Job) -> Iterator[UnitResult]:
+    """The counts of the units whose parts are whole. Reads all parts. The other units are scored again."""
+
+    def result(name: str) -> UnitResult | None:
+        with suppress(PartError):
+            return read_part(job, unit_of(name))[2]
         return None
-    complete = (footer.num_rows, quarantined) == (result.predicted, result.quarantined)
-    return result if complete and (found_id, part_name(result.unit)) == (job_id, name) else None
+
+    found = storage.names(storage.join(job.out, PREDICTIONS))
+    with ThreadPoolExecutor(_READERS) as pool:
+        for names in batches(filter(unit_of, found), 1024):  # a pool holds all that it has been given
+            yield from filter(None, pool.map(result, names))
 
 
-def _footer(uri: str) -> pq.FileMetaData:
-    with storage.open_file(uri) as stream:
-        return pq.read_metadata(stream)
+def digests(out: str, table: str) -> Iterator[tuple[str, str]]:
+    """The unit and the digest of each part in one of the tables. Reads all parts."""
+    found = storage.names(storage.join(out, table))
+    with ThreadPoolExecutor(_READERS) as pool:
+        for names in batches(filter(unit_of, found), 1024):
+            contents = pool.map(lambda name: storage.read(storage.join(out, table, name)), names)
+            yield from ((unit_of(name), digest_of(data)) for name, data in zip(names, contents, strict=True))
 
 
 def unit_of(name: str) -> str:
@@ -106,18 +156,26 @@ def unit_of(name: str) -> str:
     return unit if part_name(unit) == name else ""
 
 
-def strays(out: str, planned: Collection[str]) -> list[str]:
-    """The files in the folders of the tables that are the part of no planned unit. Hidden files are not counted."""
+def strays(out: str, units: Mapping[str, int]) -> list[str]:
+    """The files and folders of the two tables that no unit has written. Hidden files are not counted.
+
+    `units` holds the number of quarantined inputs of each unit.
+    """
+    tables = {PREDICTIONS: units.keys(), QUARANTINE: {unit for unit, quarantined in units.items() if quarantined}}
     return [
         storage.join(out, table, name)
-        for table in (PREDICTIONS, QUARANTINE)
+        for table, expected in tables.items()
         for name in storage.names(storage.join(out, table))
-        if unit_of(name) not in planned and not name.startswith(".")
+        if unit_of(name) not in expected and not name.startswith(".")
     ]
 
 
-def sweep(out: str, planned: Collection[str]) -> None:
-    """Delete the parts of units that the plan does not hold, such as those of a plan that was interrupted or changed."""
-    for uri in strays(out, planned):
-        if unit_of(uri.rpartition("/")[2]):
-            storage.delete(uri)
+def sweep(out: str, units: Mapping[str, int]) -> None:
+    """Delete parts that no unit has written, such as those of a plan that was interrupted or changed.
+
+    `units` is that of `strays`. Raises AccountingError for other files and folders in the tables: somebody else may need them.
+    """
+    for uri in strays(out, units):
+        if not unit_of(uri.rpartition("/")[2]):
+            raise AccountingError(f"{uri}: is no part of this table; move it to another place, then run again with --resume")
+        storage.delete(uri)

@@ -1,7 +1,7 @@
 """The plan: all inputs, cut into units of work. It lies beside the tables and is written while the inputs are listed.
 
 `plan.json` describes the job. Once all inputs are planned, it also counts them. `plan/*.parquet` hold the inputs: one row group
-for each unit.
+for each unit. `plan.json` holds digests of these files and of itself, so that no change stays unnoticed.
 """
 
 import base64
@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -17,12 +17,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mnist_ray.data import storage
-from mnist_ray.errors import OutputError
+from mnist_ray.errors import AccountingError, first_line
 from mnist_ray.scoring import schema
 
 PLAN = "plan.json"
 FOLDER = "plan"
-FORMAT = 1
+FORMAT = 2
 _UNITS = b"units"
 
 
@@ -60,8 +60,8 @@ class Plan:
     complete: bool = False
     failed: str = ""
     """Why planning failed."""
-    parts: tuple[str, ...] = ()
-    """Files of the plan. While planning, only those of the last complete plan."""
+    parts: dict[str, str] = field(default_factory=dict)
+    """Files of the plan, and the SHA-256 of each. While planning, only those of the last complete plan."""
     dropped: tuple[str, ...] = ()
     """Units that no longer count, because other units have their inputs."""
     num_units: int = 0
@@ -80,47 +80,71 @@ class Plan:
     def save(self, out: str) -> None:
         """Write `plan.json`. Raises StorageError."""
         kept = base64.b64encode(self.kept.serialize().to_pybytes()).decode()
-        storage.write_json(storage.join(out, PLAN), {"format": FORMAT, **vars(self), "kept": kept})
+        storage.write(storage.join(out, PLAN), seal({"format": FORMAT, **vars(self), "kept": kept}))
 
     def refs(self, out: str) -> Iterator[UnitRef]:
-        """The planned units, in order. Reads only the footers of the plan's files. Raises OutputError if one is damaged."""
-        dropped = set(self.dropped)
-        return (ref for part in self.parts for ref in part_refs(out, part) if ref.id not in dropped)
-
-    def units(self, out: str) -> Iterator[WorkUnit]:
-        """The planned units with their inputs, in order. Reads each file of the plan once. Raises OutputError."""
+        """The planned units, in order. Reads all files of the plan. Raises AccountingError if one is damaged."""
         dropped = set(self.dropped)
         for part in self.parts:
-            with _open(out, part) as parquet:
+            with self._open(out, part) as parquet:
+                yield from (ref for ref in _refs(parquet, part) if ref.id not in dropped)
+
+    def units(self, out: str) -> Iterator[WorkUnit]:
+        """The planned units with their inputs, in order. Reads all files of the plan. Raises AccountingError."""
+        dropped = set(self.dropped)
+        for part in self.parts:
+            with self._open(out, part) as parquet:
                 yield from (_read_unit(parquet, ref) for ref in _refs(parquet, part) if ref.id not in dropped)
+
+    @contextmanager
+    def _open(self, out: str, part: str) -> Iterator[pq.ParquetFile]:
+        """A whole file of the plan. Raises AccountingError if it has changed since it was written."""
+        uri = storage.join(out, FOLDER, part)
+        with _damage(uri):
+            data = storage.read(uri)
+            if hashlib.sha256(data).hexdigest() != self.parts[part]:
+                raise ValueError("it has changed since it was written")
+            yield pq.ParquetFile(pa.BufferReader(data))
+
+
+def seal(record: dict[str, Any]) -> bytes:
+    """A record as JSON with a SHA-256 of its content, which `unseal` checks."""
+    return storage.to_json({**record, "digest": _digest(record)})
+
+
+def unseal(data: bytes) -> dict[str, Any]:
+    """The record that `seal` wrote. Raises ValueError, KeyError or TypeError if it is damaged."""
+    record: dict[str, Any] = json.loads(data)
+    if record.pop("digest") != _digest(record):
+        raise ValueError("it has changed since it was written")
+    return record
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def load_plan(out: str) -> Plan:
-    """Read the plan of the job in an output folder. Raises FileNotFoundError, or OutputError if `plan.json` is damaged."""
+    """Read the plan of the job in an output folder. Raises FileNotFoundError, or AccountingError if it is damaged."""
     uri = storage.join(out, PLAN)
-    try:
-        values = storage.read_json(uri)
+    data = storage.read(uri)
+    with _damage(uri):
+        values = unseal(data)
         kept = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(values["kept"])))
         if values.pop("format") != FORMAT:
             raise ValueError("another version of this program wrote it")
-        return Plan(**{**values, "kept": kept, "parts": tuple(values["parts"])})
-    except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
-        raise _damaged(uri, error) from None
-
-
-def _damaged(uri: str, error: Exception) -> OutputError:
-    return OutputError(f"{uri}: this plan is damaged ({error}); give --overwrite to score all inputs again")
+        return Plan(**{**values, "kept": kept, "dropped": tuple(values["dropped"])})
 
 
 @contextmanager
-def _open(out: str, part: str) -> Iterator[pq.ParquetFile]:
-    """A file of the plan. Raises OutputError if it is damaged."""
-    uri = storage.join(out, FOLDER, part)
+def _damage(uri: str) -> Iterator[None]:
+    """Raise AccountingError for an error that says that a file of the plan is damaged. StorageError passes."""
     try:
-        with storage.open_file(uri) as stream:
-            yield pq.ParquetFile(stream)
+        yield
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
-        raise _damaged(uri, error) from None
+        raise AccountingError(
+            f"{uri}: this plan is damaged ({first_line(error)}); give --overwrite to score all inputs again"
+        ) from None
 
 
 def _refs(parquet: pq.ParquetFile, part: str) -> list[UnitRef]:
@@ -128,8 +152,16 @@ def _refs(parquet: pq.ParquetFile, part: str) -> list[UnitRef]:
     return [UnitRef(unit_id, part, position, num_inputs) for position, (unit_id, num_inputs) in enumerate(units)]
 
 
+@contextmanager
+def _open(out: str, part: str) -> Iterator[pq.ParquetFile]:
+    """A file of the plan, of which only what is needed is read. Raises AccountingError if that is damaged."""
+    uri = storage.join(out, FOLDER, part)
+    with _damage(uri), storage.open_file(uri) as stream:
+        yield pq.ParquetFile(stream)
+
+
 def part_refs(out: str, part: str) -> list[UnitRef]:
-    """The units of one file of the plan. Raises OutputError if it is damaged."""
+    """The units of one file of the plan. Raises AccountingError if it is damaged."""
     with _open(out, part) as parquet:
         return _refs(parquet, part)
 
@@ -139,13 +171,13 @@ def _read_unit(parquet: pq.ParquetFile, ref: UnitRef) -> WorkUnit:
 
 
 def load_unit(out: str, ref: UnitRef) -> WorkUnit:
-    """The inputs of a unit. Raises OutputError if its file of the plan is damaged."""
+    """The inputs of a unit. Raises AccountingError if its file of the plan is damaged."""
     with _open(out, ref.part) as parquet:
         return _read_unit(parquet, ref)
 
 
-def write_units(out: str, part: str, units: Sequence[WorkUnit]) -> list[UnitRef]:
-    """Write units as one file of the plan. Raises StorageError."""
+def write_units(out: str, part: str, units: Sequence[WorkUnit]) -> tuple[list[UnitRef], str]:
+    """Write units as one file of the plan; returns them and the SHA-256 of the file. Raises StorageError."""
     counts = [(unit.id, unit.num_inputs) for unit in units]
     sink = pa.BufferOutputStream()
     # Dictionaries and statistics would double the size of these short row groups, and the time to write them.
@@ -153,8 +185,10 @@ def write_units(out: str, part: str, units: Sequence[WorkUnit]) -> list[UnitRef]
         for unit in units:
             writer.write_table(unit.rows, row_group_size=unit.rows.num_rows)
         writer.add_key_value_metadata({_UNITS: json.dumps(counts)})
-    storage.write(storage.join(out, FOLDER, part), sink.getvalue().to_pybytes())
-    return [UnitRef(unit_id, part, position, num_inputs) for position, (unit_id, num_inputs) in enumerate(counts)]
+    data = sink.getvalue().to_pybytes()
+    storage.write(storage.join(out, FOLDER, part), data)
+    refs = [UnitRef(unit_id, part, position, num_inputs) for position, (unit_id, num_inputs) in enumerate(counts)]
+    return refs, hashlib.sha256(data).hexdigest()
 
 
 def fingerprint(units: Iterable[str]) -> str:

@@ -40,11 +40,11 @@ class Planner:
     def _open(self, config: ScoreConfig) -> None:
         if config.rescore_changed:
             known = Known(self.plan, self._out)
-            for _ in Units(config, known):  # list all inputs once, to compare them
+            for _ in Units(config, known, self.plan.job_id):  # list all inputs once, to compare them
                 pass
             self.plan = replace(self.plan, dropped=(*self.plan.dropped, *known.stale()))
         self._known = Known(self.plan, self._out)
-        self._units = Units(config, self._known, len(self.plan.parts))
+        self._units = Units(config, self._known, self.plan.job_id, len(self.plan.parts))
         units = iter(self._units)
         self._new = chain(list(islice(units, 1)), units)
         if self.plan.parts and self._units.kept != self.plan.kept:
@@ -86,8 +86,8 @@ class Planner:
         limit = FIRST_PART
         while units := list(_take(self._new, limit)):
             name = f"{len(self.plan.parts):05d}.parquet"
-            refs = write_units(self._out, name, units)
-            self.plan = replace(self.plan, parts=(*self.plan.parts, name))
+            refs, digest = write_units(self._out, name, units)
+            self.plan = replace(self.plan, parts={**self.plan.parts, name: digest})
             self.units.update((ref.id, ref.num_inputs) for ref in refs)
             num_new = sum(ref.num_inputs for ref in refs)
             self.num_inputs, self.listed = self.num_inputs + num_new, num_new < limit

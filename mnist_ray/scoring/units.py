@@ -1,7 +1,6 @@
 """The inputs, cut into units of work while they are listed."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -32,15 +31,16 @@ class Units:
     Raises DataError or UsageError for inputs that cannot be scored.
     """
 
-    def __init__(self, config: ScoreConfig, known: Known, number: int = 0) -> None:
-        """`number` distinguishes an extension of a plan from the plan before: equal units of both must have different ids."""
+    def __init__(self, config: ScoreConfig, known: Known, job_id: str, number: int = 0) -> None:
+        """`job_id` is that of the plan: a unit of another model or with other options must have another id.
+
+        `number` distinguishes an extension of a plan from the plan before: equal units of both must have different ids.
+        """
         self.listing = Listing(config.inputs, config.truth_column, config.out)
         self.kept = schema.NOTHING
         """The columns of Parquet inputs that are passed through."""
         self._config = config
-        options = {name: value for name, value in config.identity().items() if name not in ("inputs", "unit_rows")}
-        self._options = json.dumps(options, sort_keys=True) + (f"\nextension {number}" if number else "")
-        """The options that change the rows of a unit, as text."""
+        self._job = f"{job_id}\nextension {number}" if number else job_id
         self._copies: Counter[str] = Counter()
         self._known = known
         self._images: Iterable[ImageFile] = self.listing.images()
@@ -72,12 +72,12 @@ class Units:
     def _unit(
         self, entries: Sequence[FileEntry], truths: Sequence[int | None], first_row: int | None = None, num_rows: int = 1
     ) -> WorkUnit:
-        """A unit. Its id is a hash of its inputs, in order, and of the options. Equal units (repeated lines) are numbered."""
+        """A unit. Its id is a hash of its inputs, in order, and of the job. Equal units (repeated lines) are numbered."""
         uris, sizes, versions = zip(*entries, strict=True)
         number = len(entries)
         if not "".join(uris).isascii():
             uris = tuple(map(storage.to_text, uris))
-        digest = hashlib.sha256(self._options.encode())
+        digest = hashlib.sha256(self._job.encode())
         for column in (uris, sizes, versions, truths, (first_row,) * number, (num_rows,) * number):
             digest.update("\0".join(map(str, column)).encode())
         unit_id = digest.hexdigest()[:20]

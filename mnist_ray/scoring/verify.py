@@ -1,17 +1,15 @@
 """The proof, from the output folder alone, that every planned input is in the tables exactly once."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mnist_ray.data import storage
 from mnist_ray.errors import AccountingError, OutputError
-from mnist_ray.scoring import schema
-from mnist_ray.scoring.commit import COMMIT
-from mnist_ray.scoring.job import Job, UnitResult
-from mnist_ray.scoring.parts import DAMAGE, PREDICTIONS, QUARANTINE, part_name, read_part, strays
+from mnist_ray.scoring.commit import COMMIT, load_commit, require_records
+from mnist_ray.scoring.job import Job, Tally, UnitResult
+from mnist_ray.scoring.parts import PREDICTIONS, PartError, part_name, read_part, strays
 from mnist_ray.scoring.plan import PLAN, Plan, WorkUnit, fingerprint, load_plan
 
 _KEY = ["source", "row"]
@@ -30,18 +28,17 @@ class Proof(NamedTuple):
 def verify(out: str) -> Proof:
     """Compare the tables with the plan and the commit record. Raises AccountingError for the first thing that is wrong."""
     plan = complete_plan(out)
-    planned = dict.fromkeys(ref.id for ref in plan.refs(out))
+    planned = [ref.id for ref in plan.refs(out)]
     if fingerprint(planned) != plan.fingerprint:
         raise AccountingError(f"{out}: the files of its plan have changed; give --overwrite to score all inputs again")
-    for stray in strays(out, planned):
-        raise AccountingError(f"{stray}: belongs to no unit of the plan; remove it")
     job = Job.of(plan, out)
-    counts = {unit.id: _verify_unit(job, unit) for unit in plan.units(out)}
-    predicted = sum(predicted for predicted, _ in counts.values())
-    quarantined = sum(quarantined for _, quarantined in counts.values())
-    proof = Proof(predicted + quarantined, predicted, quarantined, len(counts))
-    _compare_with_commit(out, plan, proof, counts)
-    return proof
+    tally = Tally()
+    for unit in plan.units(out):
+        tally.add(_verify_unit(job, unit))
+    for stray in strays(out, {unit: quarantined for unit, (_, quarantined) in tally.parts.items()}):
+        raise AccountingError(f"{stray}: belongs to no unit of the plan; run again with --resume, or remove it")
+    _compare_with_commit(plan, job, tally)
+    return Proof(tally.total.inputs, tally.total.predicted, tally.total.quarantined, len(tally.parts))
 
 
 def complete_plan(out: str) -> Plan:
@@ -55,40 +52,14 @@ def complete_plan(out: str) -> Plan:
     return plan
 
 
-def commit_record(out: str) -> dict[str, Any]:
-    """The commit record of a job: counts, and the predicted and quarantined inputs of each unit. Raises AccountingError."""
+def _verify_unit(job: Job, unit: WorkUnit) -> UnitResult:
+    """The counts of a unit. Raises AccountingError if its parts are not right."""
     try:
-        record: dict[str, Any] = storage.read_json(storage.join(out, COMMIT))
-        return {name: record[name] for name in ("plan", "inputs", "predicted", "quarantined", "parts")}
-    except FileNotFoundError:
-        raise AccountingError(f"{out}: has no commit record: the job has not ended; run again with --resume") from None
-    except (ValueError, KeyError, TypeError):
-        raise AccountingError(f"{out}/{COMMIT}: is damaged; run again with --resume") from None
-
-
-def _verify_unit(job: Job, unit: WorkUnit) -> list[int]:
-    """The number of predicted and of quarantined inputs of a unit. Raises AccountingError if its parts are not right."""
-    predicted, result = _read(job, unit, PREDICTIONS)
-    quarantined, _ = _read(job, unit, QUARANTINE)
+        predicted, quarantined, result = read_part(job, unit.id)
+    except PartError as error:
+        raise AccountingError(f"{error}; run again with --resume") from None
     _compare_keys(job.out, unit, pa.concat_tables([predicted.select(_KEY), quarantined.select(_KEY)]))
-    if np.bincount(predicted["label"].to_numpy(), minlength=schema.CLASSES).tolist() != result.digits:
-        uri = storage.join(job.out, PREDICTIONS, part_name(unit.id))
-        raise AccountingError(f"{uri}: its labels are not those that were written; delete it and run again with --resume")
-    return [predicted.num_rows, quarantined.num_rows]
-
-
-def _read(job: Job, unit: WorkUnit, table: str) -> tuple[pa.Table, UnitResult]:
-    """The unit's part in one table. A unit without quarantined inputs has no part in the quarantine table."""
-    uri = storage.join(job.out, table, part_name(unit.id))
-    try:
-        return read_part(job, unit.id, table)
-    except FileNotFoundError:
-        if table == QUARANTINE:
-            return schema.QUARANTINE.empty_table(), UnitResult(unit.id)
-        raise AccountingError(f"{uri}: is missing: its {unit.num_inputs} inputs have no row; run again with --resume") from None
-    except DAMAGE as error:
-        done = storage.join(job.out, PREDICTIONS, part_name(unit.id))
-        raise AccountingError(f"{uri}: cannot be read ({error}); delete {done} and run again with --resume") from None
+    return result
 
 
 def _expected_keys(unit: WorkUnit) -> pa.Table:
@@ -120,9 +91,18 @@ def _compare_keys(out: str, unit: WorkUnit, found: pa.Table) -> None:
     )
 
 
-def _compare_with_commit(out: str, plan: Plan, proof: Proof, counts: dict[str, list[int]]) -> None:
-    recorded = tuple(commit_record(out).values())
-    if recorded != (plan.fingerprint, proof.inputs, proof.predicted, proof.quarantined, counts):
+def _compare_with_commit(plan: Plan, job: Job, found: Tally) -> None:
+    """Raise AccountingError unless the commit record describes these parts of this job, and the other records."""
+    record, total = load_commit(job.out), found.total
+    if (record["job"], record["model_digest"], record["plan"]) != (job.id, job.model, plan.fingerprint):
+        raise AccountingError(f"{job.out}/{COMMIT}: is the record of another job; run again with --resume")
+    recorded = (record["inputs"], record["predicted"], record["quarantined"])
+    if recorded != (total.inputs, total.predicted, total.quarantined):
         raise AccountingError(
-            f"{out}/{COMMIT}: records {recorded[1:4]}, the tables hold {proof.predicted} + {proof.quarantined}"
+            f"{job.out}/{COMMIT}: records {recorded}, the tables hold {total.predicted} + {total.quarantined}; "
+            "run again with --resume"
         )
+    for unit, numbers in found.parts.items():
+        if (record["parts"].get(unit), record["digests"].get(unit)) != (list(numbers), list(found.digests[unit])):
+            raise AccountingError(f"{job.out}: {part_name(unit)} has changed since the job ended; run again with --resume")
+    require_records(job.out, record)

@@ -6,11 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from itertools import count, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from mnist_ray import score_job as scoring_job
 from mnist_ray.artifact import bundle, seal
 from mnist_ray.artifact.predictor import Predictor
 from mnist_ray.config import ScoreConfig
-from mnist_ray.console import Console
 from mnist_ray.data import patience, storage
 from mnist_ray.data.digits import Predict, Splits
 from mnist_ray.data.images import Digits, encode_png
@@ -38,60 +36,15 @@ from mnist_ray.scoring.known import CHANGES, Known
 from mnist_ray.scoring.plan import Plan
 from mnist_ray.scoring.planner import Planner
 from mnist_ray.scoring.tables import row_ranges
-from mnist_ray.scoring.unit import score_unit
 from mnist_ray.scoring.units import Units
 from mnist_ray.scoring.verify import verify
-
-Run = Callable[..., dict[str, Any]]
+from tests.scoring.conftest import KilledError, Run, killed, parts, rows
 
 
 @pytest.fixture(scope="module")
 def predict(run_dir: Path) -> Predict:
     """The model of `run_dir` as a function of digits."""
     return Predictor.ready(bundle.load(str(run_dir)), torch.device("cpu"))
-
-
-class KilledError(Exception):
-    """Ends a job as if it was killed."""
-
-
-def killed(*_: object) -> None:
-    raise KilledError
-
-
-@pytest.fixture
-def run(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """A function that scores inputs. With `kill_after`, the job dies after so many units."""
-
-    def run(*inputs: object, out: Path, model: Path = run_dir, kill_after: int = -1, **options: Any) -> dict[str, Any]:
-        scored = count()
-
-        def score_or_die(*args: Any) -> Any:
-            if next(scored) == kill_after:
-                raise KilledError
-            return score_unit(*args)
-
-        monkeypatch.setattr(processes, "score_unit", score_or_die)
-        names = tuple(str(item) for item in inputs)
-        return scoring_job.score(ScoreConfig(inputs=names, model=str(model), out=str(out), workers="0", **options), Console())
-
-    threads = torch.get_num_threads()
-    monkeypatch.setattr(processes, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
-    yield run
-    torch.set_num_threads(threads)
-
-
-def rows(out: Path, table: str = "predictions") -> list[dict[str, Any]]:
-    return sorted(pq.read_table(out / table).to_pylist(), key=lambda row: (row["source"], row["row"] or 0))
-
-
-def parts(out: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in (out / "predictions").iterdir()}
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out"
 
 
 def test_every_image_has_a_row(predict: Predict, run: Run, digit_folder: Path, out: Path, mnist5k: Splits) -> None:
