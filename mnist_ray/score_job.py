@@ -190,7 +190,7 @@ def _engine(
         yield 0, _nothing()
     elif _without_ray(config, planner):
         console.progress("loading the model")
-        with processes.scoring(planner.pending(), job, bundle, config.device) as results:
+        with processes.scoring(planner.pending(), job, bundle, config.device, console.warning) as results:
             yield processes.cores(), results
     else:
         with runtime.cluster(config.address, console):

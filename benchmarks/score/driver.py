@@ -161,7 +161,9 @@ def replace_workers(watch: Stopwatch, write: Write) -> None:
                     yield result
 
     @contextmanager
-    def no_work(refs: Iterable[UnitRef], job: Job, _bundle: str, _device: str) -> Iterator[Generator[UnitResult]]:
+    def no_work(
+        refs: Iterable[UnitRef], job: Job, _bundle: str, _device: str, _warn: object
+    ) -> Iterator[Generator[UnitResult]]:
         yield results(iter(refs), job)
 
     patch.object(processes, "scoring", no_work).start()
@@ -219,7 +221,7 @@ def job(
     assert (summary["units"], summary["inputs"]) == (units, units * per_unit)
     megabytes, elapsed = memory("VmHWM") - before, time.perf_counter() - began
     with watch.time("verify"):
-        planned = dict.fromkeys(ref.id for ref in load_plan(config.out).refs(config.out))
+        planned = dict.fromkeys((ref.id for ref in load_plan(config.out).refs(config.out)), 0)
         assert fingerprint(planned) == summary["plan"]
         assert not strays(config.out, planned)
     return {**watch.seconds, "elapsed": elapsed, "MB": megabytes}

@@ -4,6 +4,7 @@ import logging
 import os
 import platform
 import subprocess
+import tempfile
 import threading
 import time
 import warnings
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -27,6 +29,7 @@ from mnist_ray.cluster.watch import watching
 from mnist_ray.console import Console
 from mnist_ray.data import storage
 from mnist_ray.errors import AccountingError, ClusterError, MnistRayError, first_line, from_status
+from mnist_ray.run.probe import crashing_inputs
 from mnist_ray.run.processes import predictor, score_ref
 from mnist_ray.scoring.job import Job, UnitResult
 from mnist_ray.scoring.plan import FOLDER, UnitRef, load_plan, part_refs
@@ -38,6 +41,8 @@ POLL_S = 0.5
 """Seconds between two looks at a plan that is not complete yet."""
 TASKS_PER_ACTOR = 2
 """Units sent to an actor: the one that it scores, and the next one."""
+MOST_TRIES = 3
+"""Number of times that a unit may end an actor that has found no input to blame."""
 FLUSH_S = 2.0
 """Seconds to wait at the end until all of standard error has passed."""
 _RESTART_WARNING = "has constructor arguments in the object store and max_restarts > 0"
@@ -128,6 +133,9 @@ class Actor:
     def __init__(self, job: Job, bundle: str, device: str) -> None:
         self._job, self._bundle, self._device, self._metrics = job, bundle, device, _Metrics()
         self._sees_output = False
+        reconstructed = ray.get_runtime_context().was_current_actor_reconstructed
+        self._suspects = TASKS_PER_ACTOR if reconstructed else 0
+        """Units that may have ended the process of this actor before."""
         with suppress(MnistRayError):  # the first unit reports it
             predictor(bundle, device)
 
@@ -137,11 +145,25 @@ class Actor:
             if not self._sees_output:
                 _require_output(self._job)
                 self._sees_output = True
-            result = score_ref(UnitRef(**row), self._job, self._bundle, self._device)
+            result = self._score(UnitRef(**row))
             self._metrics.add(result)
             return {"result": result.to_json(), "status": 0}
         except MnistRayError as error:
             return {"result": str(error), "status": error.exit_status}
+
+    def _score(self, ref: UnitRef) -> UnitResult:
+        """Score a unit; one that may have ended this process before, without the inputs that end a process."""
+        if not self._suspects:
+            return score_ref(ref, self._job, self._bundle, self._device)
+        self._suspects -= 1
+        marker = Path(tempfile.gettempdir(), f"mnist_ray-{self._job.token}-{ref.id}")
+        tried = marker.read_text() if marker.exists() else ""
+        if len(tried) >= MOST_TRIES:
+            raise ClusterError(f"unit {ref.id} ends every process that scores it, or memory runs out; run again with --resume")
+        marker.write_text(tried + "x")
+        result = score_ref(ref, self._job, self._bundle, self._device, crashing_inputs(self._job.out, ref))
+        marker.unlink(missing_ok=True)
+        return result
 
 
 @contextmanager

@@ -25,6 +25,7 @@ class Reason(StrEnum):
     WRONG_SHAPE = "wrong_shape"
     BAD_PIXELS = "bad_pixels"
     CHANGED = "changed"
+    CRASHED_READER = "crashed_reader"
 
 
 @dataclass(frozen=True, slots=True)

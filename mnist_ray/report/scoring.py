@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 import mnist_ray
 from mnist_ray.config import ScoreConfig
 from mnist_ray.data import storage
+from mnist_ray.data.containers import Reason
 from mnist_ray.data.statistics import CONFIDENCE_EDGES, stability_by_chance, stability_index, wilson_interval
 from mnist_ray.errors import AccountingError
 from mnist_ray.report import sources
@@ -177,8 +178,9 @@ def _quarantine(out: str, units: list[str], reasons: dict[str, int]) -> list[dic
 
     with ThreadPoolExecutor(_READERS) as pool:
         rows = _of_each_reason(list(pool.map(of_unit, units))).to_pylist() if units else []
-    shown = sources.previews(dict.fromkeys(row["source"] for row in rows if row["row"] is None))
-    examples = [{**row, "picture": shown[row["source"]].picture if row["row"] is None else ""} for row in rows]
+    files = [row["source"] for row in rows if row["row"] is None and row["reason"] != Reason.CRASHED_READER]
+    shown = sources.previews(dict.fromkeys(files))
+    examples = [{**row, "picture": shown.get(row["source"], sources.Shown()).picture} for row in rows]
     return [
         {"reason": reason, "count": count, "examples": [row for row in examples if row["reason"] == reason]}
         for reason, count in reasons.items()

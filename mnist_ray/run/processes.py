@@ -4,8 +4,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import cache
@@ -13,9 +13,14 @@ from functools import cache
 from mnist_ray.data.digits import Predict
 from mnist_ray.errors import ClusterError
 from mnist_ray.run.owner import fenced
+from mnist_ray.run.probe import crashing_inputs
 from mnist_ray.scoring.job import Job, UnitResult
 from mnist_ray.scoring.plan import UnitRef, load_unit
 from mnist_ray.scoring.unit import score_unit
+
+MOST_DEATHS = 10
+"""Number of times that scoring processes are started again."""
+_AGAIN = "run again with --resume to score the rest"
 
 
 def cores() -> int:
@@ -39,41 +44,96 @@ def predictor(bundle: str, device: str) -> Predict:
 
 
 @contextmanager
-def scoring(refs: Iterable[UnitRef], job: Job, bundle: str, device: str) -> Iterator[Generator[UnitResult]]:
+def scoring(
+    refs: Iterable[UnitRef], job: Job, bundle: str, device: str, warn: Callable[[str], None]
+) -> Iterator[Generator[UnitResult]]:
     """The results of units that processes score, each as soon as it is there. Raises MnistRayError.
 
-    The processes end with this block, and with this process. They are forked from one that has imported PyTorch. The first one
-    loads and tests the model before the block begins.
+    The processes end with the results, with this block, and with this process. The first one loads and tests the model before
+    the block begins.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "mnist_ray.artifact.predictor"])
-    pool = ProcessPoolExecutor(cores(), context, initializer=follow_parent)
-    ended = (
-        "the first scoring process ended while it started: it ran out of memory, or the lines above say why; "
-        'a script of your own calls `score` below `if __name__ == "__main__":`'
-    )
+    pool = _Pool(job, bundle, device, warn)
     try:
-        pool.submit(_load, bundle, device).result()
-        ended = "a scoring process was killed, or ran out of memory; run again with --resume"
-        yield _stream(pool, refs, job, bundle, device)
-    except BrokenProcessPool:
-        raise ClusterError(ended) from None
+        pool.start()
+        yield pool.results(refs)
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.end()
 
 
-def _stream(pool: ProcessPoolExecutor, refs: Iterable[UnitRef], job: Job, bundle: str, device: str) -> Generator[UnitResult]:
-    """At most two units per core wait for a process, so that `refs` is read no faster than units are scored."""
-    running: set[Future[UnitResult]] = set()
-    try:
-        for ref in refs:
-            running.add(pool.submit(score_ref, ref, job, bundle, device))
-            if len(running) > 2 * cores():
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        yield from (future.result() for future in as_completed(running))
-    finally:  # before the job gives up the output folder
-        pool.shutdown(cancel_futures=True)
+class _Pool:
+    """Processes that score units: one for each core, forked from one that has imported PyTorch."""
+
+    def __init__(self, job: Job, bundle: str, device: str, warn: Callable[[str], None]) -> None:
+        self._job, self._bundle, self._device, self._warn = job, bundle, device, warn
+        self._running: dict[Future[UnitResult], UnitRef] = {}
+
+    def start(self) -> None:
+        """Start the processes and load the model. Raises ModelError or ClusterError."""
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__, "mnist_ray.artifact.predictor"])
+        self._executor = ProcessPoolExecutor(cores(), context, initializer=follow_parent)
+        try:
+            self._executor.submit(_load, self._bundle, self._device).result()
+        except BrokenProcessPool:
+            raise ClusterError(
+                "the first scoring process ended while it started: it ran out of memory, or the lines above say why; "
+                'a script of your own calls `score` below `if __name__ == "__main__":`'
+            ) from None
+
+    def end(self) -> None:
+        """Wait until the processes have ended. They start no other unit."""
+        self._executor.shutdown(cancel_futures=True)
+
+    def results(self, refs: Iterable[UnitRef]) -> Generator[UnitResult]:
+        """At most two units per core wait for a process, so that `refs` is read no faster than units are scored."""
+        ahead = iter(refs)
+        deaths = 0
+        try:
+            while True:
+                try:
+                    while len(self._running) <= 2 * cores() and (ref := next(ahead, None)):
+                        self._submit(ref)
+                    yield from self._done()
+                    if not self._running:
+                        return
+                except BrokenProcessPool:
+                    deaths += 1
+                    if deaths > MOST_DEATHS:
+                        raise ClusterError(f"scoring processes ended {deaths} times; {_AGAIN}") from None
+                    yield from self._recover()
+        finally:  # before the job gives up the output folder
+            self.end()
+
+    def _submit(self, ref: UnitRef, crashed: Collection[int] = ()) -> Future[UnitResult]:
+        try:
+            future = self._executor.submit(score_ref, ref, self._job, self._bundle, self._device, crashed)
+        except BrokenProcessPool as error:  # who waits for the unit sees it
+            future = Future()
+            future.set_exception(error)
+        self._running[future] = ref
+        return future
+
+    def _done(self) -> Iterator[UnitResult]:
+        """The results that are there, at least one if units are running. Raises BrokenProcessPool."""
+        for future in wait(self._running, return_when=FIRST_COMPLETED).done if self._running else ():
+            result = future.result()
+            del self._running[future]
+            yield result
+
+    def _recover(self) -> Iterator[UnitResult]:
+        """Start new processes, and score the units that were running one by one, without the inputs that end a process."""
+        self._warn("a scoring process ended unexpectedly; its units are read again, one by one")
+        lost = list(self._running.values())
+        self._running.clear()
+        self.end()
+        self.start()
+        for ref in lost:
+            future = self._submit(ref, crashing_inputs(self._job.out, ref))
+            try:
+                yield future.result()
+            except BrokenProcessPool:
+                raise ClusterError(f"unit {ref.id} ends every process that scores it, or memory runs out; {_AGAIN}") from None
+            del self._running[future]
 
 
 def follow_parent() -> None:
@@ -93,7 +153,7 @@ def _load(bundle: str, device: str) -> None:
     predictor(bundle, device)
 
 
-def score_ref(ref: UnitRef, job: Job, bundle: str, device: str) -> UnitResult:
-    """Score a unit of the plan with a model, which stays loaded. Raises MnistRayError."""
+def score_ref(ref: UnitRef, job: Job, bundle: str, device: str, crashed: Collection[int] = ()) -> UnitResult:
+    """Score a unit of the plan with a model, which stays loaded. `crashed` is that of `score_unit`. Raises MnistRayError."""
     with fenced(job.out, job.token):
-        return score_unit(load_unit(job.out, ref), job, predictor(bundle, device))
+        return score_unit(load_unit(job.out, ref), job, predictor(bundle, device), crashed)

@@ -48,7 +48,7 @@ def write_part(job: Job, result: UnitResult, predicted: pa.Table, quarantined: p
     Writing it again replaces it. Raises StorageError, and OutputError if the job does not own the folder any more.
     """
     counts = {name: value for name, value in vars(result).items() if name not in ("seconds", "digests")}
-    about = {"job": job.id, "model": job.model, "version": mnist_ray.__version__, "result": counts}
+    about: dict[str, object] = {"job": job.id, "model": job.model, "version": mnist_ray.__version__, "result": counts}
     quarantine, digest = storage.join(job.out, QUARANTINE, part_name(result.unit)), ""
     if quarantined.num_rows:
         data = _encode(quarantined, about)

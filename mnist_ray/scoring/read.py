@@ -2,9 +2,9 @@
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ from mnist_ray.scoring.plan import WorkUnit
 CHUNK_ROWS = 1024
 """Images that are decoded and predicted together: enough to keep the predictor busy, few enough to need little memory."""
 
+_CRASHED = Rejection(Reason.CRASHED_READER, "ends the process that reads it; report it to the authors of mnist_ray")
+
 _OPTIONAL_KEYS = [schema.PLAN.field("size_bytes"), schema.PLAN.field("truth")]
 
 
@@ -43,28 +45,31 @@ class Chunk:
     decode_s: float
 
 
-def read_unit(unit: WorkUnit, job: Job) -> Iterator[Chunk]:
-    """All inputs of a unit, in order. An input that cannot be read is in its chunk as a Rejection. Raises StorageError."""
+def read_unit(unit: WorkUnit, job: Job, crashed: Collection[int] = ()) -> Iterator[Chunk]:
+    """All inputs of a unit, in order. An input that cannot be read is in its chunk as a Rejection. Raises StorageError.
+
+    The inputs at the positions `crashed` are not decoded: they are rejected because they end the process.
+    """
     if unit.rows["first_row"].null_count:
         for start in range(0, unit.rows.num_rows, CHUNK_ROWS):
-            yield _read_files(unit.rows.slice(start, CHUNK_ROWS), job)
+            yield _read_files(unit.rows.slice(start, CHUNK_ROWS), job, {position - start for position in crashed})
     else:
-        yield from _read_rows(unit.rows.to_pylist()[0], job)
+        yield from _read_rows(unit.rows.to_pylist()[0], job, crashed)
 
 
-def _read_files(rows: pa.Table, job: Job) -> Chunk:
+def _read_files(rows: pa.Table, job: Job, crashed: Collection[int]) -> Chunk:
     sources, sizes = rows["source"].to_pylist(), rows["size_bytes"].to_pylist()
     contents = read_many([storage.from_text(source) for source in sources], MAX_BYTES)
     read_s, num_bytes = 0.0, 0
 
     def decoded() -> Iterator[Grey | Rejection]:
         nonlocal read_s, num_bytes
-        for source, size in zip(sources, sizes, strict=True):
+        for position, (source, size) in enumerate(zip(sources, sizes, strict=True)):
             started = time.perf_counter()
             data = next(contents)
             read_s += time.perf_counter() - started
             num_bytes += len(data) if isinstance(data, bytes) else 0
-            yield _changed(data, size) or to_grey(source, data)
+            yield _CRASHED if position in crashed else _changed(data, size) or to_grey(source, data)
 
     started = time.perf_counter()
     digits, rejected = normalise(decoded())
@@ -117,20 +122,35 @@ def _require_visible(uris: list[str], found: list[Rejection | None]) -> None:
     )
 
 
-def _read_rows(row: dict[str, Any], job: Job) -> Iterator[Chunk]:
+def _read_rows(row: dict[str, Any], job: Job, crashed: Collection[int]) -> Iterator[Chunk]:
     """A range of rows of one Parquet file. If a page is damaged, the rows from there on are all rejected."""
     source, first, num_rows = row["source"], row["first_row"], row["num_rows"]
     done = 0
     batches = _batches(row, job)
     while done < num_rows:
+        if crashed and len(crashed) == num_rows:  # not even one row can be read
+            yield _rejected(_CRASHED, source, first, num_rows, job)
+            return
         started = time.perf_counter()
         batch = next(batches)
         read_s = time.perf_counter() - started
         if isinstance(batch, Rejection):
             yield _rejected(batch, source, first + done, num_rows - done, job)
             return
-        yield _chunk_of(batch, source, first + done, job, read_s)
-        done += batch.num_rows
+        for piece in _pieces(batch, {position - done for position in crashed}):
+            if isinstance(piece, int):
+                yield _rejected(_CRASHED, source, first + done, piece, job)
+                done += piece
+            else:
+                yield _chunk_of(piece, source, first + done, job, read_s)
+                done += piece.num_rows
+
+
+def _pieces(batch: pa.RecordBatch, crashed: Collection[int]) -> Iterator[pa.RecordBatch | int]:
+    """The batch without the rows at the positions `crashed`. In place of these, in order, how many there are."""
+    for is_crashed, group in groupby(range(batch.num_rows), lambda position: position in crashed):
+        positions = list(group)
+        yield len(positions) if is_crashed else batch.slice(positions[0], len(positions))
 
 
 def _batches(row: dict[str, Any], job: Job) -> Iterator[pa.RecordBatch | Rejection]:

@@ -1,7 +1,7 @@
 """The work on one unit: read, decode, predict, write its part."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,19 +17,24 @@ from mnist_ray.scoring.plan import WorkUnit
 from mnist_ray.scoring.read import Chunk, read_unit
 
 
-def score_unit(unit: WorkUnit, job: Job, predict: Predict) -> UnitResult:
-    """Score one unit and write its part. Scoring it again writes the same rows to the same files. Raises StorageError."""
+def score_unit(unit: WorkUnit, job: Job, predict: Predict, crashed: Collection[int] = ()) -> UnitResult:
+    """Score one unit and write its part. Scoring it again writes the same rows to the same files. Raises StorageError.
+
+    The inputs at the positions `crashed` are not read, but quarantined.
+    """
     result = UnitResult(unit.id)
-    predicted, quarantined = zip(*score_chunks(unit, job, predict, result), strict=True)
+    predicted, quarantined = zip(*score_chunks(unit, job, predict, result, crashed), strict=True)
     started = time.perf_counter()
     write_part(job, result, pa.concat_tables(predicted), pa.concat_tables(quarantined))
     result.spend({"write": time.perf_counter() - started})
     return result
 
 
-def score_chunks(unit: WorkUnit, job: Job, predict: Predict, result: UnitResult) -> Iterator[tuple[pa.Table, pa.Table]]:
+def score_chunks(
+    unit: WorkUnit, job: Job, predict: Predict, result: UnitResult, crashed: Collection[int] = ()
+) -> Iterator[tuple[pa.Table, pa.Table]]:
     """The prediction rows and the quarantine rows of a unit, chunk by chunk. Adds them to the counts. Raises StorageError."""
-    for chunk in read_unit(unit, job):
+    for chunk in read_unit(unit, job, crashed):
         result.spend({"read": chunk.read_s, "decode": chunk.decode_s})
         result.input_bytes += chunk.num_bytes
         yield _predict(chunk, job, predict, result), _reject(chunk, result)

@@ -183,13 +183,11 @@ def _kill_in_the_middle(flags: list[str], out: Path, victim: str) -> tuple[int, 
 
 @pytest.mark.slow
 def test_kills_without_ray_leave_no_process_and_lose_nothing(long_job: list[str], tmp_path: Path) -> None:
-    """The driver is killed first; of the job that resumes, a scoring process is killed."""
+    """The driver is killed first; of the job that resumes, a scoring process is killed, and others go on."""
     out = tmp_path / "out"
     _kill_in_the_middle(long_job, out, "driver")
     status, said = _kill_in_the_middle([*long_job, "--resume"], out, "scoring process")
-    assert status == 7, said
-    assert "a scoring process was killed, or ran out of memory; run again with --resume" in said
+    assert status == 0, said
+    assert "a scoring process ended unexpectedly; its units are read again, one by one" in said
     assert "Traceback" not in said
-    resumed = cli(*long_job, "--resume")
-    assert resumed.returncode == 0, resumed.stderr
     assert cli("verify", str(out)).returncode == 0

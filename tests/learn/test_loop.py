@@ -204,7 +204,7 @@ def test_patience_ends_a_run_and_keeps_the_best_epoch(patient: Loop) -> None:
 
 def test_a_continued_run_with_patience_keeps_the_best_epoch(patient: Loop, small: Splits, tmp_path: Path) -> None:
     with pytest.raises(OutputError):
-        Loop(str(tmp_path), PATIENT, small, CPU, InterruptingControl(2)).run()
+        Loop(str(tmp_path), PATIENT, small, CPU, InterruptingControl(str(tmp_path), 2)).run()
     continued = Loop(str(tmp_path), PATIENT, small, CPU, RunControl())
     assert len(continued.state.history) == 2
     assert continued.run()

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mnist_ray.errors import AccountingError, OutputError
+from mnist_ray.scoring import parts
 from mnist_ray.scoring.parts import digest_of
 from mnist_ray.scoring.plan import seal
 from mnist_ray.scoring.verify import verify
@@ -202,6 +203,29 @@ def test_changed_files_are_noticed_and_mended_or_refused(name: str, run: Run, in
     with pytest.raises(AccountingError):
         verify(str(table))
     assert check_mended_or_refused(run, inputs, table, before) is mends
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda keys: keys.slice(1), "1 inputs missing and 0 too many"),
+        (lambda keys: pa.concat_tables([keys, keys.slice(0, 1)]), "0 inputs missing and 1 too many"),
+        (lambda keys: pa.concat_tables([keys.slice(1), keys.slice(1, 1)]), "1 inputs missing and 1 too many"),
+    ],
+)
+def test_verify_does_not_trust_the_writer(
+    change: Callable[[pa.Table], pa.Table], message: str, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole parts whose rows are not the planned inputs: as if a worker had lost or doubled a row before it wrote the part."""
+    read = parts.read_part
+
+    def read_other(*args: Any) -> Any:
+        predicted, *others = read(*args)
+        return change(predicted), *others
+
+    monkeypatch.setattr("mnist_ray.scoring.verify.read_part", read_other)
+    with pytest.raises(AccountingError, match=message):
+        verify(str(table))
 
 
 def test_the_digest_of_a_part_covers_all_pages(table: Path) -> None:
