@@ -180,7 +180,7 @@ def _pool(config: ScoreConfig) -> tuple[tuple[int, int], dict[str, float], capac
 @contextmanager
 def _engine(
     config: ScoreConfig, planner: Planner, job: Job, bundle: str, console: Console
-) -> Iterator[tuple[int, Generator[UnitResult]]]:
+) -> Iterator[tuple[int, Generator[UnitResult | None]]]:
     """The smallest number of workers, and the results. Planning and scoring begin with the first result that is asked for.
 
     The workers are processes of this machine, or actors of a Ray cluster that has room for them. Nothing is started if nothing
@@ -201,24 +201,27 @@ def _engine(
             yield pool[0], actors.stream(planner, job, bundle, pool, needs, console)
 
 
-def _nothing() -> Generator[UnitResult]:
+def _nothing() -> Generator[UnitResult | None]:
     yield from ()
 
 
 def _score(
-    results: Generator[UnitResult],
+    results: Generator[UnitResult | None],
     planner: Planner,
     earlier: Collection[UnitResult],
     clock: Clock,
     owner: Owner,
     console: Console,
 ) -> Tally:
-    """Count the results of the units. `earlier` are those that an earlier start of the job has scored."""
+    """Count the results of the units; None among them says that none came for a while.
+
+    `earlier` are those that an earlier start of the job has scored.
+    """
     tally = Tally()
     done, quarantined = sum(unit.inputs for unit in earlier), sum(unit.quarantined for unit in earlier)
     with closing(results):
         for result in results:
-            if tally.add(result):
+            if result and tally.add(result):
                 clock.scored(result)
                 total = tally.total
                 _show(planner, done + total.inputs, quarantined + total.quarantined, clock.images_per_second(), console)

@@ -3,12 +3,13 @@
 import logging
 import os
 import platform
+import queue
 import subprocess
 import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -30,7 +31,7 @@ from mnist_ray.console import Console
 from mnist_ray.data import storage
 from mnist_ray.errors import AccountingError, ClusterError, MnistRayError, first_line, from_status
 from mnist_ray.run.probe import crashing_inputs
-from mnist_ray.run.processes import predictor, score_ref
+from mnist_ray.run.processes import TICK_S, predictor, score_ref
 from mnist_ray.scoring.job import Job, UnitResult
 from mnist_ray.scoring.plan import FOLDER, UnitRef, load_plan, part_refs
 from mnist_ray.scoring.planner import Planner
@@ -193,10 +194,11 @@ def _without_restart_warning() -> Iterator[None]:
 
 def stream(
     planner: Planner, job: Job, bundle: str, pool: tuple[int, int], needs: dict[str, float], console: Console
-) -> Generator[UnitResult]:
+) -> Generator[UnitResult | None]:
     """Plan the inputs and score the units in a pool of actors. Ray replaces a lost actor and scores its unit again.
 
-    `pool` is the smallest and the largest number of actors, `needs` the resources of each. Raises MnistRayError.
+    Yields each result as soon as it is there, and None after `TICK_S` without one. `pool` is the smallest and the largest
+    number of actors, `needs` the resources of each. Raises MnistRayError.
     """
     console.progress("starting the actors")
     results = _results(job, planner.skip, bundle, pool, needs)
@@ -204,7 +206,10 @@ def stream(
     with _without_restart_warning(), ThreadPoolExecutor(1, "planner") as thread, watching(console, _LOST_NODE) as cluster:
         planning = thread.submit(_plan, planner, stop)
         try:
-            for row in results.iter_rows():
+            for row in _ticking(results.iter_rows()):
+                if row is None:
+                    yield None
+                    continue
                 if row["status"]:
                     raise from_status(row["status"], row["result"])
                 cluster.moved()
@@ -216,6 +221,32 @@ def stream(
         finally:
             stop.set()
         planning.result()
+
+
+def _ticking(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any] | None]:
+    """Rows, and None after `TICK_S` without one. They are read in a thread, which ends with this process at the latest."""
+    found: queue.SimpleQueue[tuple[dict[str, Any] | None, BaseException | None]] = queue.SimpleQueue()
+
+    def read() -> None:
+        try:
+            for row in rows:
+                found.put((row, None))
+            found.put((None, StopIteration()))
+        except BaseException as error:
+            found.put((None, error))
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        try:
+            row, error = found.get(timeout=TICK_S)
+        except queue.Empty:
+            yield None
+            continue
+        if isinstance(error, StopIteration):
+            return
+        if error:
+            raise error
+        yield row
 
 
 def _results(job: Job, skip: frozenset[str], bundle: str, pool: tuple[int, int], needs: dict[str, float]) -> ray.data.Dataset:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -144,6 +145,18 @@ class _LocalReader:
 
     def close(self) -> None:
         os.close(self._handle)
+
+
+_SCRATCH = re.compile(r"\.[0-9a-f]{32}\.tmp")
+
+
+def delete_scratch(folder: str) -> None:
+    """Delete what a killed process has left below a folder: files that it was writing, and folders that it was deleting."""
+    for place, folders, files in os.walk(folder):
+        for name in filter(_SCRATCH.fullmatch, files):
+            os.unlink(os.path.join(place, name))
+        for name in filter(_SCRATCH.fullmatch, folders):
+            shutil.rmtree(os.path.join(place, name))
 
 
 def _scratch_name(path: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from fsspec.core import url_to_fs
 
-from mnist_ray.data import object_store
+from mnist_ray.data import local_store, object_store
 from mnist_ray.data.fsspec_store import FsspecStore
 from mnist_ray.data.local_store import LocalStore
 from mnist_ray.data.object_store import ObjectStore
@@ -226,6 +226,12 @@ def to_json(value: Any) -> bytes:
 def read_json(uri: str, patience_s: float | None = None) -> Any:
     """The value in a JSON file. Raises FileNotFoundError, StorageError, or ValueError for damaged JSON."""
     return json.loads(read(uri, patience_s))
+
+
+def delete_scratch(folder: str) -> None:
+    """Delete the files that killed processes have left below a folder. Raises StorageError."""
+    if is_local(folder):
+        _strictly(folder, "tidied", partial(local_store.delete_scratch, folder.removeprefix("file://")))
 
 
 def delete(uri: str, patience_s: float | None = None) -> None:

@@ -171,7 +171,8 @@ class Owner:
 def owning(owner: Owner) -> Iterator[Owner]:
     """Own the run directory inside this block. Raises OutputError if a living job owns it.
 
-    This process then changes files of the directory only while it owns it. SIGTERM, SIGHUP and SIGINT set `Owner.signal`, a
+    This process then changes files of the directory only while it owns it, and it first deletes what killed processes have left
+    there. SIGTERM, SIGHUP and SIGINT set `Owner.signal`, a
     request to stop. A second SIGINT raises KeyboardInterrupt.
     """
     owner.claim()
@@ -184,11 +185,13 @@ def owning(owner: Owner) -> Iterator[Owner]:
 
     in_main = threading.current_thread() is threading.main_thread()  # only the main thread may handle signals
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if in_main else ()
-    before = {number: signal.signal(number, on_signal) for number in numbers}
+    wanted = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
+    before = {number: signal.signal(number, on_signal) for number in wanted}
     try:
         with fenced(owner.run, owner.token):
             try:
                 beating.start()
+                storage.delete_scratch(owner.run)
                 yield owner
             finally:
                 owner.released = True

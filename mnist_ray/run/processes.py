@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -20,6 +21,10 @@ from mnist_ray.scoring.unit import score_unit
 
 MOST_DEATHS = 10
 """Number of times that scoring processes are started again."""
+TICK_S = 0.5
+"""Seconds without a result after which a job looks whether it was asked to stop."""
+END_S = 3.0
+"""Seconds that processes have to finish their units at the end. Then they are killed."""
 _AGAIN = "run again with --resume to score the rest"
 
 
@@ -46,11 +51,11 @@ def predictor(bundle: str, device: str) -> Predict:
 @contextmanager
 def scoring(
     refs: Iterable[UnitRef], job: Job, bundle: str, device: str, warn: Callable[[str], None]
-) -> Iterator[Generator[UnitResult]]:
-    """The results of units that processes score, each as soon as it is there. Raises MnistRayError.
+) -> Iterator[Generator[UnitResult | None]]:
+    """The results of units that processes score, each as soon as it is there; None after `TICK_S` without one.
 
     The processes end with the results, with this block, and with this process. The first one loads and tests the model before
-    the block begins.
+    the block begins. Raises MnistRayError.
     """
     pool = _Pool(job, bundle, device, warn)
     try:
@@ -81,10 +86,19 @@ class _Pool:
             ) from None
 
     def end(self) -> None:
-        """Wait until the processes have ended. They start no other unit."""
-        self._executor.shutdown(cancel_futures=True)
+        """Wait until the processes have finished their units, or kill them after `END_S` or a KeyboardInterrupt."""
+        processes = list((self._executor._processes or {}).values())
+        until = time.monotonic() + END_S
+        try:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.join(max(0.0, until - time.monotonic()))
+        finally:
+            for process in processes:
+                process.kill()  # does nothing to one that has ended
+        self._executor.shutdown()
 
-    def results(self, refs: Iterable[UnitRef]) -> Generator[UnitResult]:
+    def results(self, refs: Iterable[UnitRef]) -> Generator[UnitResult | None]:
         """At most two units per core wait for a process, so that `refs` is read no faster than units are scored."""
         ahead = iter(refs)
         deaths = 0
@@ -113,12 +127,17 @@ class _Pool:
         self._running[future] = ref
         return future
 
-    def _done(self) -> Iterator[UnitResult]:
-        """The results that are there, at least one if units are running. Raises BrokenProcessPool."""
-        for future in wait(self._running, return_when=FIRST_COMPLETED).done if self._running else ():
+    def _done(self) -> Iterator[UnitResult | None]:
+        """The results that are there, or None if none came for `TICK_S`. Raises BrokenProcessPool."""
+        if not self._running:
+            return
+        done = wait(self._running, TICK_S, return_when=FIRST_COMPLETED).done
+        for future in done:
             result = future.result()
             del self._running[future]
             yield result
+        if not done:
+            yield None
 
     def _recover(self) -> Iterator[UnitResult]:
         """Start new processes, and score the units that were running one by one, without the inputs that end a process."""

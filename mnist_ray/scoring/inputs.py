@@ -29,7 +29,7 @@ class Listing:
         self.tables: list[FileEntry] = []
         """Parquet files."""
         self.ignored = 0
-        """Files in input folders that are neither images nor Parquet."""
+        """Files in input folders that are hidden, or neither images nor Parquet."""
         self._num_found = 0
         self._out = f"{out}/"
         self._truth_column = truth_column
@@ -56,13 +56,22 @@ class Listing:
 
     def _images_of(self, item: str) -> Iterator[ImageFile]:
         if storage.is_folder(item):
-            return self._images_among(walk(item))
+            return self._images_among(self._visible(item, walk(item)))
         if storage.is_file(item):  # a manifest, or a Parquet file, or an image with any suffix
             lines = manifest.lines(item, self._truth_column)
             return self._images_among(stat_files([item]), suffixes=("",)) if lines is None else lines
         if glob.has_magic(item):
-            return self._images_among(_glob(item))
+            return self._images_among(self._visible(item, _glob(item)))
         raise DataError(f"{item}: there is no such file or folder; expected a folder, a glob, an image or a manifest")
+
+    def _visible(self, item: str, entries: Iterable[FileEntry]) -> Iterator[FileEntry]:
+        """The files below an input without hidden ones, such as `._7.png` of macOS, which count as ignored."""
+        fixed = len(re.split(r"[*?[]", item)[0].rpartition("/")[0]) if glob.has_magic(item) else len(item)
+        for entry in entries:
+            if "/." in entry.uri[fixed:]:
+                self.ignored += 1
+            else:
+                yield entry
 
     def _images_among(self, entries: Iterable[FileEntry], suffixes: tuple[str, ...] = _SUFFIXES) -> Iterator[ImageFile]:
         """The images among these files. Adds Parquet files to `tables` and counts ignored files."""

@@ -176,7 +176,7 @@ def _kill_in_the_middle(flags: list[str], out: Path, victim: str) -> tuple[int, 
     family = list(descendants(job.pid))
     assert len(family) >= 2
     os.kill(job.pid if victim == "driver" else family[-1], signal.SIGKILL)
-    _, said = job.communicate(timeout=60)
+    said = "".join(job.communicate(timeout=120))
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
     return job.returncode, said
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow.parquet as pq
 import pytest
@@ -27,6 +27,15 @@ def killed(*_: object) -> None:
     raise KilledError
 
 
+class _OneThread(ThreadPoolExecutor):
+    """In place of a pool of processes."""
+
+    _processes: ClassVar[dict[int, Any]] = {}
+
+    def __init__(self, *_: object, **__: object) -> None:
+        super().__init__(1)
+
+
 @pytest.fixture
 def run(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """A function that scores inputs. With `kill_after`, the job dies after so many units."""
@@ -44,7 +53,7 @@ def run(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
         return scoring_job.score(ScoreConfig(inputs=names, model=str(model), out=str(out), workers="0", **options), Console())
 
     threads = torch.get_num_threads()
-    monkeypatch.setattr(processes, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", _OneThread)
     yield run
     torch.set_num_threads(threads)
 

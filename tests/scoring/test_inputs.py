@@ -40,6 +40,16 @@ def test_a_folder_is_listed_to_its_depths(tree: Path) -> None:
     assert listing.ignored == 1
 
 
+def test_hidden_files_are_ignored(tree: Path) -> None:
+    for name in ("3/._a.png", ".trash/7/x.png", ".DS_Store", "7/.ipynb_checkpoints/b.png"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(b"x")
+    for item in (tree, f"{tree}/", f"{tree}/**"):
+        assert [Path(image.entry.uri).name for image in listed(item)[0]] == ["a.png", "b.JPG", "c.webp"], item
+    assert listed(tree)[1].ignored == 1 + 4
+    assert shown(tree / ".trash") == [("x.png", 7)], "a folder that is named is not hidden"
+
+
 def test_what_is_found_twice_is_listed_once(tree: Path) -> None:
     assert shown(tree, tree / "3", tree / "3" / "a.png", f"{tree}/*/*.png") == shown(tree)
 

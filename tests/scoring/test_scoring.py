@@ -209,6 +209,17 @@ def test_a_damaged_part_is_done_again(run: Run, digit_folder: Path, out: Path) -
     assert verify(str(out)).inputs == 300
 
 
+def test_what_killed_processes_have_left_is_deleted(run: Run, digit_folder: Path, out: Path) -> None:
+    run(digit_folder, out=out, unit_rows=100)
+    left = [out / "predictions" / f".{0:032x}.tmp", out / f".{1:032x}.tmp"]
+    left[0].write_bytes(b"half a part")
+    (left[1] / "folder").mkdir(parents=True)
+    mine = out / ".mine.tmp"
+    mine.write_text("not ours")
+    run(digit_folder, out=out, unit_rows=100, resume=True)
+    assert [path.exists() for path in (*left, mine)] == [False, False, True]
+
+
 def test_parts_are_the_same_bytes_each_time(run: Run, digit_folder: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         run(digit_folder, out=tmp_path / name, unit_rows=100)

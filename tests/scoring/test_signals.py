@@ -1,0 +1,71 @@
+"""Signals to a scoring job without Ray: it ends soon, leaves no process behind, and loses nothing."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from mnist_ray.scoring.verify import verify
+from tests.conftest import cli, descendants, start_cli, wait_for
+from tests.scoring.conftest import parts
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def flags(digit_folder: Path, run_dir: Path, tmp_path: Path) -> list[str]:
+    """A job of seconds."""
+    lines = [str(path) for path in sorted(digit_folder.rglob("*.png"))]
+    (tmp_path / "list.txt").write_text("\n".join(lines * 300))
+    out = str(tmp_path / "out")
+    return ["score", str(tmp_path / "list.txt"), "--model", str(run_dir), "--out", out, "--workers", "0", "--unit-rows", "750"]
+
+
+def start(flags: list[str]) -> tuple[subprocess.Popen[str], list[int]]:
+    """A job that has written some parts, and its processes."""
+    job = start_cli(*flags)
+    out = Path(flags[flags.index("--out") + 1])
+    wait_for(lambda: out.joinpath("predictions").exists() and len(parts(out)) > 3, job)
+    return job, list(descendants(job.pid))
+
+
+def check_ended(job: subprocess.Popen[str], family: list[int], status: int) -> None:
+    _, said = job.communicate(timeout=15)
+    assert job.returncode in (status, -signal.SIGINT if status == 130 else status), said  # the second signal may come last
+    assert "Traceback" not in said
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.3, 1.0, *(pytest.param(0.1 * n, marks=pytest.mark.long) for n in range(17))])
+def test_a_second_ctrl_c_ends_the_job(pause_s: float, flags: list[str], tmp_path: Path) -> None:
+    job, family = start(flags)
+    job.send_signal(signal.SIGINT)
+    time.sleep(pause_s)
+    job.send_signal(signal.SIGINT)
+    check_ended(job, family, 130)
+    done = cli(*flags, "--resume")
+    assert done.returncode == 0, done.stderr
+    verify(str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_frozen_process_does_not_keep_a_job_from_ending(number: int, flags: list[str]) -> None:
+    job, family = start(flags)
+    os.kill(family[-1], signal.SIGSTOP)
+    job.send_signal(number)
+    check_ended(job, family, 143 if number == signal.SIGTERM else 130)
+
+
+def test_nohup_keeps_a_job_alive(flags: list[str], tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited by the job, as from nohup
+    try:
+        job, _ = start(flags)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    job.send_signal(signal.SIGHUP)
+    _, said = job.communicate(timeout=240)
+    assert job.returncode == 0, said
+    verify(str(tmp_path / "out"))
