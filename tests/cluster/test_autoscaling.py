@@ -53,7 +53,7 @@ def _finish(job: subprocess.Popen[str], status: int = 0) -> str:
     return printed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_scales_up_and_back_down(cluster: AutoscalingCluster, tmp_path: Path) -> None:
     flags = ["--data", "mnist5k", "--epochs", "2", "--workers", "4", "--out", str(tmp_path)]
     with cluster.nodes_over_time() as nodes:

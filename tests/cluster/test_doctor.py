@@ -46,6 +46,7 @@ def problem(*args: str, only: str) -> str:
     return found.to_text()
 
 
+@pytest.mark.slow
 def test_a_healthy_set_up_has_no_problem(
     ray_cluster: RayCluster, small_idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,7 +82,7 @@ def web_server() -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_wrong_address_is_named(ray_cluster: RayCluster) -> None:
     def said(address: str) -> str:
         line = problem("--address", address, only="joining")
@@ -111,6 +112,7 @@ def test_checks_that_need_the_cluster_are_skipped_with_the_reason(monkeypatch: p
     assert {one.text for one in none} == {"neither --address nor RAY_ADDRESS names a cluster, and doctor starts none"}
 
 
+@pytest.mark.slow
 def test_token_problems_are_told_apart(ray_cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def said(checks: str) -> str:
         return problem("--address", ray_cluster.address, only=checks)
@@ -183,7 +185,7 @@ def test_a_folder_that_only_the_driver_sees_is_found(ray_cluster: RayCluster, tm
     assert not shared.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_node_with_another_mnist_ray_is_found(
     ray_cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +200,7 @@ def test_a_node_with_another_mnist_ray_is_found(
     assert line.endswith("use the same image or constraints.txt everywhere, down to Python's patch version")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_machine_outside_the_cluster_is_told_to_submit(ray_cluster: RayCluster) -> None:
     """In a PID namespace of its own, the machine runs no process of Ray."""
     unshare = require_namespaces("--pid", "--fork", "--mount-proc")
@@ -228,6 +230,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.stop()
 
 
+@pytest.mark.long
 def test_a_bucket_is_used_and_a_missing_one_is_found(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (found,) = examine("--out", "s3://there/tables/", only="storage here")
     assert (found.state, found.text) == ("ok", "s3://there/tables: wrote, read, listed and deleted a file")

@@ -36,6 +36,7 @@ def test_both_jobs_succeed(ray_cluster: RayCluster, digit_folder: Path, tmp_path
     assert "300 inputs = 300 predicted + 0 quarantined" in scored.stdout
 
 
+@pytest.mark.slow
 def test_a_relative_out_is_kept_below_the_home_of_the_machine_that_runs_the_job(
     ray_cluster: RayCluster, small_idx: Path, tmp_path: Path
 ) -> None:

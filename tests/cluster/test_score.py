@@ -54,6 +54,7 @@ def test_actors_write_the_same_table_as_a_job_without_ray(
     assert cli("verify", str(out)).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_killed_driver_and_a_killed_actor_lose_and_double_nothing(
     ray_cluster: RayCluster, without_ray: Path, digit_folder: Path, run_dir: Path, tmp_path: Path
 ) -> None:
@@ -150,7 +151,7 @@ def long_job(digit_folder: Path, run_dir: Path, tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+    ("number", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)]
 )
 def test_a_stopped_job_keeps_its_finished_parts(number: int, status: int, long_job: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"

@@ -31,7 +31,14 @@ def _said(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 
 @pytest.mark.parametrize(
     ("mode", "token", "expected"),
-    [("", "", ASKS), ("", "its own", ASKS), ("token", "", NONE), ("token", "0" * 64, WRONG), ("token", "its own", LET_IN)],
+    [
+        ("", "", ASKS),
+        ("token", "0" * 64, WRONG),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("", "its own", ASKS), ("token", "", NONE), ("token", "its own", LET_IN))
+        ),
+    ],
 )
 def test_a_cluster_with_a_token(
     mode: str, token: str, expected: str, ray_cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -144,7 +144,7 @@ def entrypoint(file: Path, bucket: Path) -> str:
     return command
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_entrypoints_do_their_work_and_can_be_repeated(tmp_path: Path, small_idx: Path, digit_folder: Path) -> None:
     """First as a shell runs them, then once more: that is what a retry in a new cluster does."""
     (tmp_path / "mnist").symlink_to(small_idx)

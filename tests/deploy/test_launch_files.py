@@ -172,7 +172,7 @@ def test_a_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
         assert "\n" not in problem
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("file", [AWS, GCP, LOCAL, TRAIN])
 def test_a_value_of_a_wrong_type_is_no_crash(tmp_path: Path, file: str) -> None:
     """Each value of the file in turn becomes null, and a list of null. What YAML aliases share changes together, and once."""

@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import RayCluster, cli, start_cli, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def test_a_node_lost_while_scoring_is_one_line(digit_folder: Path, run_dir: Path, tmp_path: Path) -> None:

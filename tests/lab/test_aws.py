@@ -22,7 +22,7 @@ import yaml
 from tests.conftest import ROOT, wait_for
 from tests.lab.ec2 import Account
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 BUCKET, LAPTOP, IMAGE = "digits", "203.0.113.7/32", "ami-12345678901234567"
 RUN, SECOND, TABLE = (f"s3://{BUCKET}/{name}" for name in ("runs/first", "runs/second", "tables/first"))

@@ -46,6 +46,7 @@ def test_hosts_reach_each_other_and_nothing_else(lab: Lab) -> None:
     assert lab.ssh(host, reach.format("192.0.2.1"), check=False).returncode != 0
 
 
+@pytest.mark.slow
 def test_a_link_can_be_cut_and_a_host_replaced(lab: Lab) -> None:
     one, two = lab.hosts.values()
     reach = f"timeout 2 bash -c '</dev/tcp/{two.address}/22'"

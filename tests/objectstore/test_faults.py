@@ -28,9 +28,9 @@ class Reference(NamedTuple):
     labels: list[tuple[str, int | None, int]]
 
 
-def slow(*names: str) -> list[Any]:
-    """Values of a parameter whose tests are slow."""
-    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+def marked(mark: pytest.MarkDecorator, *names: str) -> list[Any]:
+    """Values of a parameter whose tests are slow or long."""
+    return [pytest.param(name, marks=mark) for name in names]
 
 
 def train(bucket: Bucket, inputs: Inputs) -> list[str]:
@@ -101,11 +101,19 @@ PASSING: dict[str, Break] = {
 }
 
 
-QUICK = ["503 to every third GET", "lost answer to every second PUT"]
+QUICK = ["503 to every third GET"]
+SLOW = ["lost answer to every second PUT", "expired credentials (403)", "no answer"]
 
 
 @pytest.mark.usefixtures("in_threads", "short_requests")
-@pytest.mark.parametrize("fault", [*QUICK, *slow(*(name for name in PASSING if name not in QUICK))])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *QUICK,
+        *marked(pytest.mark.slow, *SLOW),
+        *marked(pytest.mark.long, *(name for name in PASSING if name not in QUICK + SLOW)),
+    ],
+)
 def test_scoring_waits_for_a_fault_to_pass(fault: str, bucket: Bucket, inputs: Inputs, reference: Reference) -> None:
     rule = PASSING[fault](bucket.proxy)
     done = cli(*score(bucket, inputs))
@@ -119,12 +127,9 @@ def test_scoring_waits_for_a_fault_to_pass(fault: str, bucket: Bucket, inputs: I
 @pytest.mark.parametrize(
     "fault",
     [
-        "503 to every third GET",
         "503 to every second PUT",
-        *(
-            pytest.param(fault, marks=pytest.mark.slow)
-            for fault in ("every third body cut", "reset of every fourth", "no answer")
-        ),
+        *marked(pytest.mark.slow, "503 to every third GET"),
+        *marked(pytest.mark.long, "every third body cut", "reset of every fourth", "no answer"),
     ],
 )
 def test_training_waits_for_a_fault_to_pass(fault: str, bucket: Bucket, inputs: Inputs, reference: Reference) -> None:
@@ -137,7 +142,9 @@ def test_training_waits_for_a_fault_to_pass(fault: str, bucket: Bucket, inputs: 
 
 
 @pytest.mark.usefixtures("in_threads", "impatient")
-@pytest.mark.parametrize("fault", ["dead", "denied", *slow("silent", "503", "key deleted")])
+@pytest.mark.parametrize(
+    "fault", ["dead", *marked(pytest.mark.slow, "denied"), *marked(pytest.mark.long, "silent", "503", "key deleted")]
+)
 def test_scoring_stops_if_a_fault_stays(fault: str, bucket: Bucket, inputs: Inputs, reference: Reference) -> None:
     """It ends with status 8 and has quarantined nothing. With --resume it completes."""
     actions: dict[str, px.Action] = {
@@ -159,6 +166,7 @@ def test_scoring_stops_if_a_fault_stays(fault: str, bucket: Bucket, inputs: Inpu
     check_score(bucket, reference)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_threads", "impatient")
 def test_training_stops_if_a_fault_stays(bucket: Bucket, inputs: Inputs, reference: Reference) -> None:
     """It ends with status 8. The same command completes the run."""
@@ -173,6 +181,7 @@ def test_training_stops_if_a_fault_stays(bucket: Bucket, inputs: Inputs, referen
     check_train(bucket, reference)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_threads", "impatient")
 def test_the_table_of_an_outage_is_not_called_damaged(bucket: Bucket, inputs: Inputs, reference: Reference) -> None:
     """Neither `verify` nor --resume advises to delete anything because the storage is away."""
@@ -249,11 +258,13 @@ def run(command: list[str], timeout_s: float = 400) -> tuple[int, str]:
     return job.returncode, said
 
 
-LONG = ("503 to every second PUT", "every third body cut", "refused for 15 s")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in REAL])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *marked(pytest.mark.slow, "503 to every third GET"),
+        *marked(pytest.mark.long, *(name for name in REAL if name != "503 to every third GET")),
+    ],
+)
 @pytest.mark.parametrize("job", [train, score])
 def test_a_process_waits_for_a_fault_to_pass(
     job: Callable[..., list[str]], fault: str, bucket: Bucket, inputs: Inputs, reference: Reference
@@ -266,8 +277,7 @@ def test_a_process_waits_for_a_fault_to_pass(
     (check_train if job is train else check_score)(bucket, reference)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("job", [train, score])
+@pytest.mark.parametrize("job", [pytest.param(train, marks=pytest.mark.long), pytest.param(score, marks=pytest.mark.slow)])
 def test_a_process_stops_within_two_minutes_of_an_outage(
     job: Callable[..., list[str]], bucket: Bucket, inputs: Inputs, reference: Reference
 ) -> None:
@@ -292,10 +302,10 @@ def s3_cluster(s3_environment: dict[str, str]) -> Any:
     cluster.stop()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "fault",
-    ["no answer for 15 s", *(pytest.param(name, marks=pytest.mark.long) for name in ("none", "503 to every third GET"))],
+    ["no answer for 15 s", "none", "503 to every third GET"],
 )
 def test_a_ray_cluster_waits_for_a_fault_to_pass(
     fault: str, s3_cluster: RayCluster, bucket: Bucket, inputs: Inputs, reference: Reference
@@ -312,7 +322,7 @@ def test_a_ray_cluster_waits_for_a_fault_to_pass(
     assert bucket.json("run/metrics.json")["samples_seen"] == 1800
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_ray_cluster_stops_if_a_fault_stays(
     s3_cluster: RayCluster, bucket: Bucket, inputs: Inputs, reference: Reference
 ) -> None:

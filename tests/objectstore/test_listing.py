@@ -62,6 +62,7 @@ def test_a_hundred_thousand_keys_are_listed_in_little_memory(bucket: Bucket) -> 
     assert bucket.proxy.count("GET", f"^/{bucket.name}/?$") < 150, "a page of a listing has 1,000 keys"
 
 
+@pytest.mark.slow
 def test_a_listing_goes_on_after_a_fault(bucket: Bucket) -> None:
     """Pages fail, and no key is left out or listed twice."""
     asyncio.run(_fill(_direct(bucket), 1500))

@@ -88,11 +88,13 @@ FAULTS = [
 ]
 
 
-CASES = [
-    pytest.param(place, fault, marks=[] if place == "input" or fault is wrong_bucket else pytest.mark.slow)
-    for place in PLACES
-    for fault in FAULTS
-]
+def _marks(place: str, fault: object) -> list[pytest.MarkDecorator]:
+    if place == "input" or fault is wrong_bucket:
+        return []
+    return [pytest.mark.slow if place == "output" else pytest.mark.long]
+
+
+CASES = [pytest.param(place, fault, marks=_marks(place, fault)) for place in PLACES for fault in FAULTS]
 
 
 @pytest.mark.parametrize(("place", "fault"), CASES)

@@ -88,8 +88,9 @@ def processes() -> Iterator[ExitStack]:
         yield stack
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("command", ["train", "score"])
+@pytest.mark.parametrize(
+    "command", [pytest.param("train", marks=pytest.mark.long), pytest.param("score", marks=pytest.mark.slow)]
+)
 def test_of_two_processes_that_start_together_one_works(
     command: str, bucket: Bucket, inputs: Inputs, processes: ExitStack
 ) -> None:

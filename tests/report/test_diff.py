@@ -115,6 +115,7 @@ def test_json_is_one_document_without_pictures(tables: tuple[Path, Path], tmp_pa
     assert (tmp_path / "diff.html").exists()
 
 
+@pytest.mark.slow
 def test_a_table_and_itself(tables: tuple[Path, Path], tmp_path: Path, check_page: CheckPage) -> None:
     done = cli("diff", str(tables[0]), str(tables[0]), "--out", str(tmp_path / "diff.html"))
     assert "changed labels: 0 of 330" in done.stdout
@@ -142,6 +143,7 @@ def test_inputs_in_one_table_repeated_inputs_and_rejected_ones(run_dir: Path, mn
     assert "3 rows repeat" in done.stdout
 
 
+@pytest.mark.slow
 def test_unknown_truth_and_sources_that_are_gone(
     run_dir: Path, weak_run: Path, mnist5k: Splits, tmp_path: Path, check_page: CheckPage
 ) -> None:

@@ -112,6 +112,7 @@ def test_pictures_are_the_digits_as_the_network_saw_them(scored: tuple[Path, dic
         assert row["picture"] == page.picture(mnist5k.test.images[position])
 
 
+@pytest.mark.slow
 def test_the_page_opens_everywhere(scored: tuple[Path, dict[str, Any]], check_page: CheckPage) -> None:
     out, facts = scored
     text = check_page(out / "report.html")
@@ -195,6 +196,7 @@ def test_a_rejected_file_that_can_be_decoded_has_a_picture(tmp_path: Path) -> No
     assert sources.previews([str(file)])[str(file)].picture.startswith("data:image/png")
 
 
+@pytest.mark.slow
 def test_a_table_without_truth_or_predictions(run_dir: Path, mnist5k: Splits, tmp_path: Path, check_page: CheckPage) -> None:
     folder = tmp_path / "in"
     folder.mkdir()

@@ -269,6 +269,7 @@ def test_a_page_is_redrawn_in_a_bucket(run_dir: Path) -> None:
     assert storage.read(f"{bucket}/report.html") == (run_dir / "report.html").read_bytes()
 
 
+@pytest.mark.slow
 def test_runs_are_compared(run_dir: Path, poor_run: Path, tmp_path: Path, check_page: Callable[[Path], str]) -> None:
     page = tmp_path / "runs.html"
     done = cli("report", str(run_dir), str(poor_run), "--out", str(page))

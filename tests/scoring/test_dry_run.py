@@ -139,6 +139,7 @@ def test_it_refuses_a_folder_that_another_job_writes_to(mixed: Path, run_dir: Pa
     assert (done.returncode, "is writing here" in done.stderr) == (5, True)
 
 
+@pytest.mark.slow
 def test_a_cluster_is_asked_for_its_resources(ray_cluster: RayCluster, mixed: Path, run_dir: Path, tmp_path: Path) -> None:
     words = ["--address", ray_cluster.address, "--workers", "2", "--dry-run", "--price-per-node-hour", "1"]
     job = start_cli("score", str(mixed), "--model", str(run_dir), "--out", str(tmp_path / "out"), *words)
