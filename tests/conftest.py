@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,17 @@ def start_cli(*args: str, threads: int = 1) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "mnist_ray", *args]
     env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def thread_pool(number: int) -> Callable[..., ThreadPoolExecutor]:
+    """What makes so many threads of this process, in place of the processes of a scoring job."""
+
+    def make(*_: object, **__: object) -> ThreadPoolExecutor:
+        pool = ThreadPoolExecutor(number)
+        pool._processes = {}  # type: ignore[attr-defined]
+        return pool
+
+    return make
 
 
 def wait_for(condition: Callable[[], Any], *processes: subprocess.Popen[Any]) -> None:

@@ -16,7 +16,7 @@ import torch
 from mnist_ray.data import patience, storage
 from mnist_ray.run import processes
 from mnist_ray.scoring.unit import score_unit
-from tests.conftest import cli
+from tests.conftest import cli, thread_pool
 
 Fail = Callable[[str, int | None], None]
 
@@ -25,7 +25,7 @@ Fail = Callable[[str, int | None], None]
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Units are scored by a thread of this process, where the doubles are, and storage may fail for 1 s only."""
     threads = torch.get_num_threads()
-    monkeypatch.setattr(processes, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", thread_pool(1))
     monkeypatch.setattr(patience, "PATIENCE_S", 1.0)
     yield
     torch.set_num_threads(threads)

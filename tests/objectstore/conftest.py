@@ -3,7 +3,6 @@
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from mnist_ray.data import datasets, object_store, patience
 from mnist_ray.data.digits import Splits
 from mnist_ray.data.images import encode_png
 from mnist_ray.run import owner, processes
+from tests.conftest import thread_pool
 from tests.objectstore.bucket import Bucket, connect
 from tests.objectstore.proxy import Proxy
 from tests.objectstore.server import ACCESS_KEY, REGION, SECRET_KEY, s3_server
@@ -102,7 +102,7 @@ def inputs(new_bucket: NewBucket, mnist5k: Splits, small_idx: Path, run_dir: Pat
 def in_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Scoring without Ray uses threads of this process: they start at once, and see what a test changes."""
     threads = torch.get_num_threads()
-    monkeypatch.setattr(processes, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(2))
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", thread_pool(2))
     yield
     torch.set_num_threads(threads)
 

@@ -1,10 +1,9 @@
 """Scoring jobs that run through `score()`, with a thread of this process as their only worker."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +14,7 @@ from mnist_ray.config import ScoreConfig
 from mnist_ray.console import Console
 from mnist_ray.run import processes
 from mnist_ray.scoring.unit import score_unit
+from tests.conftest import thread_pool
 
 Run = Callable[..., dict[str, Any]]
 
@@ -25,15 +25,6 @@ class KilledError(Exception):
 
 def killed(*_: object) -> None:
     raise KilledError
-
-
-class _OneThread(ThreadPoolExecutor):
-    """In place of a pool of processes."""
-
-    _processes: ClassVar[dict[int, Any]] = {}
-
-    def __init__(self, *_: object, **__: object) -> None:
-        super().__init__(1)
 
 
 @pytest.fixture
@@ -53,7 +44,7 @@ def run(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
         return scoring_job.score(ScoreConfig(inputs=names, model=str(model), out=str(out), workers="0", **options), Console())
 
     threads = torch.get_num_threads()
-    monkeypatch.setattr(processes, "ProcessPoolExecutor", _OneThread)
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", thread_pool(1))
     yield run
     torch.set_num_threads(threads)
 
