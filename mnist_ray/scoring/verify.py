@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mnist_ray.data import storage
+from mnist_ray.data.digits import CLASSES
 from mnist_ray.errors import AccountingError, OutputError
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.commit import COMMIT
@@ -71,7 +72,7 @@ def _verify_unit(job: Job, unit: WorkUnit) -> list[int]:
     predicted, result = _read(job, unit, PREDICTIONS)
     quarantined, _ = _read(job, unit, QUARANTINE)
     _compare_keys(job.out, unit, pa.concat_tables([predicted.select(_KEY), quarantined.select(_KEY)]))
-    if np.bincount(predicted["label"].to_numpy(), minlength=schema.CLASSES).tolist() != result.digits:
+    if np.bincount(predicted["label"].to_numpy(), minlength=len(CLASSES)).tolist() != result.digits:
         uri = storage.join(job.out, PREDICTIONS, part_name(unit.id))
         raise AccountingError(f"{uri}: its labels are not those that were written; delete it and run again with --resume")
     return [predicted.num_rows, quarantined.num_rows]
