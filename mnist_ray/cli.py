@@ -39,6 +39,8 @@ Use `mnist-ray COMMAND --help` for the flags of a command, and `mnist-ray --vers
 
 Exit statuses: {"; ".join(f"{status} {meaning}" for status, meaning in EXIT_STATUSES.items())}. Images that cannot be read are
 listed in the quarantine table and do not fail a job."""
+ANSWERS_WIDTH = 49
+"""Characters of a terminal that the columns of predictions may take."""
 
 
 def train(config: TrainConfig, console: Console) -> None:
@@ -108,17 +110,25 @@ def evaluate(config: EvaluateConfig, console: Console) -> None:
 
 
 def _drawing(report: "EvalReport") -> "Table":
-    """A report as a table for a terminal of 80 columns: a row for each true digit. Wrong predictions are red."""
+    """A report as a table for a terminal of 80 columns: a row for each true class. Wrong predictions are red.
+
+    If the predictions do not fit beside precision and recall, they are left out.
+    """
     from rich.table import Table
     from rich.text import Text
 
+    from mnist_ray.data.digits import CLASSES
+
+    answers = [f"as {name}" for name in CLASSES]
+    if len(" ".join(answers)) > ANSWERS_WIDTH:
+        answers = []
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("digit", "images", "precision", "recall", *(f"as {digit}" for digit in range(10))):
+    for name in ("digit", "images", "precision", "recall", *answers):
         table.add_column(name, justify="right", no_wrap=True)
-    for row, counts in zip(report.per_class(), report.confusion.tolist(), strict=True):
-        digit = int(row["class"])
-        cells = [Text(f"{count}", "red" if count and other != digit else "") for other, count in enumerate(counts)]
-        table.add_row(f"{digit}", f"{row['images']}", f"{row['precision']:.2%}", f"{row['recall']:.2%}", *cells)
+    for name, row, counts in zip(CLASSES, report.per_class(), report.confusion.tolist(), strict=True):
+        cells = [Text(f"{count}", "red" if count and other != row["class"] else "") for other, count in enumerate(counts)]
+        figures = (f"{row['images']}", f"{row['precision']:.2%}", f"{row['recall']:.2%}")
+        table.add_row(name, *figures, *cells[: len(answers)])
     return table
 
 
@@ -128,6 +138,7 @@ def predict(config: PredictConfig, console: Console) -> None:
     from mnist_ray.artifact.predictor import Predictor, pick_device
     from mnist_ray.data.bulk import read_many
     from mnist_ray.data.containers import MAX_BYTES, Rejection
+    from mnist_ray.data.digits import CLASSES
     from mnist_ray.data.images import to_digits
     from mnist_ray.errors import DataError
     from mnist_ray.scoring.read import to_grey
@@ -141,7 +152,7 @@ def predict(config: PredictConfig, console: Console) -> None:
             console.line(f"{name}: {grey.reason}: {grey.detail}")
             continue
         predictions = predictor(to_digits([grey]))
-        console.line(f"{name}: {predictions.labels[0]} (confidence {predictions.confidence[0]:.1%})")
+        console.line(f"{name}: {CLASSES[predictions.labels[0]]} (confidence {predictions.confidence[0]:.1%})")
     if num_rejected:
         raise DataError(f"{num_rejected} of {len(config.images)} images could not be read; the reasons are printed above")
 

@@ -56,12 +56,12 @@ def scoring_pool(workers: str) -> tuple[int, int]:
     return (-1, -1) if workers == "auto" else worker_range(workers)
 
 
-def probabilities(wanted: str) -> int:
-    """How many of a digit's ten probabilities `--probabilities` asks for: `none` is 0, `top3` is 3, `all` is 10.
+def probabilities(wanted: str) -> int | None:
+    """How many probabilities of an image `--probabilities` asks for: `none` is 0, `top3` is 3, `all` is None.
 
     Raises UsageError for other text.
     """
     found = re.fullmatch(r"none|all|top([1-9])", wanted)
     if not found:
         raise UsageError(f"--probabilities {wanted}: expected none, all, or top1 to top9")
-    return int(found[1] or 0) if wanted != "all" else 10
+    return int(found[1] or 0) if wanted != "all" else None

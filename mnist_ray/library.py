@@ -173,7 +173,8 @@ class Model:
         from 0 to 255. All images go through the preprocessing rule of `mnist_ray/data/images.py`: an image that looks like
         MNIST is used unchanged. Other images are inverted if they are dark on light, cut to their ink, scaled and centred.
 
-        Returns `labels` uint8[N], `confidence` float32[N] (the probability of the label) and `probabilities` float32[N, 10].
+        Returns `labels` uint8[N], `confidence` float32[N] (the probability of the label) and `probabilities` float32[N, C], one
+        for each class.
         Raises DataError that names the first image that cannot be read.
 
         >>> model = mnist_ray.load_model("runs/digits")

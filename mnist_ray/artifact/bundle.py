@@ -44,7 +44,7 @@ class ModelBundle:
     """SHA-256 of `digest.json`'s list of files; empty until saved."""
 
     def check_logits(self, logits: Tensor) -> None:
-        """Raise ModelError if logits float32[N, 10] differ from those expected for the self-test's digits."""
+        """Raise ModelError if logits float32[N, C] differ from those expected for the self-test's digits."""
         difference = float((logits - self.selftest["logits"]).abs().max())
         if not difference <= SELF_TEST_TOLERANCE:
             raise ModelError(
@@ -74,7 +74,7 @@ def make_bundle(model: DigitCNN, card: dict[str, Any], examples: Tensor) -> Mode
 
 
 def load(uri: str) -> ModelBundle:
-    """Load the bundle of a run directory or bundle folder, and check its digest. Raises ModelError."""
+    """Load the bundle of a run directory or bundle folder, and check its digest and its classes. Raises ModelError."""
     place = seal.find(uri)
     files, digest = seal.read(place)
     card = json.loads(files["card.json"])
@@ -82,6 +82,11 @@ def load(uri: str) -> ModelBundle:
         raise ModelError(
             f"{place}/card.json: format {card.get('format')} and architecture {card.get('architecture')!r}; "
             f"this version reads format {FORMAT} and {ARCHITECTURE!r}"
+        )
+    if card.get("classes") != list(CLASSES):
+        raise ModelError(
+            f"{place}/card.json: the classes of this model are {card.get('classes')}; "
+            f"this program has {list(CLASSES)} (CLASSES in mnist_ray/data/digits.py)"
         )
     try:
         model = DigitCNN([Conv(**layer) for layer in card["layers"]])

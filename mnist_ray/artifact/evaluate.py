@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.data.digits import LabelledDigits, Predict, Predictions
+from mnist_ray.data.digits import CLASSES, LabelledDigits, Predict, Predictions
 from mnist_ray.data.statistics import confidence_counts, wilson_interval
 from mnist_ray.learn.metrics import Counted
 
 
 @dataclass(frozen=True)
 class EvalReport(Counted):
-    """Predictions against the truth: `confusion` int64[10, 10] (rows: truth, columns: prediction), `loss` in nats per image."""
+    """Predictions against the truth: `confusion` int64[C, C] (rows: truth, columns: prediction), `loss` in nats per image."""
 
     confusion: NDArray[np.int64]
     loss: float
@@ -21,11 +21,13 @@ class EvalReport(Counted):
     """Images in each bin of `CONFIDENCE_EDGES`."""
 
     def per_class(self) -> list[dict[str, float]]:
-        """Number of images, precision and recall of each digit; a ratio without data is 0."""
+        """Label, number of images, precision and recall of each class; a ratio without data is 0."""
         hits, images = self.confusion.diagonal(), self.confusion.sum(axis=1)
         precision = (hits / np.maximum(self.confusion.sum(axis=0), 1)).tolist()
         recall = (hits / np.maximum(images, 1)).tolist()
-        return [{"class": i, "images": int(images[i]), "precision": precision[i], "recall": recall[i]} for i in range(10)]
+        return [
+            {"class": i, "images": int(images[i]), "precision": precision[i], "recall": recall[i]} for i in range(len(CLASSES))
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """The report as values that JSON can hold."""
@@ -48,14 +50,13 @@ class EvalReport(Counted):
 
     def to_text(self) -> str:
         """The report as text."""
-        lines = [
-            self.headline(),
-            "",
-            "digit  images  precision  recall   predicted as 0     1     2     3     4     5     6     7     8     9",
-        ]
-        for row, counts in zip(self.per_class(), self.confusion, strict=True):
-            figures = f"{row['class']:5d} {row['images']:7d} {row['precision']:10.2%} {row['recall']:7.2%}"
-            lines.append(figures + " " * 12 + " ".join(f"{count:5d}" for count in counts))
+        width = max(map(len, ("digit", *CLASSES)))
+        names = " ".join(f"{name:>{width}}" for name in CLASSES).lstrip()
+        lines = [self.headline(), "", f"{'digit':>{width}}  images  precision  recall   predicted as {names}"]
+        margin = " " * (16 + len(CLASSES[0]) - width)  # the counts are below the names
+        for name, row, counts in zip(CLASSES, self.per_class(), self.confusion, strict=True):
+            figures = f"{name:>{width}} {row['images']:7d} {row['precision']:10.2%} {row['recall']:7.2%}"
+            lines.append(figures + margin + " ".join(f"{count:{width}d}" for count in counts))
         return "\n".join(lines)
 
 
@@ -67,7 +68,8 @@ def evaluate(digits: LabelledDigits, predict: Predict) -> EvalReport:
 def compare(digits: LabelledDigits, predictions: Predictions) -> EvalReport:
     """Compare the predictions for these digits with their labels."""
     labels = digits.labels.astype(np.int64)
-    confusion = np.bincount(labels * 10 + predictions.labels, minlength=100).reshape(10, 10)
+    count = len(CLASSES)
+    confusion = np.bincount(labels * count + predictions.labels, minlength=count**2).reshape(count, count)
     true_probability = predictions.probabilities[np.arange(len(labels)), labels]
     loss = float(-np.log(np.maximum(true_probability, 1e-12)).mean())
     return EvalReport(confusion, loss, confidence_counts(predictions.confidence))

@@ -12,13 +12,13 @@ from mnist_ray.artifact.evaluate import EvalReport, compare
 from mnist_ray.artifact.predictor import Predictor
 from mnist_ray.config import TrainConfig
 from mnist_ray.data import storage
-from mnist_ray.data.digits import Predictions, Splits
+from mnist_ray.data.digits import CLASSES, Predictions, Splits
 from mnist_ray.data.statistics import wilson_interval
 from mnist_ray.learn import dist
 from mnist_ray.learn.model import DigitCNN
 from mnist_ray.learn.state import TrainState
 
-SELF_TEST_PER_DIGIT = 2
+SELF_TEST_PER_CLASS = 2
 """Test digits of each class in a bundle's self-test."""
 
 
@@ -63,8 +63,8 @@ def _write_bundle(
     place: str, model: DigitCNN, card: dict[str, Any], splits: Splits, device: torch.device
 ) -> tuple[EvalReport, Predictions, str]:
     """Evaluate a network and write its bundle; returns the report, the predictions and the bundle's digest."""
-    per_digit = [np.flatnonzero(splits.test.labels == digit)[:SELF_TEST_PER_DIGIT] for digit in range(10)]
-    examples = torch.from_numpy(splits.test.images[np.concatenate(per_digit)])
+    per_class = [np.flatnonzero(splits.test.labels == label)[:SELF_TEST_PER_CLASS] for label in range(len(CLASSES))]
+    examples = torch.from_numpy(splits.test.images[np.concatenate(per_class)])
     predictions = Predictor.ready(make_bundle(model, card, examples), device)(splits.test.images)
     report = compare(splits.test, predictions)
     accuracy = {

@@ -78,7 +78,7 @@ class Predictor:
 
     @torch.inference_mode()
     def logits(self, digits: Tensor) -> Tensor:
-        """Logits float32[N, 10] of digits uint8[N, 28, 28], both on the CPU."""
+        """Logits float32[N, C] of digits uint8[N, 28, 28], both on the CPU."""
         count, size = len(digits), BATCH_SIZE[self.device.type]
         if padding := max(-count % size, size - count):  # to whole batches, at least one
             digits = F.pad(digits, (0, 0, 0, 0, 0, padding))

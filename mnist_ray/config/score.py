@@ -49,7 +49,7 @@ class _Table:
     keep: Annotated[str, flag("NAME,NAME,...", "none")] = ""
     """Columns of Parquet inputs to copy into the table."""
     probabilities: Annotated[str, flag("all|none|topN")] = "all"
-    """Probabilities to write for each image: all (of ten digits), none, or only the highest (top1 to top9)."""
+    """Probabilities to write for each image: all (one for each class), none, or only the highest (top1 to top9)."""
     unit_rows: Annotated[int, flag("N", "as many as take a fraction of a second")] = 0
     """Images per unit of work. Each unit becomes one file of the table."""
 

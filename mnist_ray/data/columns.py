@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mnist_ray.data.digits import CLASSES
 from mnist_ray.data.images import SIDE
 from mnist_ray.errors import DataError
 
@@ -150,7 +151,7 @@ def truth_column(schema: pa.Schema, wanted: str, source: str) -> str | None:
     Raises DataError if `wanted` is missing or does not hold integers.
     """
     if wanted:
-        _require_column(schema, wanted, source, pa.types.is_integer, "integers from 0 to 9")
+        _require_column(schema, wanted, source, pa.types.is_integer, f"integers from 0 to {len(CLASSES) - 1}")
         return wanted
     return _first_readable(schema, TRUTH_NAMES, pa.types.is_integer)
 
@@ -161,6 +162,6 @@ def path_column(schema: pa.Schema) -> str | None:
 
 
 def truths(column: pa.Array) -> pa.Array:
-    """Integers as true digits, uint8[N]. Values outside 0 to 9 become null."""
-    digits = pc.is_in(column, value_set=pa.array(range(10), column.type))
-    return pc.cast(pc.if_else(digits, column, None), pa.uint8())
+    """Integers as true labels, uint8[N]. Values that are the label of no class become null."""
+    known = pc.is_in(column, value_set=pa.array(range(len(CLASSES)), column.type))
+    return pc.cast(pc.if_else(known, column, None), pa.uint8())

@@ -12,7 +12,7 @@ from mnist_ray.data import columns, listing, storage
 from mnist_ray.data.bulk import read_many
 from mnist_ray.data.cells import decode_cells
 from mnist_ray.data.containers import MAX_BYTES, Rejection
-from mnist_ray.data.digits import LabelledDigits, Splits, checked, hold_out
+from mnist_ray.data.digits import CLASSES, LabelledDigits, Splits, checked, hold_out
 from mnist_ray.data.images import Grey, decode, digit_of, encode_png, to_digits
 from mnist_ray.data.mnist import MNIST_DIGESTS, MNIST_TERMS, download, find_idx, find_mnist, load_idx
 from mnist_ray.errors import DataError, StorageError
@@ -27,9 +27,9 @@ def load(spec: str, report: Callable[[str], None] = lambda line: None) -> Splits
     Raises DataError if the data is missing or damaged, and StorageError if it cannot be read.
     """
     splits = _load_named(spec, report) if spec in ("auto", "mnist", "mnist5k") else _load_path(storage.absolute(spec))
-    if missing := sorted(set(range(10)) - set(splits.train.labels.tolist())):
-        classes = ", ".join(map(str, missing))
-        raise DataError(f"{splits.origin}: has no training image of class {classes}; expected all ten digits")
+    present = set(splits.train.labels.tolist())
+    if missing := ", ".join(name for label, name in enumerate(CLASSES) if label not in present):
+        raise DataError(f"{splits.origin}: has no training image of class {missing}; expected all {len(CLASSES)} classes")
     report(f"data: {splits.name}, {len(splits.train):,} training and {len(splits.test):,} test images, from {splits.origin}")
     return splits
 
@@ -82,13 +82,14 @@ def _load_path(uri: str) -> Splits:
 
 
 def _read_folder(uri: str) -> tuple[LabelledDigits, LabelledDigits | None]:
-    """The training digits, and the test digits if there are any, in Parquet files, or else in images in folders 0 to 9."""
+    """The training digits, and the test digits if there are any, in Parquet files, or else in folders of the classes."""
     files = sorted(entry.uri for entry in listing.walk(uri))
     tables = [file for file in files if file.endswith(".parquet")]
     chosen = tables or [file for file in files if digit_of(file) is not None]
     if not chosen:
         raise DataError(
-            f"{uri}: holds no IDX files, no Parquet files and no images in folders named 0 to 9; found {len(files)} other files"
+            f"{uri}: holds no IDX files, no Parquet files and no images in folders named {CLASSES[0]} to {CLASSES[-1]}; "
+            f"found {len(files)} other files"
         )
     test = [file for file in chosen if _is_test(file.removeprefix(uri))]
     train = sorted(set(chosen) - set(test))
@@ -144,7 +145,7 @@ def _read_table(file: str) -> LabelledDigits:
     greys = [_require_image(cell, f"{file}, row {row}") for row, cell in enumerate(cells)]
     labels = table.column(label).combine_chunks()
     if labels.null_count:
-        raise DataError(f"{file}: column {label!r} has {labels.null_count} null labels; expected 0 to 9 in every row")
+        raise DataError(f"{file}: column {label!r} has {labels.null_count} null labels; expected one in every row")
     return checked(to_digits(greys), labels.to_numpy(), file)
 
 
@@ -155,7 +156,7 @@ def write_folder(digits: LabelledDigits, folder: str) -> None:
     """
 
     def write(position: int) -> None:
-        file = storage.join(folder, str(digits.labels[position]), f"{position:05d}.png")
+        file = storage.join(folder, CLASSES[digits.labels[position]], f"{position:05d}.png")
         storage.write(file, encode_png(digits.images[position]))
 
     with ThreadPoolExecutor(WRITERS) as pool:  # each waits for its disk or its server

@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 
 from mnist_ray.errors import DataError
 
-CLASSES = tuple(str(digit) for digit in range(10))
+CLASSES = tuple("0123456789")
+"""The names of the classes; the label of a class is its position. At most 128 (docs/how-to/own-classes.md)."""
 HOLD_OUT = 0.1
 """Share of the images of each class that is held out for testing if a dataset has no test part."""
 
 
 @dataclass(frozen=True)
 class LabelledDigits:
-    """Digits and their labels: `images` uint8[N, 28, 28], `labels` uint8[N] from 0 to 9."""
+    """Digits and their labels: `images` uint8[N, 28, 28], `labels` uint8[N], positions in `CLASSES`."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.uint8]
@@ -62,7 +63,7 @@ class Splits:
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """Predictions for N digits: `labels` uint8[N], their `confidence` float32[N], and `probabilities` float32[N, 10]."""
+    """Predictions for N digits, C classes: `labels` uint8[N], their `confidence` float32[N], `probabilities` float32[N, C]."""
 
     labels: NDArray[np.uint8]
     confidence: NDArray[np.float32]
@@ -74,11 +75,11 @@ Predict = Callable[[NDArray[np.uint8]], Predictions]
 
 
 def checked(images: NDArray[np.uint8], labels: NDArray[np.integer], source: str) -> LabelledDigits:
-    """Digits with labels from 0 to 9. Raises DataError that names the source for other labels, or if there are no images."""
+    """Digits with checked labels. Raises DataError that names the source for a label of no class, or if there are no images."""
     if not len(labels):
         raise DataError(f"{source}: holds no images")
-    if len(wrong := np.flatnonzero((labels < 0) | (labels > 9))):
-        raise DataError(f"{source}: label {labels[wrong[0]]} of image {wrong[0]}; expected 0 to 9")
+    if len(wrong := np.flatnonzero((labels < 0) | (labels >= len(CLASSES)))):
+        raise DataError(f"{source}: label {labels[wrong[0]]} of image {wrong[0]}; expected 0 to {len(CLASSES) - 1}")
     return LabelledDigits(images, labels.astype(np.uint8))
 
 
@@ -90,9 +91,9 @@ def hold_out(digits: LabelledDigits, source: str) -> tuple[LabelledDigits, Label
     """
     random = np.random.default_rng(0)
     is_test = np.zeros(len(digits), bool)
-    for digit in range(10):
-        rows = random.permutation(np.flatnonzero(digits.labels == digit))
+    for label, name in enumerate(CLASSES):
+        rows = random.permutation(np.flatnonzero(digits.labels == label))
         if len(rows) == 1:
-            raise DataError(f"{source}: has one image of class {digit}; expected at least two, to hold one out for testing")
+            raise DataError(f"{source}: has one image of class {name}; expected at least two, to hold one out for testing")
         is_test[rows[: max(1, round(len(rows) * HOLD_OUT))]] = True
     return digits.take(np.flatnonzero(~is_test)), digits.take(np.flatnonzero(is_test))

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_ray.data.containers import MAX_PIXELS, Reason, Rejection, check, explain
+from mnist_ray.data.digits import CLASSES
 
 os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)  # OpenCV reads this at import
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
@@ -37,6 +38,7 @@ FLAT_INK = 64
 PIXELS_AT_ONCE = 1 << 22
 """Decoded pixels that `normalise` holds in memory before it converts them."""
 BLANK = np.zeros((SIDE, SIDE), np.uint8)
+_LABELS = {name: label for label, name in enumerate(CLASSES)}
 
 Grey = NDArray[np.uint8]
 """Grey levels, uint8[H, W]."""
@@ -45,10 +47,9 @@ Digits = NDArray[np.uint8]
 
 
 def digit_of(path: str) -> int | None:
-    """The true digit of an image file whose folder is named 0 to 9; None for other paths."""
+    """The true label of an image file whose folder is named after a class; None for other paths."""
     folder, _, name = path.rpartition("/")
-    parent = folder.rpartition("/")[2]
-    return int(parent) if parent in "0123456789" and len(parent) == 1 and name.lower().endswith(IMAGE_SUFFIXES) else None
+    return _LABELS.get(folder.rpartition("/")[2]) if name.lower().endswith(IMAGE_SUFFIXES) else None
 
 
 def decode(data: bytes) -> Grey | Rejection:

@@ -6,6 +6,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from mnist_ray.data.digits import CLASSES
 from mnist_ray.learn import dist
 
 
@@ -13,7 +14,7 @@ class Counted:
     """The figures that a confusion matrix gives."""
 
     confusion: Any
-    """int64[10, 10], a tensor or an array (rows: truth, columns: prediction)."""
+    """int64[C, C] of C classes, a tensor or an array (rows: truth, columns: prediction)."""
 
     @property
     def count(self) -> int:
@@ -33,19 +34,19 @@ class Counted:
 
 @dataclass
 class Tally(Counted):
-    """Counted predictions: `confusion` int64[10, 10] (rows: truth, columns: prediction) and `loss_sum` float64, in nats.
+    """Counted predictions: `confusion` int64[C, C] (rows: truth, columns: prediction) and `loss_sum` float64, in nats.
 
     Both stay on the device of the predictions, so counting does not wait for the device; reading a figure does.
     """
 
-    confusion: Tensor = field(default_factory=lambda: torch.zeros(10, 10, dtype=torch.int64))
+    confusion: Tensor = field(default_factory=lambda: torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.int64))
     loss_sum: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor, loss_sum: Tensor) -> None:
-        """Add a batch: logits float[B, 10], labels int64[B], and the sum of its losses, a scalar."""
+        """Add a batch: logits float[B, C], labels int64[B], and the sum of its losses, a scalar."""
         self.confusion, self.loss_sum = self.confusion.to(logits.device), self.loss_sum.to(logits.device)
-        cells = labels * 10 + logits.argmax(dim=1)
+        cells = labels * len(CLASSES) + logits.argmax(dim=1)
         self.confusion.view(-1).index_add_(0, cells, torch.ones_like(cells))
         self.loss_sum += loss_sum
 

@@ -57,7 +57,7 @@ class DigitCNN(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits float[B, 10] of images [B, 28, 28], uint8 or floating point, from 0 (background) to 255 (ink)."""
+        """Logits float[B, C] of images [B, 28, 28], uint8 or floating point, from 0 (background) to 255 (ink)."""
         scaled = (images.to(self.head.weight.dtype) / 255 - MEAN) / STD
         planes = scaled.unsqueeze(1).to(memory_format=torch.channels_last)
         logits: Tensor = self.head(self.features(planes).flatten(1))

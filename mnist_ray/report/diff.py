@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mnist_ray.data import storage
+from mnist_ray.data.digits import CLASSES
 from mnist_ray.data.statistics import EXACT_UP_TO, mcnemar, wilson_interval
 from mnist_ray.errors import AccountingError, DataError
 from mnist_ray.report import sources
@@ -16,7 +17,6 @@ from mnist_ray.report.page import render
 from mnist_ray.scoring.commit import load_commit
 from mnist_ray.scoring.job import Job
 from mnist_ray.scoring.parts import DAMAGE, PREDICTIONS, QUARANTINE, part_name
-from mnist_ray.scoring.schema import CLASSES
 from mnist_ray.scoring.verify import complete_plan
 
 SHOWN = 60
@@ -121,14 +121,15 @@ def _about(job: Job, table: pa.Table) -> dict[str, Any]:
 
 
 def _counts(cells: pa.ChunkedArray | pa.Array) -> list[int]:
-    counts: list[int] = np.bincount(cells.to_numpy(zero_copy_only=False), minlength=CLASSES).tolist()
+    counts: list[int] = np.bincount(cells.to_numpy(zero_copy_only=False), minlength=len(CLASSES)).tolist()
     return counts
 
 
 def _labels(compared: pa.Table) -> dict[str, Any]:
-    """The labels of both tables against each other, int[10][10] (old by new), and how many differ."""
+    """The labels of both tables against each other, int[C][C] of C classes (old by new), and how many differ."""
     old, new = (compared[f"label_{side}"].to_numpy().astype(np.int64) for side in ("old", "new"))
-    labels = np.bincount(CLASSES * old + new, minlength=CLASSES**2).reshape(CLASSES, CLASSES)
+    count = len(CLASSES)
+    labels = np.bincount(count * old + new, minlength=count**2).reshape(count, count)
     return {"labels": labels.tolist(), "changed": int(labels.sum() - labels.trace())}
 
 
@@ -153,7 +154,7 @@ def _with_truth(known: pa.Table) -> dict[str, Any] | None:
         if counts["fixed"] + counts["broken"] < EXACT_UP_TO
         else "chi-square with continuity correction",
         "verdict": f"{better} is better" if p_value < SIGNIFICANT else "no difference shown",
-        "digits": [{name: values[digit] for name, values in digits.items()} for digit in range(CLASSES)],
+        "digits": [{name: values[digit] for name, values in digits.items()} for digit in range(len(CLASSES))],
     }
 
 
@@ -222,9 +223,11 @@ def to_lines(facts: dict[str, Any]) -> Iterator[str]:
             yield f"{truth['contradictions']:,} inputs have different true digits in the two tables; those of NEW count"
         yield f"McNemar's test ({truth['test']}): {meaning(truth)}"
     labels = np.array(facts["labels"])
-    yield "digit     OLD     NEW    same" + ("  images  right in OLD  right in NEW  fixed  broken" if truth else "")
-    for digit in range(CLASSES):
-        line = f"{digit:5d} {labels[digit].sum():7d} {labels[:, digit].sum():7d} {labels[digit, digit]:7d}"
+    width = max(map(len, ("digit", *CLASSES)))
+    header = f"{'digit':>{width}}     OLD     NEW    same"
+    yield header + ("  images  right in OLD  right in NEW  fixed  broken" if truth else "")
+    for digit, name in enumerate(CLASSES):
+        line = f"{name:>{width}} {labels[digit].sum():7d} {labels[:, digit].sum():7d} {labels[digit, digit]:7d}"
         if truth:
             row = truth["digits"][digit]
             line += f" {row['images']:7d} {row['right_old']:13d} {row['right_new']:13d} {row['fixed']:6d} {row['broken']:7d}"

@@ -8,6 +8,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
+from mnist_ray.data.digits import CLASSES
 from mnist_ray.data.images import encode_png
 
 
@@ -35,7 +36,7 @@ _FILTERS: dict[str, Callable[..., str]] = {"percent": _percent, "number": _numbe
 
 
 def render(template: str, **context: Any) -> bytes:
-    """The page that a template makes of these values, as UTF-8. All text is escaped, unless it is `Markup`."""
+    """The page that a template makes of these values and of `classes`, as UTF-8. All text is escaped, unless it is `Markup`."""
     environment = Environment(
         loader=PackageLoader("mnist_ray.report"),
         autoescape=True,
@@ -44,4 +45,5 @@ def render(template: str, **context: Any) -> bytes:
         lstrip_blocks=True,
     )
     environment.filters.update(_FILTERS)
+    environment.globals["classes"] = CLASSES
     return environment.get_template(template).render(**context).encode("utf-8", "backslashreplace")

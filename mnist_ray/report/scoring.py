@@ -17,6 +17,7 @@ import mnist_ray
 from mnist_ray.config import ScoreConfig
 from mnist_ray.data import storage
 from mnist_ray.data.containers import Reason
+from mnist_ray.data.digits import CLASSES
 from mnist_ray.data.statistics import CONFIDENCE_EDGES, stability_by_chance, stability_index, wilson_interval
 from mnist_ray.errors import AccountingError
 from mnist_ray.report import sources
@@ -78,7 +79,7 @@ def collect(config: ScoreConfig, summary: dict[str, Any], card: dict[str, Any]) 
             name: [row | shown[row["source"], row["row"]]._asdict() for row in rows] for name, rows in examples.items()
         },
         "quarantine": _quarantine(config.out, [unit for unit in searched if parts[unit][1]], summary["reasons"]),
-        "confusion": np.reshape(summary["confusion"], (10, 10)).tolist() if summary["confusion"] else None,
+        "confusion": np.reshape(summary["confusion"], (len(CLASSES), len(CLASSES))).tolist() if summary["confusion"] else None,
         "scored": _scored(config, summary, card),
     }
 
@@ -224,9 +225,7 @@ def page(facts: dict[str, Any]) -> bytes:
     return render(
         "scoring.html",
         **facts,
-        digits_chart=_bars(
-            "digits", "Predicted digits, and those of the model's test images", facts["digits"], list(map(str, range(10)))
-        ),
+        digits_chart=_bars("digits", "Predicted digits, and those of the model's test images", facts["digits"], list(CLASSES)),
         confidence_chart=_bars("confidence", "Confidence, and that on the model's test images", facts["confidences"], _bins()),
     )
 
@@ -248,7 +247,7 @@ def _bars(name: str, label: str, drift: dict[str, Any], ticks: list[str]) -> Mar
             drawing.axes.bar(
                 places + width * (position - (len(known) - 1) / 2), shares, width, label=title, color=SERIES[position]
             )
-        drawing.axes.set_xticks(places, ticks)
+        drawing.axes.set_xticks(places, ticks, rotation=90 if max(map(len, ticks)) > 4 else 0)
         drawing.axes.set_ylabel("% of images")
         drawing.axes.grid(visible=False, axis="x")
         if len(known) > 1:

@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from mnist_ray.config import TrainConfig
 from mnist_ray.data import storage
-from mnist_ray.data.digits import LabelledDigits, Predictions, Splits
+from mnist_ray.data.digits import CLASSES, LabelledDigits, Predictions, Splits
 from mnist_ray.errors import DataError
 from mnist_ray.report.charts import COLOURS, SERIES, chart
 from mnist_ray.report.measures import calibration, selection
@@ -31,7 +31,7 @@ POOR = 0.88
 """Accuracy of a linear classifier of the pixels of MNIST (Y. LeCun et al., 1998). A network with less is called poor."""
 STILL_FALLS = 0.1
 """If the last test loss is below the lowest one before by more than this share, training may have been too short."""
-RIGHT_PER_DIGIT = 2
+RIGHT_PER_CLASS = 2
 MOST_CONFIDENT = 12
 """Mistakes in the list of the most confident ones."""
 WRONG_PER_CELL = 8
@@ -129,7 +129,8 @@ def _examples(splits: Splits, predictions: Predictions, doubtful: float) -> dict
     """
     labels, answers = splits.test.labels, predictions.labels
     official = splits.name == "mnist"
-    right = [i for digit in range(10) for i in np.flatnonzero((labels == digit) & (answers == digit))[:RIGHT_PER_DIGIT]]
+    hits = [np.flatnonzero((labels == label) & (answers == label)) for label in range(len(CLASSES))]
+    right = [i for rows in hits for i in rows[:RIGHT_PER_CLASS]]
     wrong = np.flatnonzero(answers != labels)
     wrong = wrong[np.argsort(-predictions.confidence[wrong], kind="stable")]
     in_doubt = np.isin(wrong, MISLABELLED) if official else predictions.confidence[wrong] > doubtful

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 
+from mnist_ray.data.digits import CLASSES
 from mnist_ray.data.statistics import CONFIDENCE_EDGES
 from mnist_ray.flags import probabilities
 from mnist_ray.scoring.plan import Plan
@@ -21,7 +22,7 @@ class Job:
     image_column: str
     truth_column: str
     probabilities: int
-    """How many of the ten probabilities of an image are written."""
+    """How many probabilities of an image are written."""
     kept: pa.Schema
     """The columns of Parquet inputs that are passed through."""
     id: str
@@ -35,7 +36,9 @@ class Job:
     def of(cls, plan: Plan, out: str, token: str = "") -> Self:
         """The job of the plan in an output folder."""
         options = plan.request
-        columns = (options["image_column"], options["truth_column"], probabilities(options["probabilities"]), plan.kept)
+        asked = probabilities(options["probabilities"])
+        number = len(CLASSES) if asked is None else min(asked, len(CLASSES))
+        columns = (options["image_column"], options["truth_column"], number, plan.kept)
         return cls(out, *columns, plan.job_id, plan.model_digest, token)
 
 
@@ -48,12 +51,12 @@ class UnitResult:
     quarantined: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     """Quarantined inputs by reason."""
-    digits: list[int] = field(default_factory=lambda: [0] * 10)
-    """Predictions by digit."""
+    digits: list[int] = field(default_factory=lambda: [0] * len(CLASSES))
+    """Predictions by label."""
     confidences: list[int] = field(default_factory=lambda: [0] * (len(CONFIDENCE_EDGES) - 1))
     """Predictions by bin of confidence."""
-    confusion: list[int] = field(default_factory=lambda: [0] * 100)
-    """Predictions whose true digit is known, by 10 * truth + prediction."""
+    confusion: list[int] = field(default_factory=lambda: [0] * len(CLASSES) ** 2)
+    """Predictions whose true digit is known, by truth * number of classes + prediction."""
     input_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     """Seconds of work by stage. The part does not keep them: its bytes depend on the input alone."""
@@ -73,7 +76,7 @@ class UnitResult:
     @property
     def correct(self) -> int:
         """Predictions that equal the true digit."""
-        return sum(self.confusion[::11])
+        return sum(self.confusion[:: len(CLASSES) + 1])
 
     def spend(self, seconds: dict[str, float]) -> None:
         """Add seconds by stage."""

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-CLASSES = 10
+from mnist_ray.data.digits import CLASSES
 
 PLAN = pa.schema(
     [
@@ -32,7 +32,7 @@ NOTHING = pa.schema([])
 
 def predictions(kept: pa.Schema, probabilities: int) -> pa.Schema:
     """The columns of the prediction table: the key, the kept columns, the prediction with so many probabilities, the truth."""
-    if probabilities == CLASSES:
+    if probabilities == len(CLASSES):
         columns = {"probabilities": pa.float32()}
     else:
         columns = {"top_labels": pa.uint8(), "top_probabilities": pa.float32()} if probabilities else {}

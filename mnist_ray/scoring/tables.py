@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from mnist_ray.config import ScoreConfig
 from mnist_ray.data import columns, storage
+from mnist_ray.data.digits import CLASSES
 from mnist_ray.data.listing import REMOTE_READERS, FileEntry, batches
 from mnist_ray.errors import DataError, UsageError
 from mnist_ray.scoring import schema
@@ -39,7 +40,7 @@ def table_ranges(tables: list[FileEntry], config: ScoreConfig) -> tuple[pa.Schem
     Raises DataError if the columns of a file do not fit, and UsageError for `--keep` without Parquet inputs.
     """
     names = config.kept_columns()
-    lists = (schema.predictions(schema.NOTHING, probabilities) for probabilities in (1, schema.CLASSES))
+    lists = (schema.predictions(schema.NOTHING, probabilities) for probabilities in (1, len(CLASSES)))
     own = {name for table in (*lists, schema.QUARANTINE) for name in table.names}
     if taken := [name for name in names if name in own]:
         raise UsageError(f"--keep {','.join(taken)}: the tables have a column of this name; rename it in the input")

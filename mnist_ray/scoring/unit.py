@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mnist_ray.data.digits import Predict, Predictions
+from mnist_ray.data.digits import CLASSES, Predict, Predictions
 from mnist_ray.data.statistics import confidence_counts
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.job import Job, UnitResult
@@ -57,8 +57,8 @@ def _predict(chunk: Chunk, job: Job, predict: Predict, result: UnitResult) -> pa
 
 
 def _probabilities(predictions: Predictions, number: int) -> dict[str, pa.Array]:
-    """All ten probabilities; or the labels and probabilities of the `number` most probable digits, the most probable first."""
-    if number == schema.CLASSES:
+    """All probabilities; or the labels and probabilities of the `number` most probable classes, the most probable first."""
+    if number == len(CLASSES):
         return {"probabilities": _lists(predictions.probabilities)}
     best = np.argsort(-predictions.probabilities, axis=1, kind="stable")[:, :number]
     values = np.take_along_axis(predictions.probabilities, best, axis=1)
@@ -71,11 +71,11 @@ def _lists(values: NDArray[Any]) -> pa.Array:
 
 def _count(predictions: Predictions, truth: pa.ChunkedArray, result: UnitResult) -> None:
     known = truth.is_valid().to_numpy()
-    cells = truth.drop_null().to_numpy().astype(np.int64) * 10 + predictions.labels[known]
+    cells = truth.drop_null().to_numpy().astype(np.int64) * len(CLASSES) + predictions.labels[known]
     counts = UnitResult(result.unit, predicted=len(predictions.labels))
-    counts.digits = np.bincount(predictions.labels, minlength=10).tolist()
+    counts.digits = np.bincount(predictions.labels, minlength=len(CLASSES)).tolist()
     counts.confidences = confidence_counts(predictions.confidence)
-    counts.confusion = np.bincount(cells, minlength=100).tolist()
+    counts.confusion = np.bincount(cells, minlength=len(CLASSES) ** 2).tolist()
     result.add(counts)
 
 

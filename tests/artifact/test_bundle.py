@@ -55,11 +55,18 @@ def test_a_damaged_file_is_named(name: str, kind: str, model: Path) -> None:
         bundle.load(str(model))
 
 
-def test_a_bundle_in_another_format_is_refused(model: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 99}, "format 99"),
+        ({"classes": ["A", "B"]}, r"the classes of this model are \['A', 'B'\]; this program has \['0', "),
+    ],
+)
+def test_a_bundle_of_another_format_or_other_classes_is_refused(model: Path, change: dict[str, object], message: str) -> None:
     files, _ = seal.read(str(model))
-    card = {**json.loads(files["card.json"]), "format": 99}
+    card = {**json.loads(files["card.json"]), **change}
     seal.write(str(model), {**files, "card.json": json.dumps(card).encode()})
-    with pytest.raises(ModelError, match="format 99"):
+    with pytest.raises(ModelError, match=message):
         bundle.load(str(model))
 
 

@@ -99,7 +99,7 @@ def _damage(folder: Path, kind: str) -> None:
         ("cut in the header", "less than the 16 of an IDX header"),
         ("counts disagree", "train-labels-idx1-ubyte: has 599 labels for the 600 images of"),
         ("label 10", "train-labels-idx1-ubyte: label 10 of image 599; expected 0 to 9"),
-        ("class missing", "has no training image of class 3; expected all ten digits"),
+        ("class missing", "has no training image of class 3; expected all 10 classes"),
         ("labels missing", "train-labels-idx1-ubyte: is missing"),
         ("broken gzip", "train-images-idx3-ubyte.gz: is not a complete gzip file"),
         ("other size", "holds images of 27 x 27; expected 28 x 28"),
