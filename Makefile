@@ -1,6 +1,7 @@
 # make demo   set everything up, train on the bundled digits with 2 Ray workers, score a folder with the result
 # make test   set everything up and run the tests, without the slow ones
 # make test-all  also run the slow tests;  make test-long  run those that take many minutes each
+# make docs   build the documentation as a site: build/docs/index.html
 # make check  lint and types;  make clean  remove what these commands made
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SETTINGS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-all test-long check clean
+.PHONY: demo test test-all test-long docs check clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -31,6 +32,10 @@ test-all: $(VENV)/.test
 test-long: $(VENV)/.test
 	$(BIN)/python -m pytest -m long $(TESTS)
 
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx --quiet --nitpicky --fail-on-warning --keep-going docs build/docs
+	@echo "== open build/docs/index.html in a browser"
+
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,7 +53,7 @@ $(VENV)/.venv:
 	@touch $@
 
 # One stamp file per set of extras. If it is newer than the settings, nothing is installed.
-$(VENV)/.run $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: $(VENV)/.venv $(SETTINGS)
+$(VENV)/.run $(VENV)/.test $(VENV)/.docs $(VENV)/.dev: $(VENV)/.%: $(VENV)/.venv $(SETTINGS)
 	@echo "== installing mnist-ray into $(VENV) (PyTorch is several GB: minutes, once)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.$(if $(filter-out run,$*),[$*])'
 	@touch $@

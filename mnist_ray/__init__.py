@@ -1,7 +1,7 @@
 """Distributed training and batch scoring of handwritten digits on Ray.
 
-`train`, `score`, `load_model` and `read_table` are the library; docs/library.md shows them. They are imported when they are
-first used, so that `import mnist_ray` itself takes no time.
+`train`, `score`, `load_model` and `read_table` are the library; docs/reference/library.md shows them. They are imported when
+they are first used, so that `import mnist_ray` itself takes no time.
 """
 
 from typing import TYPE_CHECKING

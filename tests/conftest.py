@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from mnist_ray.cli import main
 from mnist_ray.config import TrainConfig
@@ -80,6 +81,18 @@ def digit_folder(tmp_path_factory: pytest.TempPathFactory, mnist5k: Splits) -> P
     folder = tmp_path_factory.mktemp("digits")
     datasets.write_folder(mnist5k.test.take(np.arange(300)), str(folder))
     return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_dir: Path, mnist5k: Splits) -> Path:
+    """A working directory with images in `scans`, one of them damaged, and a copy of a finished run."""
+    monkeypatch.chdir(tmp_path)
+    datasets.write_folder(mnist5k.test.take(np.arange(0, 500, 10)), "scans")
+    for name, row in (("scans/7/seven.png", 350), ("scans/3/three.png", 150), ("seven.png", 350)):
+        Image.fromarray(mnist5k.test.images[row]).save(name)
+    (tmp_path / "scans" / "damaged.png").write_bytes(b"not an image")
+    shutil.copytree(run_dir, "runs/digits")
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

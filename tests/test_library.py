@@ -24,7 +24,6 @@ import mnist_ray
 from mnist_ray import library
 from mnist_ray.config import ScoreConfig, TrainConfig
 from mnist_ray.data import storage
-from mnist_ray.data.datasets import write_folder
 from mnist_ray.data.digits import Splits
 from mnist_ray.errors import AccountingError, DataError, MnistRayError, ModelError, OutputError, UsageError
 from tests.conftest import ROOT
@@ -79,24 +78,12 @@ def test_the_arguments_are_the_fields_of_the_configuration(function: Any, config
         assert same or parameter.default is inspect.Parameter.empty, name
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_dir: Path, mnist5k: Splits) -> Path:
-    """A working directory with images in `scans`, one of them damaged, and a copy of a finished run."""
-    monkeypatch.chdir(tmp_path)
-    write_folder(mnist5k.test.take(np.arange(0, 500, 10)), "scans")
-    for name, row in (("scans/7/seven.png", 350), ("scans/3/three.png", 150), ("seven.png", 350)):
-        Image.fromarray(mnist5k.test.images[row]).save(name)
-    (tmp_path / "scans" / "damaged.png").write_bytes(b"not an image")
-    shutil.copytree(run_dir, "runs/digits")
-    return tmp_path
-
-
 def test_the_page_runs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The code of docs/library.md, from top to bottom."""
+    """The code of docs/reference/library.md, from top to bottom."""
     shutil.rmtree("runs")
     names: dict[str, Any] = {}
-    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(), re.DOTALL):
-        exec(compile(block, "docs/library.md", "exec"), names)
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "reference" / "library.md").read_text(), re.DOTALL):
+        exec(compile(block, "docs/reference/library.md", "exec"), names)
     assert re.fullmatch(
         r"9\d\.\d% of 500 test images are right\n"
         r"53 inputs = 52 predicted \+ 1 quarantined\n"

@@ -16,16 +16,27 @@ class Reason(StrEnum):
     """Why an input has no prediction. This list is complete."""
 
     MISSING = "missing"
+    """There is no such file, or the cell is null."""
     UNREADABLE = "unreadable"
+    """The storage denies access, or the path is no file."""
     EMPTY = "empty"
+    """The file has no bytes."""
     NOT_AN_IMAGE = "not_an_image"
+    """The bytes do not begin like a PNG, JPEG, GIF, BMP, TIFF or WebP file."""
     TRUNCATED = "truncated"
+    """The file ends too early."""
     CORRUPT = "corrupt"
+    """The image or the Parquet file is damaged."""
     TOO_LARGE = "too_large"
+    """The image has more than 16 megapixels, or the file more than 64 MiB."""
     WRONG_SHAPE = "wrong_shape"
+    """The pixel values do not form an image, such as a list of 783."""
     BAD_PIXELS = "bad_pixels"
+    """The pixels are no numbers from 0 to 255."""
     CHANGED = "changed"
+    """The file is not the one that the job listed: its size or its version differs."""
     CRASHED_READER = "crashed_reader"
+    """Reading it ends the process that reads it, twice."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,117 @@
+"""Writes the generated parts of the reference: flags, columns, reasons and exit statuses, from the code that defines them.
+
+Run `python docs/generate.py` after a change of one of them. The pages are committed, so that they can be read without a build.
+"""
+
+import ast
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator
+from dataclasses import MISSING, Field, fields, is_dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pyarrow as pa
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from mnist_ray.cli import _COMMANDS
+from mnist_ray.data.containers import Reason
+from mnist_ray.errors import EXIT_STATUSES
+from mnist_ray.scoring import schema
+
+FOLDER = Path(__file__).resolve().parent / "reference"
+COLUMNS = {
+    "source": "path or URI of the image file, or of the Parquet file that holds the image",
+    "row": "position in the Parquet file, from 0; null for an image file",
+    "label": "predicted digit",
+    "confidence": "probability of the predicted digit, from 0 to 1",
+    "probabilities": "probability of each digit, 0 to 9",
+    "top_labels": "with `--probabilities topN` instead of `probabilities`: the N most probable digits, the most probable first",
+    "top_probabilities": "the probabilities of `top_labels`",
+    "truth": "true digit; null if it is unknown",
+    "reason": "why the input has no prediction: one of the reasons below",
+    "detail": "what was found, as text",
+    "size_bytes": "size of the file when the job listed it; -1 if it was missing, null for a row of a Parquet file",
+    "change": "`changed` or `vanished`",
+}
+"""What the columns of the tables hold."""
+
+
+def _docstrings(kind: type) -> dict[str, str]:
+    """The text below each attribute of a class, by the attribute's name."""
+    found = {}
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    for node, below in pairwise(ast.iter_child_nodes(tree)):
+        match node, below:
+            case ast.Assign(targets=[name]) | ast.AnnAssign(target=name), ast.Expr(value=ast.Constant(value=str(text))):
+                found[ast.unparse(name)] = " ".join(text.split())
+    return found
+
+
+def _table(head: str, rows: Iterable[tuple[str, ...]]) -> str:
+    """A Markdown table. A bar in a cell is escaped."""
+    names = head.split(", ")
+    lines = [names, ["---"] * len(names), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _flag(field: Field[Any], kind: type, meaning: str) -> tuple[str, str, str]:
+    """The row of a flag: its name and what it takes, its default, and its meaning."""
+    hint = get_type_hints(kind, include_extras=True)[field.name]
+    settings = [about for about in getattr(hint, "__metadata__", ()) if hasattr(about, "help_behavior_hint")]
+    takes = settings[0].metavar if settings else "|".join(get_args(hint))
+    default = settings[0].help_behavior_hint if settings else None
+    if default is None:
+        default = "required" if field.default is MISSING else f"`{field.default}`"
+    if "Positional" in str(hint):
+        return f"`{takes}`", "required", meaning
+    name = f"--{field.name}".replace("_", "-")
+    return f"`{f'{name} {takes}' if takes else name}`", re.sub(r"\(default: (.*)\)", r"\1", default) or "off", meaning
+
+
+def _command(kind: type) -> Iterator[str]:
+    """The section of a command."""
+    yield f"## {_COMMANDS[kind].__name__}\n\n{inspect.getdoc(kind)}\n"
+    yield "```sh\n{}\n```\n".format("\n".join(getattr(kind, "EXAMPLES", ())))
+    groups = [base for base in reversed(kind.__bases__) if is_dataclass(base)]
+    for group in groups or [kind]:
+        texts = _docstrings(group)
+        rows = (_flag(field, group, texts[field.name]) for field in fields(group))
+        yield (f"**{str(group.__doc__).rstrip('.')}**\n\n" if groups else "") + _table("Flag, Default, Meaning", rows)
+
+
+def _columns(columns: Iterable[pa.Field]) -> str:
+    """The columns of a table."""
+    kinds = {column.name: re.sub(r"fixed_size_list<item: (\w+)>.*", r"list of \1", str(column.type)) for column in columns}
+    return _table("Column, Type, Content", ((f"`{name}`", kind, COLUMNS[name]) for name, kind in kinds.items()))
+
+
+def _parts() -> dict[str, str]:
+    """The generated parts of files.md and commands.md by their names, which the markers in the pages carry."""
+    every, some = ([*schema.predictions(schema.NOTHING, number)] for number in (schema.CLASSES, 3))
+    reasons = _docstrings(Reason)
+    return {
+        "commands": "\n".join(part for kind in _COMMANDS for part in _command(kind)),
+        "statuses": _table("Status, Meaning", ((f"{status}", meaning) for status, meaning in EXIT_STATUSES.items())),
+        "predictions": _columns([*every[:-1], *some[-3:]]),
+        "quarantine": _columns(schema.QUARANTINE),
+        "changes": _columns(schema.CHANGES),
+        "reasons": _table("Reason, Meaning", ((f"`{reason}`", reasons[reason.name]) for reason in Reason)),
+    }
+
+
+def pages() -> dict[Path, str]:
+    """The pages with generated parts, as they should be."""
+    parts = _parts()
+    marked = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+    paths = [FOLDER / "commands.md", FOLDER / "files.md"]
+    return {path: marked.sub(lambda found: f"{found[1]}\n{parts[found[2]]}\n{found[3]}", path.read_text()) for path in paths}
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        path.write_text(text)
