@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mnist_ray.cli import _COMMANDS
 from mnist_ray.data.containers import Reason
+from mnist_ray.data.digits import CLASSES
 from mnist_ray.errors import EXIT_STATUSES
 from mnist_ray.scoring import schema
 
@@ -92,7 +93,7 @@ def _columns(columns: Iterable[pa.Field]) -> str:
 
 def _parts() -> dict[str, str]:
     """The generated parts of files.md and commands.md by their names, which the markers in the pages carry."""
-    every, some = ([*schema.predictions(schema.NOTHING, number)] for number in (schema.CLASSES, 3))
+    every, some = ([*schema.predictions(schema.NOTHING, number)] for number in (len(CLASSES), 3))
     reasons = _docstrings(Reason)
     return {
         "commands": "\n".join(part for kind in _COMMANDS for part in _command(kind)),

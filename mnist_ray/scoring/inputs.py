@@ -66,7 +66,7 @@ class Listing:
 
     def _visible(self, item: str, entries: Iterable[FileEntry]) -> Iterator[FileEntry]:
         """The files below an input without hidden ones, such as `._7.png` of macOS, which count as ignored."""
-        fixed = len(re.split(r"[*?[]", item)[0].rpartition("/")[0]) if glob.has_magic(item) else len(item)
+        fixed = len(_fixed_part(item) if glob.has_magic(item) else item.rstrip("/"))
         for entry in entries:
             if "/." in entry.uri[fixed:]:
                 self.ignored += 1
@@ -93,11 +93,16 @@ class Listing:
                 yield ImageFile(entry, digit_of(entry.uri))
 
 
+def _fixed_part(pattern: str) -> str:
+    """The folder above the first wildcard of a glob."""
+    return re.split(r"[*?[]", pattern)[0].rpartition("/")[0]
+
+
 def _glob(pattern: str) -> Iterator[FileEntry]:
     if storage.is_local(pattern):
         for found in sorted(glob.iglob(storage.absolute(pattern), recursive=True)):
             yield from walk(found) if storage.is_folder(found) else stat_files([found])
         return
-    fixed = re.split(r"[*?[]", pattern)[0].rpartition("/")[0]
+    fixed = _fixed_part(pattern)
     matches = re.compile(glob_translate(pattern)).match
     yield from (entry for entry in walk(fixed) if matches(entry.uri))
