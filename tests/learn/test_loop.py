@@ -72,9 +72,16 @@ class InterruptingControl(RunControl):
         self.known = set(storage.names(f"{run}/checkpoints"))
 
     def requested(self) -> Request:
-        if len(set(storage.names(f"{self.run}/checkpoints")) - self.known) == self.left:
+        if len(set(storage.names(f"{self.run}/checkpoints")) - self.known) >= self.left:
             raise OutputError("interrupted")
         return Request.NOTHING
+
+
+def _interrupt(trainer: Loop) -> None:
+    """Train with an `InterruptingControl`, which is asked after every step."""
+    trainer._agree_steps = 1
+    with pytest.raises(OutputError):
+        trainer.run()
 
 
 def _train(run: str, splits: Splits, checkpoints: int | None) -> str:
@@ -84,8 +91,7 @@ def _train(run: str, splits: Splits, checkpoints: int | None) -> str:
     trainer = Loop(run, config, splits, CPU, control)
     assert not trainer.warnings
     if checkpoints is not None:
-        with pytest.raises(OutputError):
-            trainer.run()
+        _interrupt(trainer)
         return ""
     assert trainer.run()
     assert [row["epoch"] for row in trainer.state.history] == [1, 2, 3]
@@ -203,8 +209,7 @@ def test_patience_ends_a_run_and_keeps_the_best_epoch(patient: Loop) -> None:
 
 
 def test_a_continued_run_with_patience_keeps_the_best_epoch(patient: Loop, small: Splits, tmp_path: Path) -> None:
-    with pytest.raises(OutputError):
-        Loop(str(tmp_path), PATIENT, small, CPU, InterruptingControl(str(tmp_path), 2)).run()
+    _interrupt(Loop(str(tmp_path), PATIENT, small, CPU, InterruptingControl(str(tmp_path), 2)))
     continued = Loop(str(tmp_path), PATIENT, small, CPU, RunControl())
     assert len(continued.state.history) == 2
     assert continued.run()
