@@ -63,12 +63,11 @@ def test_a_run_is_not_continued_on_other_digits(small_idx: Path, mnist5k: Splits
 @pytest.mark.parametrize(
     ("flags", "status", "message"),
     [
-        (["--workers", "64"], 7, "--workers 64: the cluster has 2 CPUs"),
-        (["--workers", "8"], 2, "so it has work for 4; give at least --global-batch-size 256"),
+        (["--workers", "64", "--global-batch-size", "2048"], 7, "--workers 64: the cluster has 2 CPUs"),
         (["--workers", "1", "--device", "cuda"], 7, "asks for 1 GPUs and the cluster has 0"),
     ],
 )
-def test_what_the_cluster_or_the_batch_can_never_give_is_refused(
+def test_what_the_cluster_can_never_give_is_refused(
     flags: list[str], status: int, message: str, ray_cluster: RayCluster, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -77,3 +76,14 @@ def test_what_the_cluster_or_the_batch_can_never_give_is_refused(
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not run.exists()
+
+
+@pytest.mark.parametrize("workers", ["8", "1:8"])
+def test_more_workers_than_a_batch_has_work_for_are_refused_before_ray_starts(
+    workers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mnist_ray.cluster.runtime.cluster", None)
+    done = cli("train", "--data", "mnist5k", "--out", str(tmp_path / "run"), "--workers", workers)
+    assert done.returncode == 2
+    assert "it has work for 4; ask for at most 4 workers, or give at least --global-batch-size 256" in done.stderr
+    assert not (tmp_path / "run").exists()
