@@ -88,7 +88,7 @@ def _engine(run: str, config: TrainConfig, splits: Splits, console: Console) -> 
         yield lambda owner: work(run, config, config.device, splits, LocalControl(owner, console))
         return
     # This import takes seconds, so do it while Ray starts.
-    threading.Thread(target=importlib.import_module, args=("ray.train.torch",)).start()
+    threading.Thread(target=importlib.import_module, args=("ray.train.v2.api.data_parallel_trainer",)).start()
     with runtime.cluster(config.address, console) as owns_cluster:
         needs = capacity.needs(fewest, config.device, capacity.capacity(), elastic=fewest < most)
         capacity.wait_for_room(fewest, needs, console)
@@ -100,8 +100,8 @@ def _require_work_for_all(config: TrainConfig) -> None:
     size, (_, most) = config.settings().global_batch_size, worker_range(config.workers)
     if most > (groups := num_groups(size)):
         raise UsageError(
-            f"--workers {config.workers} --global-batch-size {size}: a batch is divided into groups of {GROUP_SIZE}, so it has work "
-            f"for {groups}; ask for at most {groups} workers, or give at least --global-batch-size {most * GROUP_SIZE}"
+            f"--workers {config.workers} --global-batch-size {size}: a batch is divided into groups of {GROUP_SIZE}, so it has "
+            f"work for {groups}; ask for at most {groups} workers, or give at least --global-batch-size {most * GROUP_SIZE}"
         )
 
 

@@ -133,8 +133,9 @@ def _said_by_v2(state: Any) -> dict[str, Any]:
 def needs(fewest: int, device: str, has: Capacity, *, elastic: bool = False) -> dict[str, float]:
     """The resources of each of `fewest` workers or more: one GPU if all can have one, else up to one CPU.
 
-    With `elastic`, Ray Train may resize the group. It supports whole CPUs only, so workers do not share one. Raises ClusterError
-    if the cluster can never provide the resources.
+    With `elastic`, Ray Train may resize the group. It supports whole CPUs only, so workers do not share one.
+
+    Raises ClusterError if the cluster can never provide the resources.
     """
     if device == "cuda" and has.gpus < fewest and not has.grows:
         raise ClusterError(

@@ -99,7 +99,7 @@ class TrainConfig(Output, _Worker, _Recipe, _Run):
         checkpoint_interval(self.checkpoint_every)
         require(0 <= self.seed < 2**63, f"--seed {self.seed}: expected 0 or more, below 2**63")
         require(self.patience >= 0, f"--patience {self.patience}: expected a number of epochs, or 0 to train to the end")
-        require(0 <= self.seconds < 1e9, f"--seconds {self.seconds}: expected seconds above 0, below 1e9; 0 trains for --epochs")
+        require(0 <= self.seconds < 1e9, f"--seconds {self.seconds}: expected seconds, 0 or more, below 1e9")
         require(not (self.seconds and self.epochs), "--seconds and --epochs: give only one of them")
         recipe = self.settings()
         require(0 < recipe.epochs < 1e6, f"--epochs {recipe.epochs}: expected passes above 0, below 1e6")

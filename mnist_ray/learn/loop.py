@@ -170,8 +170,8 @@ class Loop:
             return
         rate, step = self.state.optimizer.param_groups[0]["lr"], self.state.samples_seen / self.recipe.global_batch_size
         raise UsageError(
-            f"--lr {self.recipe.lr:g}: training has diverged: the {name} is {float(value)} at step {math.ceil(step):,}, where the "
-            f"learning rate is {rate:.3g}; start again with a smaller --lr and another --out"
+            f"--lr {self.recipe.lr:g}: training has diverged: the {name} is {float(value)} at step {math.ceil(step):,}, "
+            f"where the learning rate is {rate:.3g}; start again with a smaller --lr and another --out"
         )
 
     def _end_epoch(self) -> None:

@@ -20,7 +20,7 @@ from mnist_ray.data.digits import LabelledDigits, Splits
 from mnist_ray.data.order import SampleOrder
 from mnist_ray.errors import OutputError, UsageError
 from mnist_ray.learn import dist, state
-from mnist_ray.learn.control import Request, RunControl
+from mnist_ray.learn.control import PeersLostError, Request, RunControl
 from mnist_ray.learn.loop import Loop
 from mnist_ray.learn.metrics import Tally
 from mnist_ray.learn.model import DigitCNN
@@ -139,6 +139,16 @@ def _collectives() -> tuple[int, int, object, float]:
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_collectives_work_with_any_number_of_workers(world: int) -> None:
     assert run_workers(world, _collectives) == [(world, 0, (3, b"state"), world * (world + 1) / 2)] * world
+
+
+def _left_alone() -> None:
+    if dist.rank() == 0:
+        with pytest.raises(PeersLostError):
+            dist.all_reduce_sum(torch.zeros(1))
+
+
+def test_a_worker_notices_that_another_one_is_gone() -> None:
+    run_workers(2, _left_alone)
 
 
 def test_evaluation_counts_each_digit_once(small: Splits) -> None:
