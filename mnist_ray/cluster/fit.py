@@ -175,17 +175,18 @@ def _train(launch: dict[str, Any]) -> bool:
     require_visible(run, token)
     from_rank_0: Any = ray.train.collective.broadcast_from_rank_zero
     meeting = Meeting(context.get_world_rank(), context.get_world_size(), ray.util.get_node_ip_address(), from_rank_0)
-    with fenced(run, token):
-        control = RayControl(run, token, meeting)
+    with fenced(run, token), progress.Publisher(run) as publisher:
+        control = RayControl(run, token, meeting, publisher)
         return work(run, launch["config"], launch["device"], ray.get(launch["splits"]), control)
 
 
 class RayControl(RunControl):
     """Control of a run in a Ray Train worker, through the owner record, the progress record, and Ray's metrics and notices."""
 
-    def __init__(self, run: str, token: str, meeting: Meeting) -> None:
+    def __init__(self, run: str, token: str, meeting: Meeting, publisher: progress.Publisher) -> None:
         """On rank 0, also begin to read the owner record, and create the metrics. `token` is the job's."""
-        self._run, self._token, self._request, self.meeting = run, token, Request.NOTHING, meeting
+        self._run, self._token, self._request = run, token, Request.NOTHING
+        self.meeting, self._publisher = meeting, publisher
         if meeting.rank == 0:
             from ray.util.metrics import Gauge
 
@@ -213,8 +214,8 @@ class RayControl(RunControl):
         return ray.train.get_preemption_info() is not None
 
     def show(self, record: dict[str, Any]) -> None:
-        """Write the record for the driver, and its values to the Ray metrics."""
-        progress.publish(self._run, record)
+        """Publish the record for the driver, and its values to the Ray metrics."""
+        self._publisher.publish(record)
         for name, value in {**(record["history"] or [{}])[-1], **record}.items():
             if gauge := self._gauges.get(name):
                 gauge.set(value)
