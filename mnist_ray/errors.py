@@ -67,6 +67,10 @@ class StorageError(MnistRayError):
     exit_status = 8
 
 
+class DefectError(Exception):
+    """An unexpected exception in another process: a defect of this program. The text holds the traceback of that process."""
+
+
 class StoppedError(MnistRayError):
     """The job was asked to stop and has saved its work."""
 

@@ -44,6 +44,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     if (metrics := finished(run, config)) is not None:
         console.line(f"{run} is done: nothing to train", "done")
         return metrics
+    _require_work_for_all(config)
     console.progress("loading the digits")
     splits = load(config.data, console.line)
     _warn_if_short(config, len(splits.train), console)
@@ -87,21 +88,20 @@ def _engine(run: str, config: TrainConfig, splits: Splits, console: Console) -> 
         yield lambda owner: work(run, config, config.device, splits, LocalControl(owner, console))
         return
     # This import takes seconds, so do it while Ray starts.
-    threading.Thread(target=importlib.import_module, args=("ray.train.torch",)).start()
+    threading.Thread(target=importlib.import_module, args=("ray.train.v2.api.data_parallel_trainer",)).start()
     with runtime.cluster(config.address, console) as owns_cluster:
-        needs = capacity.needs(fewest, config.device, capacity.capacity())
-        _require_work_for_all(config, most)  # checked second, because a larger batch does not help where there are too few CPUs
+        needs = capacity.needs(fewest, config.device, capacity.capacity(), elastic=fewest < most)
         capacity.wait_for_room(fewest, needs, console)
         yield lambda owner: fit(config, splits, needs, owner, console, owns_cluster=owns_cluster)
 
 
-def _require_work_for_all(config: TrainConfig, most: int) -> None:
-    """Raise UsageError if the global batch has fewer groups of samples than `most`, the number of workers."""
-    size = config.settings().global_batch_size
+def _require_work_for_all(config: TrainConfig) -> None:
+    """Raise UsageError if the global batch has fewer groups of samples than there can be workers."""
+    size, (_, most) = config.settings().global_batch_size, worker_range(config.workers)
     if most > (groups := num_groups(size)):
         raise UsageError(
             f"--workers {config.workers} --global-batch-size {size}: a batch is divided into groups of {GROUP_SIZE}, so it has "
-            f"work for {groups}; give at least --global-batch-size {most * GROUP_SIZE}"
+            f"work for {groups}; ask for at most {groups} workers, or give at least --global-batch-size {most * GROUP_SIZE}"
         )
 
 

@@ -80,3 +80,17 @@ def test_worker_ranges_are_parsed() -> None:
 def test_wrong_training_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         TrainConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "bounds"),
+    [
+        ({"lr": 1000.0}, "--lr 1000.0: expected a learning rate above 0, below 100"),
+        ({"weight_decay": 10.0}, "--weight-decay 10.0: expected 0 or more, below 10"),
+        ({"epochs": 1e6}, "--epochs 1000000.0: expected passes above 0, below 1e6"),
+        ({"seconds": 1e9}, "--seconds 1000000000.0: expected seconds, 0 or more, below 1e9"),
+    ],
+)
+def test_a_refused_value_is_told_both_bounds(wrong: dict[str, Any], bounds: str) -> None:
+    with pytest.raises(UsageError, match=bounds):
+        TrainConfig(**wrong)

@@ -130,22 +130,26 @@ def _said_by_v2(state: Any) -> dict[str, Any]:
     }
 
 
-def needs(fewest: int, device: str, has: Capacity) -> dict[str, float]:
+def needs(fewest: int, device: str, has: Capacity, *, elastic: bool = False) -> dict[str, float]:
     """The resources of each of `fewest` workers or more: one GPU if all can have one, else up to one CPU.
 
-    Raises ClusterError if the cluster can never provide them.
+    With `elastic`, Ray Train may resize the group. It supports whole CPUs only, so workers do not share one.
+
+    Raises ClusterError if the cluster can never provide the resources.
     """
     if device == "cuda" and has.gpus < fewest and not has.grows:
         raise ClusterError(
             f"--workers {fewest} --device cuda: asks for {fewest} GPUs and the cluster has {has.gpus:g}; ask for fewer workers"
         )
-    if fewest > has.cpus * WORKERS_PER_CPU and not has.grows:
+    shared = 1 if elastic else WORKERS_PER_CPU
+    if fewest > has.cpus * shared and not has.grows:
+        limit = "MIN:MAX workers take one each" if elastic else f"at most {shared} workers share one"
         raise ClusterError(
-            f"--workers {fewest}: the cluster has {has.cpus:g} CPUs, and at most {WORKERS_PER_CPU} workers share one; "
-            f"ask for at most {int(has.cpus * WORKERS_PER_CPU)}, or add nodes"
+            f"--workers {f'{fewest}:MAX' if elastic else fewest}: the cluster has {has.cpus:g} CPUs, and {limit}; "
+            f"ask for at most {int(has.cpus * shared)}, or add nodes"
         )
     # A whole number of workers per CPU fits on nodes of every size.
-    cpu = 1.0 if has.grows else 1 / math.ceil(fewest / has.cpus)
+    cpu = 1.0 if has.grows or elastic else 1 / math.ceil(fewest / has.cpus)
     gpu = device == "cuda" or (device == "auto" and has.gpus >= fewest > 0)
     return {"CPU": cpu, "GPU": 1.0} if gpu else {"CPU": cpu}
 

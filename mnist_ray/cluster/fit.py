@@ -1,9 +1,12 @@
 """A training run as a Ray Train job: one process per worker; lost workers are replaced, or the group shrinks."""
 
+import os
 import platform
 import tempfile
 import threading
 import time
+import traceback
+from collections.abc import Iterable
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import Any
@@ -14,11 +17,11 @@ from mnist_ray.cluster.watch import Watch, watching
 from mnist_ray.config import TrainConfig
 from mnist_ray.console import Console
 from mnist_ray.data.digits import Splits
-from mnist_ray.errors import ClusterError, MnistRayError, from_status
+from mnist_ray.errors import ClusterError, DefectError, MnistRayError
 from mnist_ray.flags import worker_range
-from mnist_ray.learn.control import Request, RunControl
+from mnist_ray.learn.control import Meeting, PeersLostError, Request, RunControl
 from mnist_ray.run import progress
-from mnist_ray.run.owner import Owner, fenced, read
+from mnist_ray.run.owner import Owner, fenced, read, require_visible
 from mnist_ray.run.worker import work
 
 MAX_FAILURES = 10
@@ -44,10 +47,11 @@ def fit(
 ) -> bool:
     """Train on Ray workers, and print their progress; returns whether the run ended, False if it was asked to stop.
 
-    `needs` are the resources of each worker; `owns_cluster` says that the cluster ends with this job. Raises MnistRayError.
+    `needs` are the resources of each worker; `owns_cluster` says that the cluster ends with this job. Raises MnistRayError, and
+    DefectError if a worker raised another exception.
     """
     launch = {"run": owner.run, "config": config, "token": owner.token, "device": granted_device(needs)}
-    outcome: Future[dict[str, Any]] = Future()
+    outcome: Future[bool] = Future()
 
     def train() -> None:
         try:
@@ -62,18 +66,19 @@ def fit(
         if not _watch(outcome, config.workers, owner, console, cluster):
             return False
     try:
-        answer = outcome.result()
+        return outcome.result()
     except Exception as error:
+        final = getattr(error, "controller_failure", None)
+        if isinstance(final, MnistRayError | DefectError):
+            raise final from None
         raise ClusterError(
             f"training stopped: {runtime.cause(error)}; lost workers are replaced up to {MAX_FAILURES} times; "
+            f"Ray's logs are in {runtime.logs_folder()} on each node; "
             f"run the same command again to continue from the newest checkpoint in {owner.run}"
         ) from error
-    if "error" in answer:
-        raise from_status(*answer["error"])
-    return bool(answer["ended"])
 
 
-def _watch(outcome: Future[dict[str, Any]], workers: str, owner: Owner, console: Console, cluster: Watch) -> bool:
+def _watch(outcome: Future[bool], workers: str, owner: Owner, console: Console, cluster: Watch) -> bool:
     """Print the progress until there is an outcome; returns False if the job was asked to stop and no worker reacts.
 
     Raises OutputError if another job takes the directory over, and ClusterError if no worker makes progress.
@@ -97,16 +102,22 @@ def _watch(outcome: Future[dict[str, Any]], workers: str, owner: Owner, console:
     return True
 
 
-def _run_workers(launch: dict[str, Any], splits: Splits, needs: dict[str, float], *, owns_cluster: bool) -> Any:
+def _run_workers(launch: dict[str, Any], splits: Splits, needs: dict[str, float], *, owns_cluster: bool) -> bool:
     """Run the Ray Train job; returns what `_worker` returned on rank 0."""
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    class Trainer(TorchTrainer):
+    class Failures(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
+            """End the job at once if another start would not help. Ray's controller does so if a callback raises."""
+            if error := final_error(worker_exceptions.values()):
+                raise error
+
+    class Trainer(DataParallelTrainer):  # not Ray's TorchTrainer: a worker that fails in its set-up leaves a placement group
         def _create_default_callbacks(self) -> list[Any]:
             """Ray's callbacks; on the job's own cluster without the cleaner, which would take 12 s to end."""
-            callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
+            callbacks: list[Any] = super()._create_default_callbacks()
             return [one for one in callbacks if not (owns_cluster and type(one).__name__ == "PlacementGroupCleanerCallback")]
 
     fewest, most = worker_range(launch["config"].workers)
@@ -120,38 +131,63 @@ def _run_workers(launch: dict[str, Any], splits: Splits, needs: dict[str, float]
     )  # type: ignore[call-arg]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         # Ray keeps no checkpoints of ours: its record of them fails on a full disk.
-        storage = RunConfig(storage_path=scratch, failure_config=failure)
+        storage = RunConfig(storage_path=scratch, failure_config=failure, callbacks=[Failures()])  # type: ignore[list-item]
         launch = {**launch, "splits": ray.put(splits)}
-        trainer = Trainer(_worker, train_loop_config=launch, scaling_config=scaling, run_config=storage)  # type: ignore[arg-type]
-        return trainer.fit().return_value  # type: ignore[attr-defined]
+        trainer = Trainer(_worker, train_loop_config=launch, scaling_config=scaling, run_config=storage)
+        return bool(trainer.fit().return_value)  # type: ignore[attr-defined]
 
 
-def _worker(launch: dict[str, Any]) -> dict[str, Any]:
-    """The function of each worker process. It returns our own errors as values, because Ray would retry if it raised them."""
-    import ray
-    import ray.train
+def final_error(errors: Iterable[Exception]) -> Exception | None:
+    """The error of a worker that another start of the workers would meet again; None if workers or nodes were lost.
+
+    If a worker is lost, errors of the others follow from that.
+    """
+    causes = [error for error in errors if not isinstance(error, PeersLostError)]
+    return causes[0] if causes and all(isinstance(error, MnistRayError | DefectError) for error in causes) else None
+
+
+def _worker(launch: dict[str, Any]) -> bool:
+    """The function of each worker process; returns whether the run ended.
+
+    Raises MnistRayError or DefectError, which end the job, or PeersLostError or an error of Ray, after which the workers start
+    again.
+    """
+    from ray.exceptions import RayError
 
     try:
-        run, token = launch["run"], launch["token"]
-        if not read(run):
-            raise ClusterError(
-                f"{run}: the run directory of the driver is not visible on {platform.node()}; "
-                "give an --out that all nodes share, such as a bucket"
-            )
-        control = RayControl(run, token, ray.train.get_context().get_world_rank())
-        with fenced(run, token):
-            return {"ended": work(run, launch["config"], launch["device"], ray.get(launch["splits"]), control)}
-    except MnistRayError as error:
-        return {"error": (error.exit_status, str(error))}
+        return _train(launch)
+    except (MnistRayError, PeersLostError, RayError):
+        raise
+    except Exception:
+        raise DefectError(
+            f"a worker on {platform.node()} failed:\n\n{traceback.format_exc()}\n"
+            f"Ray's logs of this worker are in {runtime.logs_folder()}; the names of its files end in {os.getpid()}"
+        ) from None
+
+
+def _train(launch: dict[str, Any]) -> bool:
+    """Train with the other workers; returns whether the run ended."""
+    import ray
+    import ray.train
+    import ray.train.collective
+
+    run, token, context = launch["run"], launch["token"], ray.train.get_context()
+    require_visible(run, token)
+    from_rank_0: Any = ray.train.collective.broadcast_from_rank_zero
+    meeting = Meeting(context.get_world_rank(), context.get_world_size(), ray.util.get_node_ip_address(), from_rank_0)
+    with fenced(run, token), progress.Publisher(run) as publisher:
+        control = RayControl(run, token, meeting, publisher)
+        return work(run, launch["config"], launch["device"], ray.get(launch["splits"]), control)
 
 
 class RayControl(RunControl):
     """Control of a run in a Ray Train worker, through the owner record, the progress record, and Ray's metrics and notices."""
 
-    def __init__(self, run: str, token: str, rank: int) -> None:
+    def __init__(self, run: str, token: str, meeting: Meeting, publisher: progress.Publisher) -> None:
         """On rank 0, also begin to read the owner record, and create the metrics. `token` is the job's."""
         self._run, self._token, self._request = run, token, Request.NOTHING
-        if rank == 0:
+        self.meeting, self._publisher = meeting, publisher
+        if meeting.rank == 0:
             from ray.util.metrics import Gauge
 
             threading.Thread(target=self._follow, daemon=True).start()
@@ -178,8 +214,8 @@ class RayControl(RunControl):
         return ray.train.get_preemption_info() is not None
 
     def show(self, record: dict[str, Any]) -> None:
-        """Write the record for the driver, and its values to the Ray metrics."""
-        progress.publish(self._run, record)
+        """Publish the record for the driver, and its values to the Ray metrics."""
+        self._publisher.publish(record)
         for name, value in {**(record["history"] or [{}])[-1], **record}.items():
             if gauge := self._gauges.get(name):
                 gauge.set(value)

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from mnist_ray.cluster.address import probe, sends_token, token_source
 from mnist_ray.console import Console
@@ -25,6 +26,7 @@ def cluster(address: str, console: Console | None = None) -> Iterator[bool]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a future default; without it, every task warns
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")  # the default of 2 s delays the end of a job
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_S))
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers need no folder of Ray Train
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     owns_cluster = target == "local"
     dashboard = False if owns_cluster else None
@@ -78,6 +80,14 @@ def _require_answer(target: str) -> None:
 
 
 _GIVE_TOKEN = "put the cluster's token in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token"
+
+
+def logs_folder() -> str:
+    """The folder of Ray's logs on this node, where each process has its own files."""
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    return str(node.get_logs_dir_path())
 
 
 def cause(error: BaseException) -> str:

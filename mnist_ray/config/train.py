@@ -99,13 +99,13 @@ class TrainConfig(Output, _Worker, _Recipe, _Run):
         checkpoint_interval(self.checkpoint_every)
         require(0 <= self.seed < 2**63, f"--seed {self.seed}: expected 0 or more, below 2**63")
         require(self.patience >= 0, f"--patience {self.patience}: expected a number of epochs, or 0 to train to the end")
-        require(0 <= self.seconds < 1e9, f"--seconds {self.seconds}: expected a number above 0")
+        require(0 <= self.seconds < 1e9, f"--seconds {self.seconds}: expected seconds, 0 or more, below 1e9")
         require(not (self.seconds and self.epochs), "--seconds and --epochs: give only one of them")
         recipe = self.settings()
-        require(0 < recipe.epochs < 1e6, f"--epochs {recipe.epochs}: expected passes above 0")
+        require(0 < recipe.epochs < 1e6, f"--epochs {recipe.epochs}: expected passes above 0, below 1e6")
         require(recipe.global_batch_size >= 1, f"--global-batch-size {recipe.global_batch_size}: expected at least 1")
-        require(0 < recipe.lr < 100, f"--lr {recipe.lr}: expected a learning rate above 0")
-        require(0 <= recipe.weight_decay < 10, f"--weight-decay {recipe.weight_decay}: expected 0 or more")
+        require(0 < recipe.lr < 100, f"--lr {recipe.lr}: expected a learning rate above 0, below 100")
+        require(0 <= recipe.weight_decay < 10, f"--weight-decay {recipe.weight_decay}: expected 0 or more, below 10")
         require(0 <= recipe.label_smoothing < 1, f"--label-smoothing {recipe.label_smoothing}: expected 0 or more, below 1")
 
     def settings(self) -> Recipe:

@@ -1,7 +1,13 @@
 """How a training loop speaks with the job that runs it. Does not import torch."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import IntFlag
 from typing import Any
+
+
+class PeersLostError(Exception):
+    """The workers could not communicate, because one of them or its node is gone. Another start of the workers may succeed."""
 
 
 class Request(IntFlag):
@@ -18,8 +24,24 @@ class Request(IntFlag):
     """Call `RunControl.node_leaving` on all workers."""
 
 
+@dataclass(frozen=True)
+class Meeting:
+    """What a worker needs to form a process group with the other workers. By default, it is alone."""
+
+    rank: int = 0
+    world: int = 1
+    """The number of workers."""
+    host: str = ""
+    """The address of this worker, as the others see it."""
+    from_rank_0: Callable[[tuple[str, int] | None], tuple[str, int]] = lambda _: ("", 0)
+    """Returns on every worker the value that rank 0 gives to it. Collective."""
+
+
 class RunControl:
     """How a training loop speaks with the job that runs it. This base class runs a loop that nobody watches or stops."""
+
+    meeting = Meeting()
+    """How this worker meets the others."""
 
     def requested(self) -> Request:
         """NOTHING, STOP or ABANDON. The loop calls it often, on rank 0 only."""

@@ -1,15 +1,59 @@
-"""The only caller of torch.distributed. Every function here also works in a single process."""
+"""The only caller of torch.distributed. Every function here also works in a single process.
 
-from collections.abc import Callable
+If another worker is gone, they raise PeersLostError.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as td
 from torch import Tensor, nn
+from torch._C._distributed_c10d import TCPStore
 from torch.nn.parallel import DistributedDataParallel
 
-from mnist_ray.errors import MnistRayError
+from mnist_ray.errors import MnistRayError, first_line
+from mnist_ray.learn.control import Meeting, PeersLostError
 
 T = TypeVar("T")
+FORM_S = 60.0
+"""Seconds that a worker waits for the others when they form their process group."""
+
+
+@contextmanager
+def _with_peers() -> Iterator[None]:
+    """Raise PeersLostError for a failure to communicate. PyTorch raises a RuntimeError for it."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise PeersLostError(first_line(error)) from error
+
+
+@contextmanager
+def group(meeting: Meeting, device: str) -> Iterator[None]:
+    """Inside this block, the workers of a meeting form a process group, for a `device` cpu or cuda.
+
+    Raises PeersLostError if a worker is gone.
+    """
+    if meeting.world == 1:
+        yield
+        return
+    with _with_peers():
+        wait = timedelta(seconds=FORM_S)
+        if meeting.rank == 0:  # it chooses a free port
+            store = TCPStore(meeting.host, 0, is_master=True, timeout=wait, wait_for_workers=False)
+            meeting.from_rank_0((meeting.host, store.port))
+        else:
+            store = TCPStore(*meeting.from_rank_0(None), is_master=False, timeout=wait)
+        # Values on the CPU, such as counts, are exchanged over gloo, so that they do not wait for the GPU.
+        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        td.init_process_group(backend, store=store, rank=meeting.rank, world_size=meeting.world)
+    yield
+    td.destroy_process_group()  # not after an error: the others would fail, too, before Ray has read the error
 
 
 def rank() -> int:
@@ -27,21 +71,32 @@ def wrap(model: nn.Module, example: Tensor) -> nn.Module:
     if world() == 1:
         return model
     # Calibration sets the batch statistics, so no step needs to broadcast them.
-    wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    with _with_peers():
+        wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
     # DDP reorders its gradients after the first backward pass, and the last bits of a sum over three or more workers depend on
     # that order. So run one pass now: a continued run then begins in the same order as an uninterrupted one.
-    (wrapped(example).sum() * 0.0).backward()
+    backward(wrapped(example).sum() * 0.0)
     wrapped.zero_grad()
     return wrapped
+
+
+def backward(loss: Tensor) -> None:
+    """The backward pass from a scalar, in which a wrapped model averages its gradients over all workers."""
+    if world() == 1:
+        loss.backward()
+        return
+    with _with_peers():
+        loss.backward()
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum of a tensor over all workers, as a tensor on the CPU."""
     if world() == 1:
         return tensor.cpu()
-    moved = tensor.to("cuda" if td.get_backend() == "nccl" else "cpu", copy=True)
-    td.all_reduce(moved)
-    return moved.cpu()
+    summed = tensor.to("cpu", copy=True)
+    with _with_peers():
+        td.all_reduce(summed)
+    return summed
 
 
 def on_rank_0(task: Callable[[], T]) -> T:
@@ -56,7 +111,8 @@ def on_rank_0(task: Callable[[], T]) -> T:
         except MnistRayError as error:
             outcome[1] = error
     if world() > 1:
-        td.broadcast_object_list(outcome, src=0)
+        with _with_peers():
+            td.broadcast_object_list(outcome, src=0)
     result, failure = outcome
     if failure:
         raise failure

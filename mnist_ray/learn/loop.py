@@ -5,11 +5,12 @@ import time
 from contextlib import suppress
 
 import torch
+from torch import Tensor
 
 from mnist_ray.config import TrainConfig
 from mnist_ray.data.digits import Splits, hold_out
 from mnist_ray.data.order import GROUP_SIZE, SampleOrder, epoch_order
-from mnist_ray.errors import MnistRayError
+from mnist_ray.errors import MnistRayError, UsageError
 from mnist_ray.flags import checkpoint_interval
 from mnist_ray.learn import dist
 from mnist_ray.learn.control import Request, RunControl
@@ -61,7 +62,10 @@ class Loop:
         self._node_leaving = False
 
     def run(self) -> bool:
-        """Train until the run ends or is asked to stop; returns whether it ended, with the network calibrated."""
+        """Train until the run ends or is asked to stop; returns whether it ended, with the network calibrated.
+
+        Raises UsageError on every worker if the loss or a weight is no longer finite. Such weights are never saved.
+        """
         state = self.state
         while not self.ended():
             before, request = state.samples_seen, Request.NOTHING
@@ -95,14 +99,14 @@ class Loop:
         state, started = self.state, time.monotonic()
         middle = state.samples_seen + min(self.recipe.global_batch_size, state.total - state.samples_seen) / 2
         set_learning_rate(state.optimizer, self.recipe, middle / state.total)
-        loss = train_step(self.model, state, self.order, self.digits, self.recipe)
+        self._loss = train_step(self.model, state, self.order, self.digits, self.recipe)
         self._steps += 1
         show = started - self._shown_at > SHOW_S
         if show or self._steps % self._agree_steps == 0:
-            float(loss)  # waits for the device, so that the seconds are those of the work
+            float(self._loss)  # waits for the device, so that the seconds are those of the work
         state.train_seconds += time.monotonic() - started
-        if show:
-            self.show(float(loss))
+        if show and math.isfinite(self._loss):
+            self.show(float(self._loss))
             self._shown_at = started
 
     def show(self, loss: float) -> None:
@@ -127,6 +131,7 @@ class Loop:
         now = time.monotonic()
 
         def ask() -> tuple[Request, int]:
+            self._require_finite("loss", self._loss)
             request = self.control.requested()
             request |= Request.SAVE if now - self._saved_at >= self._save_s else Request.NOTHING
             request |= Request.CHECK_NODES if now - self._checked_at >= CHECK_NODES_S else Request.NOTHING
@@ -151,14 +156,30 @@ class Loop:
         total = self.state.tally.reduced()
         self.state.tally = total if dist.rank() == 0 else Tally()  # rank 0's checkpoint then holds all counts once
 
-        dist.on_rank_0(lambda: save_checkpoint(self._directory, self.state, self._identity))
+        def save() -> None:
+            for name, weights in self.state.model.state_dict().items():
+                self._require_finite(f"sum of {name}", weights.double().sum())
+            save_checkpoint(self._directory, self.state, self._identity)
+
+        dist.on_rank_0(save)
         self._saved_at = time.monotonic()
+
+    def _require_finite(self, name: str, value: Tensor) -> None:
+        """Raise UsageError if a scalar is NaN or infinite, because such a run learns nothing more."""
+        if math.isfinite(value):
+            return
+        rate, step = self.state.optimizer.param_groups[0]["lr"], self.state.samples_seen / self.recipe.global_batch_size
+        raise UsageError(
+            f"--lr {self.recipe.lr:g}: training has diverged: the {name} is {float(value)} at step {math.ceil(step):,}, "
+            f"where the learning rate is {rate:.3g}; start again with a smaller --lr and another --out"
+        )
 
     def _end_epoch(self) -> None:
         """Measure the network, add a row to the history, and begin the next epoch's tally."""
         state = self.state
         calibrate(state.model, self.calibration)
         learned, tested = state.tally.reduced(), evaluate(state.model, self.test).reduced()
+        self._require_finite("sum of losses", learned.loss_sum + tested.loss_sum)  # the same on every worker
         epochs = state.samples_seen / len(self.digits)
         row = {
             "epoch": round(epochs, 2) if self.ended() else int(epochs),

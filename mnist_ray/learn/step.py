@@ -50,7 +50,7 @@ def train_step(model: nn.Module, state: TrainState, order: SampleOrder, digits: 
         logits = model(images)
     loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=recipe.label_smoothing)
     # DDP divides the summed gradients by the number of workers; this scale makes them the gradients of the global mean loss.
-    (loss * (0.0 if idle else dist.world() / len(batch))).backward()
+    dist.backward(loss * (0.0 if idle else dist.world() / len(batch)))
     state.optimizer.step()
     state.optimizer.zero_grad()
     state.samples_seen += len(batch)

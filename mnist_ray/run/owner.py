@@ -17,12 +17,14 @@ from functools import partial
 from typing import Any
 
 from mnist_ray.data import storage
-from mnist_ray.errors import OutputError, StoppedError, StorageError
+from mnist_ray.errors import ClusterError, OutputError, StoppedError, StorageError
 
 BEAT_S = 1.0
 """Seconds between two updates of the record."""
 SILENT_S = 10.0
 """Seconds without an update after which a job counts as dead."""
+VISIBLE_S = 5.0
+"""Seconds until a new record must be visible on all nodes."""
 _NAME = "owner.json"
 
 
@@ -82,6 +84,21 @@ def require_ownership(run: str, token: str) -> None:
     if record.get("token") != token:
         by = f"was taken over by {_describe(record)}" if record else f"has no {_NAME} any more: somebody has deleted it"
         raise OutputError(f"{run}: {by}; this job has stopped and writes nothing more")
+
+
+def require_visible(run: str, token: str) -> None:
+    """Raise ClusterError if this machine does not see the record of the job with this token in the run directory.
+
+    The record may appear up to `VISIBLE_S` late, as on some network file systems.
+    """
+    until = time.monotonic() + VISIBLE_S
+    while read(run).get("token") != token:
+        if time.monotonic() > until:
+            raise ClusterError(
+                f"{run}: the node {platform.node()} does not see the folder of this job; give an --out that all nodes share, "
+                "such as a bucket or a network file system"
+            )
+        time.sleep(BEAT_S / 2)
 
 
 def fenced(run: str, token: str) -> AbstractContextManager[None]:

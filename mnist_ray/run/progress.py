@@ -1,12 +1,17 @@
 """The progress of a training run: a record that rank 0 writes to the run directory, and the driver's lines about it."""
 
+import threading
 from contextlib import suppress
-from typing import Any
+from typing import Any, Self
 
 from mnist_ray.console import Console
 from mnist_ray.data import storage
 from mnist_ray.errors import MnistRayError
 
+LOCAL_S, REMOTE_S = 1.0, 2.0
+"""Seconds between two records: in a local run directory, and at a URI, where a write costs a request."""
+JOIN_S = 10.0
+"""Seconds that the end of a training waits for the last record to be written."""
 _NAME = "progress.json"
 
 
@@ -53,10 +58,47 @@ def clear(run: str) -> None:
     storage.delete(storage.join(run, _NAME))
 
 
-def publish(run: str, record: dict[str, Any]) -> None:
-    """Write the record for the driver."""
-    with suppress(MnistRayError):  # training goes on without this line
-        storage.write_json(storage.join(run, _NAME), record, patience_s=0)
+class Publisher:
+    """Writes progress records for the driver, in a thread of its own: training does not wait for the storage.
+
+    Leaving its block writes the last record.
+    """
+
+    def __init__(self, run: str) -> None:
+        self._uri, self._pause_s = storage.join(run, _NAME), LOCAL_S if storage.is_local(run) else REMOTE_S
+        self._next: bytes | None = None
+        """The newest record that is not written yet."""
+        self._lock, self._given, self._left = threading.Lock(), threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._write, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._left.set()
+        self._given.set()
+        self._thread.join(JOIN_S)
+
+    def publish(self, record: dict[str, Any]) -> None:
+        """Write this record soon, unless a newer one replaces it before."""
+        data = storage.to_json(record)  # now, because training changes the record's lists
+        with self._lock:
+            self._next = data
+        self._given.set()
+
+    def _write(self) -> None:
+        while self._given.wait():
+            self._given.clear()
+            leaving = self._left.is_set()
+            with self._lock:
+                data, self._next = self._next, None
+            if data:
+                with suppress(MnistRayError):  # training goes on without this record
+                    storage.write(self._uri, data, patience_s=0)
+            if leaving:
+                return
+            self._left.wait(self._pause_s)
 
 
 def show(run: str, printer: ProgressPrinter) -> dict[str, Any] | None:

@@ -111,6 +111,17 @@ def test_workers_share_a_cpu_only_where_no_autoscaler_brings_more(
     assert capacity.needs(workers, device, has) == expected
 
 
+@pytest.mark.parametrize("workers", [1, 3, 4])
+def test_workers_of_a_range_never_share_a_cpu(workers: int) -> None:
+    assert capacity.needs(workers, "cpu", FOUR_CPUS, elastic=True) == {"CPU": 1}
+
+
+def test_a_range_with_fewer_cpus_than_its_smallest_number_is_refused() -> None:
+    message = "--workers 3:MAX: the cluster has 1 CPUs, and MIN:MAX workers take one each; ask for at most 1, or add nodes"
+    with pytest.raises(ClusterError, match=message):
+        capacity.needs(3, "cpu", ONE_CPU, elastic=True)
+
+
 @pytest.mark.parametrize(
     ("workers", "device", "has", "message"),
     [

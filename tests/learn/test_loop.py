@@ -1,8 +1,11 @@
 """Training gives the same result with any number of workers, and with or without interruptions."""
 
 import hashlib
+import io
 import itertools
 import json
+import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +18,9 @@ from mnist_ray.config import TrainConfig
 from mnist_ray.data import storage
 from mnist_ray.data.digits import LabelledDigits, Splits
 from mnist_ray.data.order import SampleOrder
-from mnist_ray.errors import OutputError
+from mnist_ray.errors import OutputError, UsageError
 from mnist_ray.learn import dist, state
-from mnist_ray.learn.control import Request, RunControl
+from mnist_ray.learn.control import PeersLostError, Request, RunControl
 from mnist_ray.learn.loop import Loop
 from mnist_ray.learn.metrics import Tally
 from mnist_ray.learn.model import DigitCNN
@@ -72,9 +75,16 @@ class InterruptingControl(RunControl):
         self.known = set(storage.names(f"{run}/checkpoints"))
 
     def requested(self) -> Request:
-        if len(set(storage.names(f"{self.run}/checkpoints")) - self.known) == self.left:
+        if len(set(storage.names(f"{self.run}/checkpoints")) - self.known) >= self.left:
             raise OutputError("interrupted")
         return Request.NOTHING
+
+
+def _interrupt(trainer: Loop) -> None:
+    """Train with an `InterruptingControl`, which is asked after every step."""
+    trainer._agree_steps = 1
+    with pytest.raises(OutputError):
+        trainer.run()
 
 
 def _train(run: str, splits: Splits, checkpoints: int | None) -> str:
@@ -84,8 +94,7 @@ def _train(run: str, splits: Splits, checkpoints: int | None) -> str:
     trainer = Loop(run, config, splits, CPU, control)
     assert not trainer.warnings
     if checkpoints is not None:
-        with pytest.raises(OutputError):
-            trainer.run()
+        _interrupt(trainer)
         return ""
     assert trainer.run()
     assert [row["epoch"] for row in trainer.state.history] == [1, 2, 3]
@@ -132,6 +141,16 @@ def test_collectives_work_with_any_number_of_workers(world: int) -> None:
     assert run_workers(world, _collectives) == [(world, 0, (3, b"state"), world * (world + 1) / 2)] * world
 
 
+def _left_alone() -> None:
+    if dist.rank() == 0:
+        with pytest.raises(PeersLostError):
+            dist.all_reduce_sum(torch.zeros(1))
+
+
+def test_a_worker_notices_that_another_one_is_gone() -> None:
+    run_workers(2, _left_alone)
+
+
 def test_evaluation_counts_each_digit_once(small: Splits) -> None:
     training = state.make_state(TrainConfig(), 600, CPU)
     training.model.eval()
@@ -163,6 +182,50 @@ def test_a_run_stops_when_asked_and_saves_if_it_still_owns_its_directory(
     assert not trainer.run()
     assert trainer.state.samples_seen == 128
     assert _saved(tmp_path) == saved
+
+
+def _diverge(run: str, splits: Splits, lr: float) -> str:
+    """Train with weights that become NaN; returns the error."""
+    config = TrainConfig(workers="0", epochs=20, lr=lr, weight_decay=9, checkpoint_every="1step")
+    with pytest.raises(UsageError) as error:
+        Loop(run, config, splits, CPU, RunControl()).run()
+    return str(error.value)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_run_that_diverges_ends_on_every_worker_and_saves_only_finite_weights(
+    world: int, small: Splits, tmp_path: Path
+) -> None:
+    errors = run_workers(world, _diverge, str(tmp_path), small, 99.0)
+    assert len(set(errors)) == 1
+    assert re.fullmatch(
+        r"--lr 99: training has diverged: the .* is (nan|-?inf) at step \d+, where the learning rate is [\d.]+; "
+        "start again with a smaller --lr and another --out",
+        errors[0],
+    )
+    saved, _ = state.newest_checkpoint(str(tmp_path), _identity_of(tmp_path))
+    assert saved
+    assert all(torch.isfinite(tensor).all() for tensor in torch.load(io.BytesIO(saved))["model"].values())
+
+
+def _identity_of(run: Path) -> str:
+    return str(json.loads(next(run.glob("checkpoints/*/commit.json")).read_text())["meaning"])
+
+
+def test_a_loss_that_is_not_finite_is_noticed_between_checkpoints(
+    small: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No checkpoint and no end of an epoch is near: the loss is checked when the workers agree."""
+    monkeypatch.setattr("mnist_ray.learn.loop.train_step", _step_without_a_loss)
+    trainer = Loop(str(tmp_path), TrainConfig(workers="0", epochs=400, checkpoint_every="400"), small, CPU, RunControl())
+    with pytest.raises(UsageError, match="the loss is nan at step 1, where the learning rate is"):
+        trainer.run()
+    assert not _saved(tmp_path)
+
+
+def _step_without_a_loss(model: object, training: state.TrainState, *_: object) -> torch.Tensor:
+    training.samples_seen += 128
+    return torch.tensor(math.nan)
 
 
 def test_a_time_budget_sets_the_length_and_the_schedule(small: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,8 +266,7 @@ def test_patience_ends_a_run_and_keeps_the_best_epoch(patient: Loop) -> None:
 
 
 def test_a_continued_run_with_patience_keeps_the_best_epoch(patient: Loop, small: Splits, tmp_path: Path) -> None:
-    with pytest.raises(OutputError):
-        Loop(str(tmp_path), PATIENT, small, CPU, InterruptingControl(str(tmp_path), 2)).run()
+    _interrupt(Loop(str(tmp_path), PATIENT, small, CPU, InterruptingControl(str(tmp_path), 2)))
     continued = Loop(str(tmp_path), PATIENT, small, CPU, RunControl())
     assert len(continued.state.history) == 2
     assert continued.run()

@@ -75,7 +75,10 @@ def test_a_checkpoint_older_than_skipped_ones_is_kept(training: state.TrainState
         _flip(tmp_path / "checkpoints" / f"samples-{position:012d}")
     assert _position(tmp_path)[0] == 200
     _save(tmp_path, training, 250)
-    assert _position(tmp_path) == (250, [])
+    position, warnings = _position(tmp_path)
+    assert (position, len(warnings)) == (250, 2)
+    _save(tmp_path, training, 300, 400)
+    assert _position(tmp_path) == (400, [])
 
 
 def test_a_checkpoint_of_another_run_is_refused(training: state.TrainState, tmp_path: Path) -> None:
