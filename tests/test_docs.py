@@ -177,7 +177,12 @@ RUN = [
 """tests/test_library.py runs the code of docs/reference/library.md, and compares its output."""
 
 
-@pytest.mark.parametrize("path", RUN, ids=_name)
+QUICK = ("README.md", "first-run.md")
+
+
+@pytest.mark.parametrize(
+    "path", [path if path.name in QUICK else pytest.param(path, marks=pytest.mark.slow) for path in RUN], ids=_name
+)
 def test_a_page_runs(path: Path, reader: Reader, capsys: pytest.CaptureFixture[str]) -> None:
     reader.follow(path)
     wanted = {Reader.local(line) for line in _lines(path) if _arguments(line) and runs_here(line)}

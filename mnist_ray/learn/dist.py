@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as td
 from torch import Tensor, nn
-from torch._C._distributed_c10d import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 from mnist_ray.errors import MnistRayError, first_line

@@ -35,7 +35,7 @@ def unbroken(small_idx: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+    ("number", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)]
 )
 def test_a_stopped_run_saves_and_continues_bit_equal(
     number: int, status: int, unbroken: bytes, small_idx: Path, tmp_path: Path
@@ -55,7 +55,7 @@ def test_a_stopped_run_saves_and_continues_bit_equal(
     assert sum(row["train_samples"] for row in history(tmp_path)) == EPOCHS * 600
 
 
-@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_killed_driver_continues_bit_equal(threads: int, unbroken: bytes, small_idx: Path, tmp_path: Path) -> None:
     """Training in one process: killed and started again, it ends with the weights of a run that was never killed."""
     epochs = EPOCHS if threads == 1 else 8  # two threads are slow on busy cores
@@ -135,7 +135,7 @@ def test_ray_job_stop_saves_a_checkpoint(ray_cluster: RayCluster, small_idx: Pat
     wait_for(lambda: checkpoints(tmp_path))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_notice_that_a_node_goes_away_saves_a_checkpoint(ray_cluster: RayCluster, small_idx: Path, tmp_path: Path) -> None:
     flags = ["--data", str(small_idx), "--workers", "3", *LONG, "--address", ray_cluster.address, "--out", str(tmp_path)]
     with ray_cluster.another_node() as node:
@@ -163,7 +163,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [pytest.param("0", marks=pytest.mark.slow), pytest.param("2", marks=pytest.mark.long)])
 def test_a_full_disk_stops_the_run_with_its_checkpoint_intact(
     workers: str, ray_cluster: RayCluster, small_idx: Path, full_disk: Path
 ) -> None:

@@ -119,6 +119,7 @@ def _raising_on_rank_1(error: Exception, starts: Path) -> Worker:
     return worker
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("raised", "seen", "message"),
     [

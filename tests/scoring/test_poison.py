@@ -38,8 +38,9 @@ def faulty_decoder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}:{os.environ.get('PYTHONPATH', '')}")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("faulty_decoder")
-@pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.long)])
 def test_an_input_that_ends_its_process_is_quarantined(
     workers: str, run_dir: Path, digit_folder: Path, tmp_path: Path, out: Path
 ) -> None:
