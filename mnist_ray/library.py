@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.config import Device, ScoreConfig, TrainConfig
+from mnist_ray.config import Device, Precision, ScoreConfig, TrainConfig
 from mnist_ray.console import Console, Quiet
 from mnist_ray.errors import AccountingError, DataError, UsageError, first_line
 from mnist_ray.recipes import RecipeName
@@ -51,6 +51,7 @@ def train(
     weight_decay: float | None = None,
     label_smoothing: float | None = None,
     augment: bool | None = None,
+    precision: Precision = "auto",
     seconds: float = 0.0,
     patience: int = 0,
     seed: int = 0,
@@ -65,7 +66,8 @@ def train(
     prints what the command prints. A run that is finished already is not trained again.
 
     Raises `mnist_ray.errors.MnistRayError`: UsageError for a wrong argument, DataError for missing or damaged data, OutputError
-    if `out` holds another run, ClusterError if Ray cannot be reached, StorageError if storage fails.
+    if `out` holds another run, ClusterError if Ray cannot be reached, StorageError if storage fails. Raises DefectError for an
+    unexpected exception on a worker of Ray.
 
     >>> metrics = mnist_ray.train(out="runs/digits", data="mnist5k", workers=0, epochs=3)
     >>> metrics["accuracy"] > 0.9
@@ -85,6 +87,7 @@ def train(
         weight_decay=weight_decay,
         label_smoothing=label_smoothing,
         augment=augment,
+        precision=precision,
         seconds=seconds,
         patience=patience,
         seed=seed,

@@ -24,8 +24,8 @@ from mnist_ray.recipes import RECIPES
 
 FLAGS = {
     TrainConfig: (
-        "data out checkpoint_every recipe epochs global_batch_size lr weight_decay label_smoothing augment seconds patience "
-        "seed workers device address log_format quiet"
+        "data out checkpoint_every recipe epochs global_batch_size lr weight_decay label_smoothing augment precision seconds "
+        "patience seed workers device address log_format quiet"
     ),
     ScoreConfig: (
         "inputs model image_column truth_column sample out resume extend rescore_changed overwrite keep probabilities "

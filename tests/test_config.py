@@ -12,7 +12,7 @@ from mnist_ray.recipes import RECIPES
 def test_the_fingerprint_ignores_resources() -> None:
     config = TrainConfig()
     assert replace(config, workers="7", out="x", device="cpu", checkpoint_every="0.5").fingerprint() == config.fingerprint()
-    for change in ({"seed": 1}, {"epochs": 6}, {"lr": 0.02}, {"data": "mnist5k"}, {"augment": False}):
+    for change in ({"seed": 1}, {"epochs": 6}, {"lr": 0.02}, {"data": "mnist5k"}, {"augment": False}, {"precision": "float32"}):
         assert replace(config, **change).fingerprint() != config.fingerprint()
 
 

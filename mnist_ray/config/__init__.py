@@ -11,13 +11,14 @@ import tyro
 from mnist_ray.config.common import Output, Switch, flag
 from mnist_ray.config.score import ScoreConfig
 from mnist_ray.config.train import TrainConfig
-from mnist_ray.flags import Device, require
+from mnist_ray.flags import Device, Precision, require
 
 __all__ = [
     "Device",
     "DiffConfig",
     "DoctorConfig",
     "EvaluateConfig",
+    "Precision",
     "PredictConfig",
     "ReportConfig",
     "ScoreConfig",

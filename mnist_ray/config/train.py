@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from mnist_ray.config.common import Output, flag
-from mnist_ray.flags import Device, checkpoint_interval, require, worker_range
+from mnist_ray.flags import Device, Precision, checkpoint_interval, require, worker_range
 from mnist_ray.recipes import RECIPES, Recipe, RecipeName
 
 _ON_OFF = tyro.constructors.PrimitiveConstructorSpec[bool](
@@ -64,6 +64,8 @@ class _Recipe:
         _from_recipe("on|off", lambda recipe: "on" if recipe.affine else "off"),
     ] = None
     """Distort each training digit by a random affine map."""
+    precision: Precision = "auto"
+    """Precision of the forward pass; auto is bfloat16 if the hardware of all workers has it. A continued run keeps its own."""
     seconds: Annotated[float, flag("S", "the length that --epochs gives")] = 0.0
     """Train for this many seconds instead of --epochs. The schedule adapts to the speed of the machine."""
     patience: Annotated[int, flag("N", "train to the end")] = 0
@@ -119,7 +121,8 @@ class TrainConfig(Output, _Worker, _Recipe, _Run):
 
     def identity(self) -> dict[str, Any]:
         """The values that can change the result: the recipe with its overrides, the digits, the seed and the length."""
-        rest = {"data": self.data, "seed": self.seed, "seconds": self.seconds, "patience": self.patience}
+        names = ("data", "seed", "seconds", "patience", "precision")
+        rest = {name: getattr(self, name) for name in names}
         fields: dict[str, Any] = json.loads(json.dumps({**asdict(self.settings()), **rest}))
         return fields
 

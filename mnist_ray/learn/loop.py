@@ -18,7 +18,7 @@ from mnist_ray.learn.history import HistoryWriter
 from mnist_ray.learn.metrics import Tally
 from mnist_ray.learn.model import ARCHITECTURE, CALIBRATION_SAMPLES, calibrate
 from mnist_ray.learn.optim import set_learning_rate
-from mnist_ray.learn.state import make_state, newest_checkpoint, save_checkpoint
+from mnist_ray.learn.state import all_have_bfloat16, make_state, newest_checkpoint, save_checkpoint
 from mnist_ray.learn.step import DeviceDigits, evaluate, train_step
 
 SHOW_S = 1.0
@@ -46,6 +46,8 @@ class Loop:
         saved, self.warnings = dist.on_rank_0(lambda: newest_checkpoint(run, self._identity))
         if saved is not None:
             self.state.load_bytes(saved)
+        if self.state.precision == "bfloat16" and not all_have_bfloat16(device):
+            self.warnings.append("the run computes in bfloat16, which a worker's hardware emulates: this is slow")
         self._continued_from = self.state.samples_seen
         self.order = SampleOrder(len(train), self.recipe.global_batch_size, config.seed)
         self.calibration = train.images[epoch_order(config.seed, 0, len(train))[:CALIBRATION_SAMPLES]]

@@ -25,7 +25,7 @@ UNKNOWN = 10**12
 """Length in samples of a run with `--seconds`, until its speed is known."""
 KEEP = 3
 """Number of checkpoints kept, the newest ones."""
-_PLAIN_FIELDS = ("samples_seen", "total", "train_seconds", "history", "best")
+_PLAIN_FIELDS = ("precision", "samples_seen", "total", "train_seconds", "history", "best")
 
 
 @dataclass
@@ -37,7 +37,7 @@ class TrainState:
     total: int
     """Length of the run, in samples."""
     precision: str = "float32"
-    """Precision of the forward pass: float32, or bfloat16 with float32 weights."""
+    """Precision of the forward pass: float32, or bfloat16 with float32 weights. A checkpoint keeps it."""
     samples_seen: int = 0
     train_seconds: float = 0.0
     tally: Tally = field(default_factory=Tally)
@@ -68,16 +68,20 @@ def make_state(config: TrainConfig, num_samples: int, device: torch.device) -> T
     torch.manual_seed(config.seed)
     model = DigitCNN(recipe.layers).to(device)
     total = UNKNOWN if config.seconds else max(1, round(recipe.epochs * num_samples))
-    return TrainState(model, make_optimizer(model, recipe), total, common_precision(device))
+    fast = "bfloat16" if all_have_bfloat16(device) else "float32"
+    return TrainState(model, make_optimizer(model, recipe), total, fast if config.precision == "auto" else config.precision)
 
 
-def common_precision(device: torch.device) -> str:
-    """bfloat16 if the hardware of every worker multiplies it, else float32. Collective."""
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware of this worker multiplies bfloat16. Other hardware emulates it slowly."""
     if device.type == "cuda":
-        supported = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        supported = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return "bfloat16" if int(dist.all_reduce_sum(torch.tensor(int(supported)))) == dist.world() else "float32"
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def all_have_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware of every worker multiplies bfloat16. Collective."""
+    return int(dist.all_reduce_sum(torch.tensor(int(_has_bfloat16(device))))) == dist.world()
 
 
 def _places(run: str) -> list[str]:

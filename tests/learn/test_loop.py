@@ -19,6 +19,7 @@ from mnist_ray.data import storage
 from mnist_ray.data.digits import LabelledDigits, Splits
 from mnist_ray.data.order import SampleOrder
 from mnist_ray.errors import OutputError, UsageError
+from mnist_ray.flags import Precision
 from mnist_ray.learn import dist, state
 from mnist_ray.learn.control import PeersLostError, Request, RunControl
 from mnist_ray.learn.loop import Loop
@@ -226,6 +227,28 @@ def test_a_loss_that_is_not_finite_is_noticed_between_checkpoints(
 def _step_without_a_loss(model: object, training: state.TrainState, *_: object) -> torch.Tensor:
     training.samples_seen += 128
     return torch.tensor(math.nan)
+
+
+@pytest.mark.parametrize(("first", "then"), [(True, False), (False, True)])
+def test_a_run_that_continues_on_other_hardware_keeps_its_precision(
+    first: bool, then: bool, small: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, expected = TrainConfig(workers="0", epochs=9, checkpoint_every="9"), "bfloat16" if first else "float32"
+    monkeypatch.setattr(state, "_has_bfloat16", lambda device: first)
+    started = Loop(str(tmp_path), config, small, CPU, AskingControl(Request.STOP))
+    assert not started.run()
+    monkeypatch.setattr(state, "_has_bfloat16", lambda device: then)
+    continued = Loop(str(tmp_path), config, small, CPU, RunControl())
+    assert (started.state.precision, continued.state.precision) == (expected, expected)
+    slow = ["the run computes in bfloat16, which a worker's hardware emulates: this is slow"]
+    assert (started.warnings, continued.warnings) == ([], slow if first else [])
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_given_precision_is_used_on_any_hardware(precision: Precision, small: Splits, tmp_path: Path) -> None:
+    config = TrainConfig(workers="0", precision=precision)
+    assert Loop(str(tmp_path), config, small, CPU, RunControl()).state.precision == precision
+    assert config.fingerprint() != TrainConfig(workers="0").fingerprint()
 
 
 def test_a_time_budget_sets_the_length_and_the_schedule(small: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
