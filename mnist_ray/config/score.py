@@ -26,8 +26,9 @@ class _Input:
     """Run directory or model bundle."""
     image_column: Annotated[str, flag("NAME", "found by its type")] = ""
     """Image column of Parquet inputs."""
-    truth_column: Annotated[str, flag("NAME", "truth, label, labels, digit or target")] = ""
-    """Column of true digits in Parquet inputs and manifests."""
+    truth: Annotated[str, flag("auto|none|folder|COLUMN")] = "auto"
+    """Where true digits are found: nowhere, in the name of the folder that holds an image, or in a column of Parquet inputs and
+    manifests. auto: a column truth, label, labels, digit or target, and the folders of an INPUT if all have names of digits."""
     sample: Annotated[int, flag("N", "all inputs")] = 0
     """Score only this many inputs, drawn at random; the same inputs are drawn each time."""
 
@@ -84,6 +85,7 @@ class ScoreConfig(Output, _Worker, _Table, _Input):
         given = bool(self.inputs) and all(self.inputs)
         require(given, "INPUT is missing or empty: give a folder, a file, a glob or a manifest")
         require(bool(self.model), "--model is empty: give a run directory or a model bundle")
+        require(bool(self.truth), "--truth is empty: give auto, none, folder or the name of a column")
         require(bool(self.out), "--out is empty: give a folder for the prediction table")
         scoring_pool(self.workers)
         probabilities(self.probabilities)

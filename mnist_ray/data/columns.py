@@ -145,14 +145,17 @@ def _first_readable(schema: pa.Schema, names: tuple[str, ...], fits: Callable[[p
     return next((field.name for field in found if fits(field.type) and not _unknown_extension(field)), None)
 
 
-def truth_column(schema: pa.Schema, wanted: str, source: str) -> str | None:
-    """The name of the integer column of true digits: `wanted` if given, else the first of `TRUTH_NAMES`, if there is one.
+def truth_column(schema: pa.Schema, truth: str, source: str) -> str | None:
+    """The name of the integer column of true digits, if there is one.
 
-    Raises DataError if `wanted` is missing or does not hold integers.
+    `truth` is that column, or `auto` for the first of `TRUTH_NAMES`, or `none` or `folder` for no column. Raises DataError if
+    the column is missing or does not hold integers.
     """
-    if wanted:
-        _require_column(schema, wanted, source, pa.types.is_integer, f"integers from 0 to {len(CLASSES) - 1}")
-        return wanted
+    if truth in ("none", "folder"):
+        return None
+    if truth != "auto":
+        _require_column(schema, truth, source, pa.types.is_integer, f"integers from 0 to {len(CLASSES) - 1}")
+        return truth
     return _first_readable(schema, TRUTH_NAMES, pa.types.is_integer)
 
 

@@ -132,7 +132,7 @@ def _read_table(file: str) -> LabelledDigits:
         with storage.open_input(file) as stream:
             parquet = pq.ParquetFile(stream)
             image = columns.image_column(parquet.schema_arrow, "", file)
-            label = columns.truth_column(parquet.schema_arrow, "", file)
+            label = columns.truth_column(parquet.schema_arrow, "auto", file)
             if label is None:
                 raise DataError(
                     f"{file}: has no integer column named {' or '.join(columns.TRUTH_NAMES)}; "

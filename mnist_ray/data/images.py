@@ -46,10 +46,15 @@ Digits = NDArray[np.uint8]
 """Light-on-dark digits, uint8[N, 28, 28]."""
 
 
+def label_of(name: str) -> int | None:
+    """The label of the class with this name; None if there is none."""
+    return _LABELS.get(name)
+
+
 def digit_of(path: str) -> int | None:
     """The true label of an image file whose folder is named after a class; None for other paths."""
     folder, _, name = path.rpartition("/")
-    return _LABELS.get(folder.rpartition("/")[2]) if name.lower().endswith(IMAGE_SUFFIXES) else None
+    return label_of(folder.rpartition("/")[2]) if name.lower().endswith(IMAGE_SUFFIXES) else None
 
 
 def decode(data: bytes) -> Grey | Rejection:

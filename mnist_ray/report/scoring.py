@@ -108,7 +108,7 @@ def _accuracy(summary: dict[str, Any], card: dict[str, Any]) -> dict[str, Any] |
     low, high = wilson_interval(correct, count)
     reference_low, reference_high = expected["interval_95"]
     verdict = "lower" if high < reference_low else "higher" if low > reference_high else "as expected"
-    own = {"value": correct / count, "interval_95": [low, high], "correct": correct, "count": count}
+    own = {"value": correct / count, "interval_95": [low, high], "correct": correct, "count": count, "truth": summary["truth"]}
     return {**own, "reference": expected, "verdict": verdict}
 
 

@@ -39,6 +39,7 @@ def commit(plan: Plan, units: dict[str, int], job: Job, tally: Tally, about: dic
         "digits": total.digits,
         "confidences": total.confidences,
         "accuracy": total.correct / total.with_truth if total.with_truth else None,
+        "truth": list(plan.truths),
         "with_truth": total.with_truth,
         "correct": total.correct,
         "confusion": total.confusion if total.with_truth else None,

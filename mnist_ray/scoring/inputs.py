@@ -2,13 +2,14 @@
 
 import glob
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from itertools import chain, islice
 
 from fsspec.utils import glob_translate
 
 from mnist_ray.data import storage
-from mnist_ray.data.images import IMAGE_SUFFIXES, digit_of
+from mnist_ray.data.images import IMAGE_SUFFIXES, digit_of, label_of
 from mnist_ray.data.listing import FileEntry, ImageFile, stat_files, walk
 from mnist_ray.errors import DataError, UsageError
 from mnist_ray.scoring import manifest
@@ -24,15 +25,17 @@ class Listing:
     Each line of a manifest is an input, even if it repeats another line.
     """
 
-    def __init__(self, inputs: tuple[str, ...], truth_column: str, out: str) -> None:
+    def __init__(self, inputs: tuple[str, ...], truth: str, out: str) -> None:
         """List the first file of each input. Raises DataError for an input with nothing to score, and UsageError."""
         self.tables: list[FileEntry] = []
         """Parquet files."""
         self.ignored = 0
         """Files in input folders that are hidden, or neither images nor Parquet."""
+        self.truths: set[str] = set()
+        """Where true digits were found: folder names, or columns."""
         self._num_found = 0
         self._out = f"{out}/"
-        self._truth_column = truth_column
+        self._truth = truth
         self._seen: set[str] = set()
         self._remember = len(inputs) > 1 or glob.has_magic(inputs[0])
         for item in inputs:
@@ -56,9 +59,9 @@ class Listing:
 
     def _images_of(self, item: str) -> Iterator[ImageFile]:
         if storage.is_folder(item):
-            return self._images_among(self._visible(item, walk(item)))
+            return self._images_among(self._visible(item, walk(item)), item)
         if storage.is_file(item):  # a manifest, or a Parquet file, or an image with any suffix
-            lines = manifest.lines(item, self._truth_column)
+            lines = manifest.lines(item, self._truth, self.truths)
             return self._images_among(stat_files([item]), suffixes=("",)) if lines is None else lines
         if glob.has_magic(item):
             return self._images_among(self._visible(item, _glob(item)))
@@ -73,8 +76,12 @@ class Listing:
             else:
                 yield entry
 
-    def _images_among(self, entries: Iterable[FileEntry], suffixes: tuple[str, ...] = _SUFFIXES) -> Iterator[ImageFile]:
-        """The images among these files. Adds Parquet files to `tables` and counts ignored files."""
+    def _images_among(
+        self, entries: Iterable[FileEntry], folder: str = "", suffixes: tuple[str, ...] = _SUFFIXES
+    ) -> Iterator[ImageFile]:
+        """The images among these files, of a folder if it is given. Adds Parquet files to `tables`; counts ignored files."""
+        sources: dict[str, Callable[[str], int | None]] = {"folder": digit_of, "auto": _FirstLevel(folder)}
+        truth_of = sources.get(self._truth, _unknown)
         for entry in entries:
             name = entry.uri.lower()
             if entry.uri.startswith(self._out):
@@ -90,7 +97,34 @@ class Listing:
             if name.endswith(_TABLE):
                 self.tables.append(entry)
             else:
-                yield ImageFile(entry, digit_of(entry.uri))
+                truth = truth_of(entry.uri)
+                if truth is not None:
+                    self.truths.add("folder names")
+                yield ImageFile(entry, truth)
+
+
+def _unknown(_uri: str) -> None:
+    """No true label."""
+
+
+class _FirstLevel:
+    """The true label of a file in an input folder, if all folders directly in that folder are named after classes."""
+
+    def __init__(self, folder: str) -> None:
+        """`folder` is empty if there is no such folder: no file has a label then."""
+        self._folder, self._start = folder, len(folder.rstrip("/")) + 1
+
+    def __call__(self, uri: str) -> int | None:
+        """The label of the file at a path or URI below the folder."""
+        name, in_folder, _ = uri[self._start :].partition("/")
+        label = label_of(name) if self._folder and in_folder else None
+        return None if label is None or self._others else label
+
+    @cached_property
+    def _others(self) -> list[str]:
+        """Folders that are not named after a class. A name with a dot counts as a file."""
+        names = [name for name in storage.names(self._folder) if label_of(name) is None and "." not in name]
+        return [name for name in names if storage.is_folder(storage.join(self._folder, name))]
 
 
 def _fixed_part(pattern: str) -> str:

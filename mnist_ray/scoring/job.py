@@ -20,7 +20,8 @@ class Job:
 
     out: str
     image_column: str
-    truth_column: str
+    truth: str
+    """`--truth`."""
     probabilities: int
     """How many probabilities of an image are written."""
     kept: pa.Schema
@@ -38,7 +39,7 @@ class Job:
         options = plan.request
         asked = probabilities(options["probabilities"])
         number = len(CLASSES) if asked is None else min(asked, len(CLASSES))
-        columns = (options["image_column"], options["truth_column"], number, plan.kept)
+        columns = (options["image_column"], options["truth"], number, plan.kept)
         return cls(out, *columns, plan.job_id, plan.model_digest, token)
 
 

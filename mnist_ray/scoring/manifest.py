@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable, Iterator
+from itertools import repeat
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -15,18 +16,18 @@ from mnist_ray.errors import DataError
 _BATCH = 1 << 14
 
 
-def lines(item: str, truth_column: str) -> Iterator[ImageFile] | None:
-    """The image files that a manifest lists; None if the file is not a manifest. Raises DataError.
+def lines(item: str, truth: str, truths: set[str]) -> Iterator[ImageFile] | None:
+    """The image files that a manifest lists; None if the file is not a manifest. Adds to `truths` where truth is.
 
-    A path without a file is an input, too: scoring quarantines it.
+    A path without a file is an input, too: scoring quarantines it. Raises DataError.
     """
     name = item.lower()
     if name.endswith((".txt", ".lst")):
-        return _images(item, ((batch, None) for batch in batches(_text(item), _BATCH)))
+        return _images(item, truth, ((batch, None) for batch in batches(_text(item), _BATCH)), truths)
     if name.endswith((".csv", ".tsv")):
-        return _images(item, _table(item, _csv(item), truth_column))
+        return _images(item, truth, _table(item, _csv(item), truth, truths), truths)
     if name.endswith(".parquet") and _lists_paths(item):
-        return _images(item, _table(item, _parquet(item, truth_column), truth_column))
+        return _images(item, truth, _table(item, _parquet(item, truth), truth, truths), truths)
     return None
 
 
@@ -41,7 +42,7 @@ Batch = tuple[list[str], list[int | None] | None]
 """Paths, and their true digits if the manifest has such a column."""
 
 
-def _table(item: str, found: Iterator[pa.RecordBatch], truth_column: str) -> Iterator[Batch]:
+def _table(item: str, found: Iterator[pa.RecordBatch], truth: str, truths: set[str]) -> Iterator[Batch]:
     row = 0
     for batch in found:
         columns.require_unique(batch.schema, item)
@@ -51,11 +52,12 @@ def _table(item: str, found: Iterator[pa.RecordBatch], truth_column: str) -> Ite
                 f"{item}: a manifest needs a text column named {', '.join(columns.PATH_NAMES)}; "
                 f"its columns: {columns.describe(batch.schema)}"
             )
-        truth = columns.truth_column(batch.schema, truth_column, item)
+        if column := columns.truth_column(batch.schema, truth, item):
+            truths.add(f"column {column}")
         paths = batch.column(name).cast(pa.string()).to_pylist()
         if None in paths:
             raise DataError(f"{item}: row {row + paths.index(None)} of column {name!r} is null; expected a path in every row")
-        yield paths, columns.truths(batch.column(truth)).to_pylist() if truth else None
+        yield paths, columns.truths(batch.column(column)).to_pylist() if column else None
         row += batch.num_rows
 
 
@@ -69,13 +71,13 @@ def _csv(item: str) -> Iterator[pa.RecordBatch]:
         )
 
 
-def _parquet(item: str, truth_column: str) -> Iterator[pa.RecordBatch]:
+def _parquet(item: str, truth: str) -> Iterator[pa.RecordBatch]:
     try:
         with storage.open_input(item) as stream:
             parquet = pq.ParquetFile(stream)
             found = parquet.schema_arrow
             columns.require_unique(found, item)
-            wanted = {columns.path_column(found), columns.truth_column(found, truth_column, item)}
+            wanted = {columns.path_column(found), columns.truth_column(found, truth, item)}
             yield from parquet.iter_batches(_BATCH, columns=[name for name in found.names if name in wanted])
     except OSError as error:  # a damaged page
         raise _unreadable(item, error) from None
@@ -95,16 +97,19 @@ def _lists_paths(item: str) -> bool:
     return False
 
 
-def _images(item: str, found: Iterable[Batch]) -> Iterator[ImageFile]:
+def _images(item: str, truth: str, found: Iterable[Batch], truths: set[str]) -> Iterator[ImageFile]:
     """The files of the paths. A relative path is relative to the folder of the manifest."""
     folder = item.rpartition("/")[0]
     try:
-        for paths, truths in found:
+        for paths, labels in found:
             for path in paths:
                 if "\0" in path or path.lower().endswith(".parquet"):
                     raise DataError(f"{item}: lists {path[:60]!r}; expected the path of an image file (in UTF-8) on every line")
             uris = [path if "://" in path or path.startswith("/") else storage.join(folder, path) for path in paths]
-            yield from map(ImageFile, stat_files(uris), truths or map(digit_of, uris))
+            if truth == "folder":
+                labels = [digit_of(uri) for uri in uris]
+                truths.add("folder names")
+            yield from map(ImageFile, stat_files(uris), labels or repeat(None))
     except pa.ArrowException as error:
         raise _unreadable(item, error) from None
 

@@ -68,6 +68,8 @@ class Plan:
     num_inputs: int = 0
     ignored: int = 0
     """Files in input folders that are neither images nor Parquet."""
+    truths: tuple[str, ...] = ()
+    """Where true digits were found: folder names, or columns."""
     fingerprint: str = ""
     """SHA-256 over the ids of the units, in order."""
 
@@ -133,7 +135,7 @@ def load_plan(out: str) -> Plan:
         kept = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(values["kept"])))
         if values.pop("format") != FORMAT:
             raise ValueError("another version of this program wrote it")
-        return Plan(**{**values, "kept": kept, "dropped": tuple(values["dropped"])})
+        return Plan(**{**values, "kept": kept, "dropped": tuple(values["dropped"]), "truths": tuple(values["truths"])})
 
 
 @contextmanager

@@ -112,6 +112,7 @@ class Planner:
             num_inputs=sum(self.units.values()),
             fingerprint=fingerprint(self.units),
             ignored=self.ignored,
+            truths=tuple(sorted({*self.plan.truths, *self._units.listing.truths})),
         )
         self.plan.save(self._out)
         return self.plan

@@ -199,7 +199,7 @@ def _range(stream: pa.NativeFile, row: dict[str, Any], job: Job) -> Iterator[pa.
 
 
 def _columns(found: pa.Schema, job: Job, source: str) -> list[str]:
-    truth = columns.truth_column(found, job.truth_column, source)
+    truth = columns.truth_column(found, job.truth, source)
     names = [columns.image_column(found, job.image_column, source), *([truth] if truth else []), *job.kept.names]
     return list(dict.fromkeys(names))
 
@@ -207,7 +207,7 @@ def _columns(found: pa.Schema, job: Job, source: str) -> list[str]:
 def _chunk_of(batch: pa.RecordBatch, source: str, first: int, job: Job, read_s: float) -> Chunk:
     started = time.perf_counter()
     digits, rejected = normalise(decode_cells(batch.column(columns.image_column(batch.schema, job.image_column, source))))
-    truth = columns.truth_column(batch.schema, job.truth_column, source)
+    truth = columns.truth_column(batch.schema, job.truth, source)
     keys = _row_keys(source, first, batch.num_rows) | {kept.name: batch.column(kept.name).cast(kept.type) for kept in job.kept}
     if truth:
         keys["truth"] = columns.truths(batch.column(truth))

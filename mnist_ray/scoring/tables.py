@@ -34,8 +34,8 @@ class TableRange:
     num_rows: int
 
 
-def table_ranges(tables: list[FileEntry], config: ScoreConfig) -> tuple[pa.Schema, list[TableRange]]:
-    """The kept columns, and the row ranges that become units. Ranges follow the row groups.
+def table_ranges(tables: list[FileEntry], config: ScoreConfig, truths: set[str]) -> tuple[pa.Schema, list[TableRange]]:
+    """The kept columns, and the row ranges that become units. Ranges follow the row groups. Adds to `truths` where truth is.
 
     Raises DataError if the columns of a file do not fit, and UsageError for `--keep` without Parquet inputs.
     """
@@ -54,7 +54,8 @@ def table_ranges(tables: list[FileEntry], config: ScoreConfig) -> tuple[pa.Schem
             continue
         found = metadata.schema.to_arrow_schema()
         columns.image_column(found, config.image_column, entry.uri)
-        columns.truth_column(found, config.truth_column, entry.uri)
+        if column := columns.truth_column(found, config.truth, entry.uri):
+            truths.add(f"column {column}")
         kept = _same_kept(kept, found, names, entry.uri)
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         ranges += [TableRange(entry, first, rows) for first, rows in row_ranges(sizes, config.unit_rows or UNIT_ROWS)]

@@ -36,7 +36,7 @@ class Units:
 
         `number` distinguishes an extension of a plan from the plan before: equal units of both must have different ids.
         """
-        self.listing = Listing(config.inputs, config.truth_column, config.out)
+        self.listing = Listing(config.inputs, config.truth, config.out)
         self.kept = schema.NOTHING
         """The columns of Parquet inputs that are passed through."""
         self._config = config
@@ -46,7 +46,7 @@ class Units:
         self._images: Iterable[ImageFile] = self.listing.images()
         if config.keep:  # every row of the table has the kept columns, so all Parquet files must be found first
             self._images = list(self._images)
-            self.kept, _ = table_ranges(self.listing.tables, config)
+            self.kept, _ = table_ranges(self.listing.tables, config, self.listing.truths)
 
     def __iter__(self) -> Iterator[WorkUnit]:
         """The units of image files, then those of Parquet files. Raises DataError if nothing is listed and nothing is known."""
@@ -66,7 +66,7 @@ class Units:
 
     def _ranges(self) -> Iterator[TableRange]:
         new = {entry.uri for entry in self.listing.tables if self._known.is_new(entry)}
-        _, ranges = table_ranges(self.listing.tables, self._config)
+        _, ranges = table_ranges(self.listing.tables, self._config, self.listing.truths)
         yield from (part for part in ranges if part.entry.uri in new)
 
     def _unit(

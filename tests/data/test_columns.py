@@ -101,7 +101,7 @@ def test_a_manifest_with_two_path_columns_is_refused(tmp_path: Path) -> None:
     paths = pa.array(["a.png"])
     pq.write_table(pa.Table.from_arrays([paths, paths], names=["path", "path"]), tmp_path / "t.parquet")
     with pytest.raises(DataError, match=r"t.parquet: has two columns of the same name"):
-        Listing((str(tmp_path / "t.parquet"),), "", str(tmp_path / "out"))
+        Listing((str(tmp_path / "t.parquet"),), "auto", str(tmp_path / "out"))
 
 
 def test_a_usual_name_decides_between_several_image_columns() -> None:
@@ -126,8 +126,8 @@ def test_errors_list_the_existing_columns(schema: pa.Schema, wanted: str, messag
 
 def test_truths_outside_0_to_9_become_null() -> None:
     assert columns.truths(pa.array([0, 9, 10, -1, None])).to_pylist() == [0, 9, None, None, None]
-    assert columns.truth_column(pa.schema([("label", pa.int64())]), "", "t") == "label"
-    assert columns.truth_column(pa.schema([("label", pa.string())]), "", "t") is None
+    assert columns.truth_column(pa.schema([("label", pa.int64())]), "auto", "t") == "label"
+    assert columns.truth_column(pa.schema([("label", pa.string())]), "auto", "t") is None
     with pytest.raises(DataError, match="expected integers"):
         columns.truth_column(pa.schema([("label", pa.string())]), "label", "t")
 
@@ -157,7 +157,7 @@ def test_unknown_extension_types_are_refused_at_any_depth(field: pa.Field) -> No
 
 
 def test_unknown_extension_types_are_not_used_for_truths_or_paths() -> None:
-    assert columns.truth_column(pa.schema([unknown(pa.int8(), "label")]), "", "t") is None
+    assert columns.truth_column(pa.schema([unknown(pa.int8(), "label")]), "auto", "t") is None
     assert columns.path_column(pa.schema([unknown(pa.string(), "path")])) is None
     with pytest.raises(DataError, match=r"column 'label' .* 'someone.type'"):
         columns.truth_column(pa.schema([unknown(pa.int8(), "label")]), "label", "t")

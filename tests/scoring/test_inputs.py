@@ -25,12 +25,40 @@ def tree(tmp_path: Path) -> Path:
 
 
 def listed(*inputs: object) -> tuple[list[ImageFile], Listing]:
-    listing = Listing(tuple(str(item) for item in inputs), "", "/nowhere/out")
+    return listed_with("auto", *inputs)
+
+
+def listed_with(truth: str, *inputs: object) -> tuple[list[ImageFile], Listing]:
+    listing = Listing(tuple(str(item) for item in inputs), truth, "/nowhere/out")
     return list(listing.images()), listing
 
 
-def shown(*inputs: object) -> list[tuple[str, int | None]]:
-    return [(Path(image.entry.uri).name, image.truth) for image in listed(*inputs)[0]]
+def shown(*inputs: object, truth: str = "folder") -> list[tuple[str, int | None]]:
+    return [(Path(image.entry.uri).name, image.truth) for image in listed_with(truth, *inputs)[0]]
+
+
+@pytest.mark.parametrize("nested", [[], ["2024/5/7/x.png"], ["more/x.png"], ["train/3/x.png", "test/7/x.png"]])
+def test_folders_are_truths_only_if_all_of_the_first_level_are_digits(nested: list[str], tmp_path: Path) -> None:
+    for name in ("3/a.png", "7/deep/b.png", "LICENSE", "README.md", "0.png", *nested):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    for item in (tmp_path, f"{tmp_path}/"):
+        known = {name: truth for name, truth in shown(item, truth="auto") if truth is not None}
+        assert known == ({} if nested else {"a.png": 3, "b.png": 7})
+    images, listing = listed(tmp_path)
+    assert listing.truths == (set() if nested else {"folder names"})
+    assert {image.truth for image in listed_with("none", tmp_path)[0]} == {None}
+    assert ("a.png", 3) in shown(tmp_path)
+    assert len(images) == 3 + len(nested)
+
+
+def test_a_path_alone_is_no_truth(tree: Path) -> None:
+    """The day of a month is no digit. A manifest and a glob need --truth folder."""
+    (tree / "list.txt").write_text("3/a.png\n")
+    (tree / "list.csv").write_text("path,label\n3/a.png,5\n")
+    for item, expected in (("list.txt", None), ("list.csv", 5), ("3/a.png", None), ("[37]/*.png", None)):
+        assert shown(tree / item, truth="auto") == [("a.png", expected)], item
+    assert listed(tree / "list.csv")[1].truths == {"column label"}
 
 
 def test_a_folder_is_listed_to_its_depths(tree: Path) -> None:
@@ -71,7 +99,7 @@ def test_manifests_keep_order_and_repetition(tree: Path) -> None:
     assert shown(tree / "list.txt") == [("b.JPG", 7), ("a.png", 3), ("b.JPG", 7), ("gone.png", None)]
     assert images[-1].entry.size == -1
     (tree / "list.csv").write_text(f"path,label\n{tree}/3/a.png,5\n7/b.JPG,77\n")
-    assert shown(tree / "list.csv") == [("a.png", 5), ("b.JPG", None)]
+    assert shown(tree / "list.csv", truth="auto") == [("a.png", 5), ("b.JPG", None)]
     pq.write_table(pa.table({"source": ["3/a.png"], "other": [1]}), tree / "list.parquet")
     assert shown(tree / "list.parquet") == [("a.png", 3)]
 
@@ -136,7 +164,7 @@ def test_names_that_are_not_utf8_are_listed(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_listed_as_it_is_asked_for(tree: Path) -> None:
-    images = Listing((str(tree),), "", "/nowhere/out").images()
+    images = Listing((str(tree),), "auto", "/nowhere/out").images()
     assert Path(next(images).entry.uri).name == "a.png"
     (tree / "7" / "b.JPG").unlink()
     assert [Path(image.entry.uri).name for image in images] == ["c.webp"], (
@@ -150,8 +178,8 @@ def test_a_manifest_is_read_without_its_other_columns(digit_folder: Path, small:
     write_pickled_table(tmp_path / "t.parquet", small.test, tmp_path / "it-ran", path=paths)
     table = pq.read_table(tmp_path / "t.parquet")
     pq.write_table(table.drop_columns(["image"]), tmp_path / "list.parquet")
-    found = list(Listing((str(tmp_path / "list.parquet"),), "", "out").images())
+    found = list(Listing((str(tmp_path / "list.parquet"),), "auto", "out").images())
     assert [image.entry.uri for image in found] == paths
-    both = Listing((str(tmp_path / "t.parquet"),), "", "out")
+    both = Listing((str(tmp_path / "t.parquet"),), "auto", "out")
     assert (list(both.images()), len(both.tables)) == ([], 1)
     assert not (tmp_path / "it-ran").exists()

@@ -162,7 +162,7 @@ def test_null_cells_are_quarantined_by_row(run: Run, mnist5k: Splits, tmp_path: 
         ({"keep": "nope"}, DataError, r"has no column 'nope' for --keep; its columns: id \(int64\)"),
         ({"keep": "label"}, UsageError, "--keep label: the tables have a column of this name"),
         ({"image_column": "id"}, DataError, "column 'id' is int64; expected image bytes"),
-        ({"truth_column": "nope"}, DataError, "has no column 'nope'"),
+        ({"truth": "nope"}, DataError, "has no column 'nope'"),
     ],
 )
 def test_wrong_columns_are_named_before_anything_is_written(
