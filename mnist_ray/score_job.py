@@ -156,7 +156,8 @@ def _workers(config: ScoreConfig, here: bool, console: Console) -> Workers:
     """The workers that a job would have: processes of this machine, or actors of a cluster."""
     if here:
         cores = processes.cores()
-        return Workers(cores, {"CPU": 1}, cores, f"they are processes of this machine, which has {cores} CPUs")
+        number = config.processes or cores
+        return Workers(number, {"CPU": 1}, number, f"they are processes of this machine, which has {cores} CPUs")
     with runtime.cluster(config.address, console):
         (_, most), needs, has = _pool(config)
         return Workers(most, needs, capacity.per_node(needs), str(has))
@@ -190,8 +191,9 @@ def _engine(
         yield 0, _nothing()
     elif _without_ray(config, planner):
         console.progress("loading the model")
-        with processes.scoring(planner.pending(), job, bundle, config.device, console.warning) as results:
-            yield processes.cores(), results
+        units, number = planner.pending(), config.processes
+        with processes.scoring(units, job, bundle, config.device, number, console.warning) as results:
+            yield number or processes.cores(), results
     else:
         with runtime.cluster(config.address, console):
             from mnist_ray.cluster import actors

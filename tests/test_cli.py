@@ -29,7 +29,7 @@ FLAGS = {
     ),
     ScoreConfig: (
         "inputs model image_column truth sample out resume extend rescore_changed overwrite keep probabilities "
-        "unit_rows workers device address dry_run price_per_node_hour log_format quiet"
+        "unit_rows workers processes device address dry_run price_per_node_hour log_format quiet"
     ),
     EvaluateConfig: "model data out device log_format quiet",
     PredictConfig: "images model",

@@ -162,7 +162,7 @@ def replace_workers(watch: Stopwatch, write: Write) -> None:
 
     @contextmanager
     def no_work(
-        refs: Iterable[UnitRef], job: Job, _bundle: str, _device: str, _warn: object
+        refs: Iterable[UnitRef], job: Job, _bundle: str, _device: str, _number: int, _warn: object
     ) -> Iterator[Generator[UnitResult]]:
         yield results(iter(refs), job)
 

@@ -10,7 +10,7 @@ from mnist_ray.config.common import Output, Switch, flag
 from mnist_ray.flags import Device, probabilities, require, scoring_pool
 
 _RESOURCES = {
-    *("model", "out", "workers", "device", "resume", "extend", "rescore_changed", "overwrite", "address"),
+    *("model", "out", "workers", "processes", "device", "resume", "extend", "rescore_changed", "overwrite", "address"),
     *("dry_run", "price_per_node_hour", "log_format", "quiet"),
 }
 """Flags that cannot change the rows of the table."""
@@ -62,6 +62,8 @@ class _Worker:
     workers: Annotated[str, flag("auto|N|MIN:MAX")] = "auto"
     """Number of scoring actors on Ray, or MIN:MAX to follow the amount of work. 0 uses only this machine, without Ray.
     auto is 0 for up to 200,000 inputs, and one actor per CPU or GPU of the cluster for more."""
+    processes: Annotated[int, flag("N", "one per CPU, or one if a GPU computes")] = 0
+    """Scoring processes of this machine, without Ray."""
     device: Device = "auto"
     """Device that computes; auto uses one GPU per actor if the cluster has GPUs."""
     address: Annotated[str, flag("HOST:PORT", "RAY_ADDRESS, or else a new local cluster")] = ""
@@ -88,6 +90,7 @@ class ScoreConfig(Output, _Worker, _Table, _Input):
         require(bool(self.truth), "--truth is empty: give auto, none, folder or the name of a column")
         require(bool(self.out), "--out is empty: give a folder for the prediction table")
         scoring_pool(self.workers)
+        require(self.processes >= 0, f"--processes {self.processes}: expected at least 1, or 0 for one per CPU")
         probabilities(self.probabilities)
         rows = self.unit_rows
         require(rows >= 0, f"--unit-rows {rows}: expected at least 1, or 0 to choose the size by the number of bytes")

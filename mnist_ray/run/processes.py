@@ -29,8 +29,10 @@ _AGAIN = "run again with --resume to score the rest"
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """CPU cores that this process may use, by its affinity and by the limits of its container."""
+    from joblib import cpu_count
+
+    return int(cpu_count())
 
 
 @cache
@@ -50,14 +52,14 @@ def predictor(bundle: str, device: str) -> Predict:
 
 @contextmanager
 def scoring(
-    refs: Iterable[UnitRef], job: Job, bundle: str, device: str, warn: Callable[[str], None]
+    refs: Iterable[UnitRef], job: Job, bundle: str, device: str, number: int, warn: Callable[[str], None]
 ) -> Iterator[Generator[UnitResult | None]]:
     """The results of units that processes score, each as soon as it is there; None after `TICK_S` without one.
 
-    The processes end with the results, with this block, and with this process. The first one loads and tests the model before
-    the block begins. Raises MnistRayError.
+    `number` is that of the processes; 0 starts one for each core, or one that uses the GPU. They end with the results, with
+    this block, and with this process. The first one loads and tests the model before the block begins. Raises MnistRayError.
     """
-    pool = _Pool(job, bundle, device, warn)
+    pool = _Pool(job, bundle, device, number, warn)
     try:
         pool.start()
         yield pool.results(refs)
@@ -66,19 +68,24 @@ def scoring(
 
 
 class _Pool:
-    """Processes that score units: one for each core, forked from one that has imported PyTorch."""
+    """Processes that score units, forked from one that has imported PyTorch."""
 
-    def __init__(self, job: Job, bundle: str, device: str, warn: Callable[[str], None]) -> None:
+    def __init__(self, job: Job, bundle: str, device: str, number: int, warn: Callable[[str], None]) -> None:
         self._job, self._bundle, self._device, self._warn = job, bundle, device, warn
+        self._number, self._chosen = number or cores(), bool(number)
         self._running: dict[Future[UnitResult], UnitRef] = {}
 
     def start(self) -> None:
         """Start the processes and load the model. Raises ModelError or ClusterError."""
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__, "mnist_ray.artifact.predictor"])
-        self._executor = ProcessPoolExecutor(cores(), context, initializer=follow_parent)
+        self._executor = ProcessPoolExecutor(self._number, context, initializer=follow_parent)
         try:
-            self._executor.submit(_load, self._bundle, self._device).result()
+            on_gpu = self._executor.submit(_load, self._bundle, self._device).result()
+            if on_gpu and self._number > 1 and not self._chosen:  # one process keeps a GPU busy
+                self.end()
+                self._number = 1
+                self.start()
         except BrokenProcessPool:
             raise ClusterError(
                 "the first scoring process ended while it started: it ran out of memory, or the lines above say why; "
@@ -99,13 +106,13 @@ class _Pool:
         self._executor.shutdown()
 
     def results(self, refs: Iterable[UnitRef]) -> Generator[UnitResult | None]:
-        """At most two units per core wait for a process, so that `refs` is read no faster than units are scored."""
+        """At most two units per process wait, so that `refs` is read no faster than units are scored."""
         ahead = iter(refs)
         deaths = 0
         try:
             while True:
                 try:
-                    while len(self._running) <= 2 * cores() and (ref := next(ahead, None)):
+                    while len(self._running) <= 2 * self._number and (ref := next(ahead, None)):
                         self._submit(ref)
                     yield from self._done()
                     if not self._running:
@@ -167,9 +174,12 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _load(bundle: str, device: str) -> None:
-    """Load the model. It cannot be returned: it does not cross the process boundary."""
+def _load(bundle: str, device: str) -> bool:
+    """Load the model, which cannot cross the process boundary. Returns whether it is on a GPU."""
     predictor(bundle, device)
+    import torch
+
+    return device != "cpu" and torch.cuda.is_available()
 
 
 def score_ref(ref: UnitRef, job: Job, bundle: str, device: str, crashed: Collection[int] = ()) -> UnitResult:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from itertools import pairwise
@@ -37,6 +38,7 @@ from mnist_ray.scoring.planner import Planner
 from mnist_ray.scoring.tables import row_ranges
 from mnist_ray.scoring.units import Units
 from mnist_ray.scoring.verify import verify
+from tests.conftest import thread_pool
 from tests.scoring.conftest import KilledError, Run, killed, parts, rows
 
 
@@ -218,6 +220,23 @@ def test_what_killed_processes_have_left_is_deleted(run: Run, digit_folder: Path
     mine.write_text("not ours")
     run(digit_folder, out=out, unit_rows=100, resume=True)
     assert [path.exists() for path in (*left, mine)] == [False, False, True]
+
+
+@pytest.mark.parametrize(("asked", "limit", "expected"), [(0, "1", 1), (3, "1", 3)])
+def test_containers_limit_the_processes_and_a_flag_sets_them(
+    asked: int, limit: str, expected: int, run: Run, digit_folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """loky's variable stands for the limit of a container, which loky reads as well."""
+    made: list[int] = []
+
+    def make(number: int, *_: object, **__: object) -> ThreadPoolExecutor:
+        made.append(number)
+        return thread_pool(1)()
+
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", limit)
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", make)
+    run(digit_folder, out=out, processes=asked)
+    assert made == [expected]
 
 
 def test_parts_are_the_same_bytes_each_time(run: Run, digit_folder: Path, tmp_path: Path) -> None:
