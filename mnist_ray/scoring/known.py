@@ -16,7 +16,7 @@ class Known:
     """The sources of a plan, each as often as it is planned. They stay in memory: about 200 bytes for each."""
 
     def __init__(self, plan: Plan, out: str) -> None:
-        """Read the plan. Raises OutputError if it is damaged."""
+        """Read the plan. Raises AccountingError if it is damaged."""
         self.changed: list[str] = []
         """Listed sources that have another size or version than planned."""
         rows = pa.concat_tables([schema.PLAN.empty_table(), *(unit.rows for unit in plan.units(out))])
