@@ -21,7 +21,18 @@ def _said(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
     monkeypatch.setenv("HOME", str(tmp_path))
     for name, value in (("RAY_AUTH_MODE", mode), ("RAY_AUTH_TOKEN", token)):
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
-    flags = ["--data", "mnist5k", "--workers", "64", "--out", str(tmp_path / "run"), "--address", place]
+    flags = [
+        "--data",
+        "mnist5k",
+        "--workers",
+        "64",
+        "--global-batch-size",
+        "2048",
+        "--out",
+        str(tmp_path / "run"),
+        "--address",
+        place,
+    ]
     job = start_cli("train", *flags)
     _, said = job.communicate(timeout=120)
     assert job.returncode == 7, said

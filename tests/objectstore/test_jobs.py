@@ -111,6 +111,17 @@ def test_a_manifest_lists_objects_and_local_files(bucket: Bucket, inputs: Inputs
 
 
 def test_globs(bucket: Bucket, inputs: Inputs) -> None:
-    done = cli("score", f"{inputs.digits}/[37]/*.png", "--model", inputs.model, "--out", f"{bucket.uri}/out", "--workers", "0")
+    done = cli(
+        "score",
+        f"{inputs.digits}/[37]/*.png",
+        "--model",
+        inputs.model,
+        "--out",
+        f"{bucket.uri}/out",
+        "--workers",
+        "0",
+        "--truth",
+        "folder",
+    )
     assert done.returncode == 0, done.stderr
     assert {row["truth"] for row in bucket.rows("out")} == {3, 7}
