@@ -11,7 +11,7 @@ Tensors are read through their storage type. Only the needed fields of a struct 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
@@ -25,15 +25,15 @@ from mnist_ray.data.images import SIDE, Grey, decode
 _WRONG_LENGTH = f"expected {SIDE * SIDE} pixel values"
 
 
-def decode_cells(cells: pa.Array) -> Sequence[Grey | Rejection] | Grey:
-    """The grey levels of each cell, uint8[H, W], or a Rejection.
+def decode_cells(cells: pa.Array) -> Iterable[Grey | Rejection] | Grey:
+    """The grey levels of each cell, uint8[H, W], or a Rejection. Cells are decoded as they are iterated over.
 
     The result is one array, uint8[N, H, W], if all cells hold valid pixels of one size in a form that is read at once.
     """
     if isinstance(cells, pa.FixedShapeTensorArray) and not cells.null_count:
         tensors = cells.to_numpy_ndarray()
         whole = tensors.dtype == np.uint8 and tensors.ndim == 3 and tensors.size
-        return tensors if whole else [_pixels(values) for values in tensors]
+        return tensors if whole else map(_pixels, tensors)
     if isinstance(cells, pa.ExtensionArray):
         cells = cells.storage
     kind = cells.type
@@ -43,9 +43,9 @@ def decode_cells(cells: pa.Array) -> Sequence[Grey | Rejection] | Grey:
         cells = cells.cast(pa.large_binary())
     if is_binary(kind):
         whole = _whole_bytes(cells)
-        return [_decode_bytes(cell.as_py()) for cell in cells] if whole is None else whole
+        return (_decode_bytes(cell.as_py()) for cell in cells) if whole is None else whole
     whole = _whole_pixels(cells)
-    return [_decode_list(cell) for cell in cells.to_pylist()] if whole is None else whole
+    return (_decode_list(cell.as_py()) for cell in cells) if whole is None else whole
 
 
 def _decode_bytes(data: bytes | None) -> Grey | Rejection:
@@ -64,12 +64,12 @@ def _whole_bytes(cells: pa.Array) -> Grey | None:
     return None if pixels[:, 0, 0].any() else pixels
 
 
-def _decode_struct(cells: pa.StructArray) -> Sequence[Grey | Rejection] | Grey:
+def _decode_struct(cells: pa.StructArray) -> Iterable[Grey | Rejection] | Grey:
     names = [field.name for field in cells.type]
     if "bytes" in names:  # `struct_field` also returns null for a null struct
         return decode_cells(pc.cast(pc.struct_field(cells, "bytes"), pa.large_binary()))
-    data, shapes = (pc.struct_field(cells, name).to_pylist() for name in ("data", "shape"))
-    return [_decode_tensor(values, shape) for values, shape in zip(data, shapes, strict=True)]
+    data, shapes = (pc.struct_field(cells, name) for name in ("data", "shape"))
+    return (_decode_tensor(values.as_py(), shape.as_py()) for values, shape in zip(data, shapes, strict=True))
 
 
 def _decode_tensor(data: list[int] | None, shape: list[int] | None) -> Grey | Rejection:

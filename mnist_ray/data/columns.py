@@ -5,10 +5,11 @@ Ray unpickles values of `ray.data.arrow_pickled_object`. For this reason a colum
 types other than `KNOWN_EXTENSIONS`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from mnist_ray.data.digits import CLASSES
 from mnist_ray.data.images import SIDE
@@ -18,6 +19,8 @@ IMAGE_NAMES = ("image", "img", "images", "bytes", "pixels", "content", "data")
 TRUTH_NAMES = ("truth", "label", "labels", "digit", "target")
 PATH_NAMES = ("path", "source", "image", "image_path", "file", "filename", "uri")
 
+BATCH_BYTES = 32 << 20
+"""Most bytes of the cells that are read at once, if the file's metadata is right about them."""
 KNOWN_EXTENSIONS = (
     "arrow.bool8",
     "arrow.fixed_shape_tensor",
@@ -157,6 +160,16 @@ def truth_column(schema: pa.Schema, truth: str, source: str) -> str | None:
         _require_column(schema, truth, source, pa.types.is_integer, f"integers from 0 to {len(CLASSES) - 1}")
         return truth
     return _first_readable(schema, TRUTH_NAMES, pa.types.is_integer)
+
+
+def rows_at_once(metadata: pq.FileMetaData, groups: Iterable[int], names: Collection[str], most: int) -> int:
+    """How many rows of these columns are read at once: at most `most`, and about `BATCH_BYTES` of memory."""
+    row_bytes = 1.0
+    for group in map(metadata.row_group, groups):
+        chunks = (group.column(position) for position in range(group.num_columns))
+        wanted = [chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in names]
+        row_bytes = max(row_bytes, sum(wanted) / max(group.num_rows, 1))
+    return max(1, min(most, int(BATCH_BYTES / row_bytes)))
 
 
 def path_column(schema: pa.Schema) -> str | None:

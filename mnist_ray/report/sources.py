@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mnist_ray.data import storage
 from mnist_ray.data.bulk import read_many
 from mnist_ray.data.cells import decode_cells
-from mnist_ray.data.columns import image_column
+from mnist_ray.data.columns import image_column, rows_at_once
 from mnist_ray.data.containers import MAX_BYTES, Reason, Rejection, check
 from mnist_ray.data.images import Grey, to_digits
 from mnist_ray.data.listing import REMOTE_READERS
@@ -157,7 +157,8 @@ def _column_bytes(group: pq.RowGroupMetaData, name: str) -> int:
 def _group_cells(parquet: pq.ParquetFile, group: int, first: int, wanted: list[int], name: str) -> dict[int, Shown]:
     """The pictures of rows of one row group, which starts at the row `first` of the file."""
     found: dict[int, Shown] = {}
-    for batch in parquet.iter_batches(CHUNK_ROWS, row_groups=[group], columns=[name]):
+    rows = rows_at_once(parquet.metadata, [group], [name], CHUNK_ROWS)
+    for batch in parquet.iter_batches(rows, row_groups=[group], columns=[name]):
         inside = [row for row in wanted if first <= row < first + batch.num_rows]
         if inside:
             cells = decode_cells(batch.column(0).take(pa.array([row - first for row in inside])))

@@ -187,7 +187,8 @@ def _range(stream: pa.NativeFile, row: dict[str, Any], job: Job) -> Iterator[pa.
     groups = [group for group, end in enumerate(ends) if end > first and end - sizes[group] < first + left]
     skip = first - sum(sizes[: min(groups, default=0)])
     names = _columns(parquet.schema_arrow, job, row["source"])
-    for batch in parquet.iter_batches(CHUNK_ROWS, row_groups=groups, columns=names):
+    rows = columns.rows_at_once(parquet.metadata, groups, names, CHUNK_ROWS)
+    for batch in parquet.iter_batches(rows, row_groups=groups, columns=names):
         wanted = batch.slice(min(skip, batch.num_rows), left)
         skip = max(skip - batch.num_rows, 0)
         left -= wanted.num_rows

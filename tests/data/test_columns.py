@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mnist_ray.data import cells as cells_module
 from mnist_ray.data import columns
 from mnist_ray.data.cells import decode_cells
 from mnist_ray.data.containers import Reason, Rejection
@@ -53,7 +54,7 @@ def test_slices_and_nulls_are_read(kind: str, images: Grey) -> None:
     assert np.array_equal(np.stack(list(sliced)), images[7:12])  # type: ignore[arg-type]
     storage = column.storage if isinstance(column, pa.ExtensionArray) else column
     holed = pa.array([*storage.to_pylist()[:2], None], storage.type)
-    found = decode_cells(holed)
+    found = list(decode_cells(holed))
     assert np.array_equal(found[1], images[1])  # type: ignore[arg-type]
     assert isinstance(found[2], Rejection)
     assert found[2].reason == Reason.MISSING
@@ -82,6 +83,26 @@ def test_tensors_and_flat_lists_of_other_sizes(images: Grey) -> None:
     assert np.array_equal(np.stack(list(decode_cells(tensor))), large)  # type: ignore[arg-type]
     flat = pa.array(large.reshape(3, -1).tolist(), pa.list_(pa.uint8()))
     assert np.array_equal(np.stack(list(decode_cells(flat))), large)  # type: ignore[arg-type]
+
+
+def test_large_cells_are_read_and_decoded_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,000 photos of a megapixel would take a gigabyte."""
+    photos = [encode_png(np.random.default_rng(row).integers(0, 255, (300, 300), np.uint8)) for row in range(50)]
+    table = pa.table({"image": photos, "text": ["x" * 10_000] * 50})
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=25)
+    metadata = pq.read_metadata(tmp_path / "t.parquet")
+    monkeypatch.setattr(columns, "BATCH_BYTES", 10 * len(photos[0]))
+    assert columns.rows_at_once(metadata, range(2), ["image"], 1024) in (9, 10)
+    assert columns.rows_at_once(metadata, range(2), ["image"], 4) == 4
+    decoded: list[bytes] = []
+
+    def note(data: bytes) -> Grey:
+        decoded.append(data)
+        return np.zeros((2, 2), np.uint8)
+
+    monkeypatch.setattr(cells_module, "decode", note)
+    next(iter(decode_cells(table["image"].combine_chunks())))
+    assert len(decoded) == 1
 
 
 @pytest.mark.parametrize("inner", [pa.null(), pa.binary()])
