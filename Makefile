@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SETTINGS := pyproject.toml constraints.txt
+# Two processes share the tests, because many tests wait for other processes most of the time.
+SHARED := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: demo test test-all test-long docs check clean
 .DELETE_ON_ERROR:
@@ -24,10 +26,10 @@ demo: $(VENV)/.run
 	@echo "== open demo/run/report.html and demo/table/report.html in a browser; add --workers 2 to score on Ray"
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not slow and not long" $(TESTS)
+	$(BIN)/python -m pytest -m "not slow and not long" $(SHARED) $(TESTS)
 
 test-all: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not long" $(TESTS)
+	$(BIN)/python -m pytest -m "not long" $(SHARED) $(TESTS)
 
 test-long: $(VENV)/.test
 	$(BIN)/python -m pytest -m long $(TESTS)

@@ -30,7 +30,7 @@ RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
         DATA | {"jinja2", "markupsafe", "matplotlib"},
         {"torch", "artifact", "learn"},
     ),
-    "run": (TOP | {"config", "data", "scoring", "learn.control"}, set(), {"torch", "artifact", "learn", "report"}),
+    "run": (TOP | {"config", "data", "scoring", "learn.control"}, set(), {"joblib", "torch", "artifact", "learn", "report"}),
     "cluster": (TOP | {"config", "flags", "data", "run", "scoring", "learn.control"}, set(), {"ray", "grpc", "yaml"}),
     "cluster/actors": (TOP | {"config", "data", "run", "scoring", "cluster"}, DATA | {"ray"}, set()),
     "cluster/node": ({"data"}, set(), {"torch", "yaml"}),

@@ -303,6 +303,7 @@ def test_progress_is_printed_only_if_wanted(run_dir: Path, tmp_path: Path, capsy
     assert "is done: nothing to train" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_is_told_of_it(place: Path) -> None:
     Path("job.py").write_text('import mnist_ray\nmnist_ray.score("scans", model="runs/digits", out="out")\n')
     done = subprocess.run(

@@ -84,6 +84,7 @@ def test_letters_need_one_changed_line(tmp_path: Path) -> None:
     assert "this program has ['0', " in refused.stderr
 
 
+@pytest.mark.slow
 def test_ten_classes_in_idx_files_need_no_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     labels = (np.arange(1500) % 10).astype(np.uint8)

@@ -35,7 +35,8 @@ def unbroken(small_idx: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)]
+    ("number", "status"),
+    [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)],
 )
 def test_a_stopped_run_saves_and_continues_bit_equal(
     number: int, status: int, unbroken: bytes, small_idx: Path, tmp_path: Path

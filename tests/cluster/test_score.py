@@ -151,7 +151,8 @@ def long_job(digit_folder: Path, run_dir: Path, tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)]
+    ("number", "status"),
+    [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)],
 )
 def test_a_stopped_job_keeps_its_finished_parts(number: int, status: int, long_job: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"

@@ -54,6 +54,7 @@ def test_workers_on_two_nodes_learn_although_one_is_killed_and_a_rerun_sees_it(r
     assert "holds a run with other settings (seed 0 -> 1)" in other.stderr
 
 
+@pytest.mark.slow
 def test_training_in_one_process_does_not_import_ray(small_idx: Path, tmp_path: Path) -> None:
     program = (
         "import sys\nfrom mnist_ray.cli import main\n"

@@ -87,6 +87,7 @@ def test_the_facts_are_those_of_pandas(tables: tuple[Path, Path]) -> None:
     assert all(row["picture"] for found in facts["changes"].values() for row in found["examples"])
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_writes_a_page(tables: tuple[Path, Path], tmp_path: Path, check_page: CheckPage) -> None:
     old, new = map(str, tables)
     done = cli("diff", old, new, "--out", str(tmp_path / "diff.html"))

@@ -168,6 +168,7 @@ def test_every_figure_on_the_page_is_in_the_facts(run_dir: Path) -> None:
     assert not sorted(set(found) - known)
 
 
+@pytest.mark.slow
 def test_the_page_opens_everywhere(run_dir: Path, check_page: Callable[[Path], str]) -> None:
     facts, text = facts_of(run_dir), check_page(run_dir / "report.html")
     assert f"The network reads {facts['metrics']['accuracy']:.2%}".replace("%", " %") in text

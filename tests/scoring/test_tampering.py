@@ -65,6 +65,7 @@ def check_mended_or_refused(run: Run, inputs: Path, out: Path, before: list[list
     return True
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_noticed_and_mended(run: Run, inputs: Path, table: Path, tmp_path: Path) -> None:
     """200 single bits, in all files of the table. One flip of each file is also resumed."""
     before, generator = content(table), random.Random(7)
