@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SETTINGS := pyproject.toml constraints.txt
-# Two processes share the tests, because many tests wait for other processes most of the time.
+# Two processes share the quick tests, because many of them wait for other processes most of the time.
 SHARED := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: demo test test-all test-long docs check clean
@@ -29,7 +29,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not slow and not long" $(SHARED) $(TESTS)
 
 test-all: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not long" $(SHARED) $(TESTS)
+	$(BIN)/python -m pytest -m "not long" $(TESTS)
 
 test-long: $(VENV)/.test
 	$(BIN)/python -m pytest -m long $(TESTS)
