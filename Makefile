@@ -9,7 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SETTINGS := pyproject.toml constraints.txt
 # Two processes share the quick tests, because many of them wait for other processes most of the time.
-SHARED := -n 2 --dist loadgroup --no-loadscope-reorder
+SHARED := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all test-long docs check clean
 .DELETE_ON_ERROR:

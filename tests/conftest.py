@@ -241,14 +241,6 @@ class RayCluster:
         return []
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of the processes that share the tests, one has all that use the Ray cluster. Other tests stay together by folder."""
-    for item in items:
-        group = "ray" if "ray_cluster" in getattr(item, "fixturenames", ()) else item.path.relative_to(ROOT / "tests").parts[0]
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[RayCluster]:
     """A Ray cluster of one node with two CPUs."""
