@@ -95,6 +95,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_dir: Path, mnist5
     return tmp_path
 
 
+@pytest.fixture
+def long_job(digit_folder: Path, run_dir: Path, tmp_path: Path) -> list[str]:
+    """A job of seconds: a manifest of 90,000 lines, in 120 units."""
+    lines = [str(path) for path in sorted(digit_folder.rglob("*.png"))]
+    (tmp_path / "list.txt").write_text("\n".join(lines * 300))
+    out = str(tmp_path / "out")
+    return ["score", str(tmp_path / "list.txt"), "--model", str(run_dir), "--out", out, "--workers", "0", "--unit-rows", "750"]
+
+
 @pytest.fixture(scope="session")
 def mnist() -> Splits:
     """The full MNIST. Skips the test if this machine does not have it."""

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import platform
 import queue
 import subprocess
 import tempfile
@@ -29,7 +28,8 @@ from mnist_ray.cluster.capacity import granted_device
 from mnist_ray.cluster.watch import watching
 from mnist_ray.console import Console
 from mnist_ray.data import storage
-from mnist_ray.errors import AccountingError, ClusterError, MnistRayError, first_line, from_status
+from mnist_ray.errors import ClusterError, MnistRayError, first_line, from_status
+from mnist_ray.run.owner import require_visible
 from mnist_ray.run.probe import crashing_inputs
 from mnist_ray.run.processes import TICK_S, predictor, score_ref
 from mnist_ray.scoring.job import Job, UnitResult
@@ -114,17 +114,6 @@ class _Metrics:
                 self._seconds.inc(seconds, {"stage": stage})
 
 
-def _require_output(job: Job) -> None:
-    """Raise ClusterError if the output folder, as this node sees it, does not hold the plan of the job."""
-    with suppress(FileNotFoundError, AccountingError):
-        if load_plan(job.out).job_id == job.id:
-            return
-    raise ClusterError(
-        f"{job.out}: the output folder of the driver is not visible on {platform.node()}; "
-        "give an --out that all nodes share, such as a bucket"
-    )
-
-
 class Actor:
     """A scoring worker. It loads and tests the model once, and then scores one unit per call.
 
@@ -144,7 +133,7 @@ class Actor:
         """The result of the unit that this row names, or an error."""
         try:
             if not self._sees_output:
-                _require_output(self._job)
+                require_visible(self._job.out, self._job.token)
                 self._sees_output = True
             result = self._score(UnitRef(**row))
             self._metrics.add(result)

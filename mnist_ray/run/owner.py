@@ -188,9 +188,8 @@ class Owner:
 def owning(owner: Owner) -> Iterator[Owner]:
     """Own the run directory inside this block. Raises OutputError if a living job owns it.
 
-    This process then changes files of the directory only while it owns it, and it first deletes what killed processes have left
-    there. SIGTERM, SIGHUP and SIGINT set `Owner.signal`, a
-    request to stop. A second SIGINT raises KeyboardInterrupt.
+    This process then changes files of the directory only while it owns it. It first deletes what killed processes have left
+    there. SIGTERM, SIGHUP and SIGINT set `Owner.signal`, a request to stop. A second SIGINT raises KeyboardInterrupt.
     """
     owner.claim()
     beating = threading.Thread(target=owner.beat, daemon=True)

@@ -141,15 +141,6 @@ def test_importing_the_actors_leaves_no_extension_type_of_ray_registered() -> No
     assert done.returncode == 0, done.stderr
 
 
-@pytest.fixture
-def long_job(digit_folder: Path, run_dir: Path, tmp_path: Path) -> list[str]:
-    """A job of seconds: a manifest of 90,000 lines, in 120 units."""
-    lines = [str(path) for path in sorted(digit_folder.rglob("*.png"))]
-    (tmp_path / "list.txt").write_text("\n".join(lines * 300))
-    out = str(tmp_path / "out")
-    return ["score", str(tmp_path / "list.txt"), "--model", str(run_dir), "--out", out, "--workers", "0", "--unit-rows", "750"]
-
-
 @pytest.mark.parametrize(
     ("number", "status"),
     [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)],

@@ -15,15 +15,6 @@ from tests.scoring.conftest import parts
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def flags(digit_folder: Path, run_dir: Path, tmp_path: Path) -> list[str]:
-    """A job of seconds."""
-    lines = [str(path) for path in sorted(digit_folder.rglob("*.png"))]
-    (tmp_path / "list.txt").write_text("\n".join(lines * 300))
-    out = str(tmp_path / "out")
-    return ["score", str(tmp_path / "list.txt"), "--model", str(run_dir), "--out", out, "--workers", "0", "--unit-rows", "750"]
-
-
 def start(flags: list[str]) -> tuple[subprocess.Popen[str], list[int]]:
     """A job that has written some parts, and its processes."""
     job = start_cli(*flags)
@@ -40,29 +31,29 @@ def check_ended(job: subprocess.Popen[str], family: list[int], status: int) -> N
 
 
 @pytest.mark.parametrize("pause_s", [0.3, *(pytest.param(0.1 * n, marks=pytest.mark.long) for n in range(20))])
-def test_a_second_ctrl_c_ends_the_job(pause_s: float, flags: list[str], tmp_path: Path) -> None:
-    job, family = start(flags)
+def test_a_second_ctrl_c_ends_the_job(pause_s: float, long_job: list[str], tmp_path: Path) -> None:
+    job, family = start(long_job)
     job.send_signal(signal.SIGINT)
     time.sleep(pause_s)
     job.send_signal(signal.SIGINT)
     check_ended(job, family, 130)
-    done = cli(*flags, "--resume")
+    done = cli(*long_job, "--resume")
     assert done.returncode == 0, done.stderr
     verify(str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
-def test_a_frozen_process_does_not_keep_a_job_from_ending(number: int, flags: list[str]) -> None:
-    job, family = start(flags)
+def test_a_frozen_process_does_not_keep_a_job_from_ending(number: int, long_job: list[str]) -> None:
+    job, family = start(long_job)
     os.kill(family[-1], signal.SIGSTOP)
     job.send_signal(number)
     check_ended(job, family, 143 if number == signal.SIGTERM else 130)
 
 
-def test_nohup_keeps_a_job_alive(flags: list[str], tmp_path: Path) -> None:
+def test_nohup_keeps_a_job_alive(long_job: list[str], tmp_path: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited by the job, as from nohup
     try:
-        job, _ = start(flags)
+        job, _ = start(long_job)
     finally:
         signal.signal(signal.SIGHUP, before)
     job.send_signal(signal.SIGHUP)
