@@ -69,7 +69,7 @@ def train(
     if `out` holds another run, ClusterError if Ray cannot be reached, StorageError if storage fails. Raises DefectError for an
     unexpected exception on a worker of Ray.
 
-    >>> metrics = mnist_ray.train(out="runs/digits", data="mnist5k", workers=0, epochs=3)
+    >>> metrics = mnist_ray.train(out="runs/digits", data="mnist5k", recipe="fast", workers=0, epochs=3)
     >>> metrics["accuracy"] > 0.9
     True
     """

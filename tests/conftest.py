@@ -71,7 +71,7 @@ def small_idx(tmp_path_factory: pytest.TempPathFactory, small: Splits) -> Path:
 def run_dir(tmp_path_factory: pytest.TempPathFactory, mnist5k: Splits) -> Path:
     """A finished run, trained in this process on the bundled digits."""
     run = tmp_path_factory.mktemp("run")
-    assert work(str(run), TrainConfig(data="mnist5k", workers="0", epochs=3), "cpu", mnist5k, RunControl())
+    assert work(str(run), TrainConfig(data="mnist5k", recipe="fast", workers="0", epochs=3), "cpu", mnist5k, RunControl())
     return run
 
 
@@ -81,6 +81,12 @@ def digit_folder(tmp_path_factory: pytest.TempPathFactory, mnist5k: Splits) -> P
     folder = tmp_path_factory.mktemp("digits")
     datasets.write_folder(mnist5k.test.take(np.arange(300)), str(folder))
     return folder
+
+
+@pytest.fixture
+def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports of jobs in this process have no charts, whose drawing takes longer than such a job."""
+    monkeypatch.setattr("mnist_ray.report.charts._to_svg", lambda *_: "")
 
 
 @pytest.fixture

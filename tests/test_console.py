@@ -230,6 +230,7 @@ def test_a_resumed_scoring_job_says_what_is_done(run_dir: Path, digit_folder: Pa
     assert "continuing: 6 units are done already, with 300 inputs\n" in cli(*args, "--unit-rows", "50", "--resume").stdout
 
 
+@pytest.mark.slow
 def test_evaluate_draws_a_table_on_a_terminal(run_dir: Path, small_idx: Path, tmp_path: Path) -> None:
     args = ["evaluate", "--model", str(run_dir), "--data", str(small_idx), "--out", str(tmp_path / "e.json")]
     with on_terminal(sys.executable, "-m", "mnist_ray", *args) as terminal:

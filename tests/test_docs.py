@@ -266,6 +266,7 @@ def test_the_home_page_links_every_page() -> None:
     assert {path for path in PAGES if path.is_relative_to(DOCS)} - linked == {DOCS / "index.md"}
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_warning(tmp_path: Path) -> None:
     pytest.importorskip("sphinx", reason="Sphinx is not installed: make docs installs it")
     command = [sys.executable, "-m", "sphinx", "--quiet", "--nitpicky", "--fail-on-warning", "--keep-going"]

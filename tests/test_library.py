@@ -295,7 +295,7 @@ def test_a_table_without_rejected_inputs_has_an_empty_quarantine(run_dir: Path, 
 
 def test_progress_is_printed_only_if_wanted(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(run_dir, tmp_path / "run")
-    options: Any = {"out": tmp_path / "run", "data": "mnist5k", "workers": 0, "epochs": 3}
+    options: Any = {"out": tmp_path / "run", "data": "mnist5k", "recipe": "fast", "workers": 0, "epochs": 3}
     metrics = mnist_ray.train(**options)
     assert metrics["num_images"] == 500
     assert capsys.readouterr().out == ""

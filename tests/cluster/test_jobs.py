@@ -48,6 +48,7 @@ def test_a_relative_out_is_kept_below_the_home_of_the_machine_that_runs_the_job(
         assert f"run directory: {run}, model bundle: {run}/model" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_wrong_flag_fails_with_the_message_of_the_program(ray_cluster: RayCluster) -> None:
     """Two wrong command lines in one submission, because each submission takes seconds to start."""
     failed = submit(ray_cluster, "bash", "-c", "python jobs/train.py --data nowhere; exec python jobs/train.py --epochs 0")

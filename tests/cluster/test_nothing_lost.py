@@ -56,7 +56,7 @@ def test_a_stopped_run_saves_and_continues_bit_equal(
     assert sum(row["train_samples"] for row in history(tmp_path)) == EPOCHS * 600
 
 
-@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.long)])
 def test_a_killed_driver_continues_bit_equal(threads: int, unbroken: bytes, small_idx: Path, tmp_path: Path) -> None:
     """Training in one process: killed and started again, it ends with the weights of a run that was never killed."""
     epochs = EPOCHS if threads == 1 else 8  # two threads are slow on busy cores

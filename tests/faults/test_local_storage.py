@@ -22,7 +22,7 @@ Fail = Callable[[str, int | None], None]
 
 
 @pytest.fixture(autouse=True)
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def in_this_process(no_charts: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Units are scored by a thread of this process, where the doubles are, and storage may fail for 1 s only."""
     threads = torch.get_num_threads()
     monkeypatch.setattr(processes, "ProcessPoolExecutor", thread_pool(1))

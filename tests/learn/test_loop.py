@@ -51,7 +51,7 @@ def _losses(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], batch: i
     return losses
 
 
-@pytest.mark.parametrize("batch", [40, 65, 100, 256])
+@pytest.mark.parametrize("batch", [40, 65, *(pytest.param(batch, marks=pytest.mark.slow) for batch in (100, 256))])
 def test_the_number_of_workers_does_not_change_the_losses(batch: int, small: Splits) -> None:
     """On 3 workers, a batch of 40 leaves one idle, and 65 gives one a single sample. On 2, only 256 divides equally."""
     rows = np.arange(0, 600, 2)
@@ -104,7 +104,7 @@ def _train(run: str, splits: Splits, checkpoints: int | None) -> str:
     return _weights(trainer.state)
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("world", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_continued_run_is_bit_equal_to_an_uninterrupted_one(world: int, small: Splits, tmp_path: Path) -> None:
     uninterrupted = run_workers(world, _train, str(tmp_path / "uninterrupted"), small, None)
     for checkpoints in (1, 2):
@@ -288,6 +288,7 @@ def test_patience_ends_a_run_and_keeps_the_best_epoch(patient: Loop) -> None:
     assert patient.ended(), "a finished run does not train again"
 
 
+@pytest.mark.slow
 def test_a_continued_run_with_patience_keeps_the_best_epoch(patient: Loop, small: Splits, tmp_path: Path) -> None:
     _interrupt(Loop(str(tmp_path), PATIENT, small, CPU, InterruptingControl(str(tmp_path), 2)))
     continued = Loop(str(tmp_path), PATIENT, small, CPU, RunControl())

@@ -56,7 +56,9 @@ def s3_environment(proxy: Proxy) -> dict[str, str]:
 
 
 @pytest.fixture
-def bucket(new_bucket: NewBucket, s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+def bucket(
+    new_bucket: NewBucket, s3_environment: dict[str, str], no_charts: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Bucket]:
     """An empty bucket, and an environment that leads to it. The proxy works at the start and at the end."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)

@@ -101,18 +101,13 @@ PASSING: dict[str, Break] = {
 }
 
 
-QUICK = ["503 to every third GET"]
-SLOW = ["lost answer to every second PUT", "expired credentials (403)", "no answer"]
+SLOW = ["503 to every third GET", "lost answer to every second PUT", "expired credentials (403)", "no answer"]
 
 
 @pytest.mark.usefixtures("in_threads", "short_requests")
 @pytest.mark.parametrize(
     "fault",
-    [
-        *QUICK,
-        *marked(pytest.mark.slow, *SLOW),
-        *marked(pytest.mark.long, *(name for name in PASSING if name not in QUICK + SLOW)),
-    ],
+    [*marked(pytest.mark.slow, *SLOW), *marked(pytest.mark.long, *(name for name in PASSING if name not in SLOW))],
 )
 def test_scoring_waits_for_a_fault_to_pass(fault: str, bucket: Bucket, inputs: Inputs, reference: Reference) -> None:
     rule = PASSING[fault](bucket.proxy)
