@@ -189,7 +189,7 @@ def read_rows(
     for batch in parquet.iter_batches(rows, row_groups=groups, columns=names):
         ahead.append(batch)
         num_rows, num_bytes = num_rows + batch.num_rows, num_bytes + batch.nbytes
-        if num_rows + rows > most or num_bytes >= BATCH_BYTES:
+        if num_rows + rows > most or num_bytes + batch.nbytes > BATCH_BYTES:
             yield _join(ahead)
             num_rows = num_bytes = 0
     if ahead:
@@ -197,8 +197,8 @@ def read_rows(
 
 
 def _join(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    """The rows of these batches, which are removed from the list: a copy of them would stay in memory."""
-    whole = pa.concat_batches(batches)
+    """The rows of these batches, which are removed from the list: two copies of them would stay in memory."""
+    whole = pa.concat_batches(batches) if len(batches) > 1 else batches[0]
     batches.clear()
     return whole
 
