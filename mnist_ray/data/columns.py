@@ -186,7 +186,7 @@ def read_rows(
     parquet = pq.ParquetFile(stream, metadata=metadata, **fetch)
     ahead: list[pa.RecordBatch] = []
     num_rows = num_bytes = 0
-    for batch in parquet.iter_batches(rows, row_groups=groups, columns=names):
+    for batch in parquet.iter_batches(rows, row_groups=groups, columns=names, use_threads=False):
         ahead.append(batch)
         num_rows, num_bytes = num_rows + batch.num_rows, num_bytes + batch.nbytes
         if num_rows + rows > most or num_bytes + batch.nbytes > BATCH_BYTES:
