@@ -1,11 +1,11 @@
-"""Finds the columns of a table that hold images, true digits or paths.
+"""Finds the columns of a table that hold images, true digits or paths, and reads columns of Parquet files.
 
 A Parquet file names the extension types of its columns. A program that knows such a type may run code when it reads a value:
 Ray unpickles values of `ray.data.arrow_pickled_object`. For this reason a column is used only if it contains no extension
 types other than `KNOWN_EXTENSIONS`.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from mnist_ray.data.digits import CLASSES
 from mnist_ray.data.images import SIDE
+from mnist_ray.data.store import REQUEST_BYTES
 from mnist_ray.errors import DataError
 
 IMAGE_NAMES = ("image", "img", "images", "bytes", "pixels", "content", "data")
@@ -20,7 +21,9 @@ TRUTH_NAMES = ("truth", "label", "labels", "digit", "target")
 PATH_NAMES = ("path", "source", "image", "image_path", "file", "filename", "uri")
 
 BATCH_BYTES = 32 << 20
-"""Most bytes of the cells that are read at once, if the file's metadata is right about them."""
+"""About how many bytes of cells are in memory at once."""
+ROWS_AT_ONCE = 32
+"""Most rows that are read before their size is known. The metadata does not tell it: 32 rows of one photo count it once."""
 KNOWN_EXTENSIONS = (
     "arrow.bool8",
     "arrow.fixed_shape_tensor",
@@ -162,14 +165,42 @@ def truth_column(schema: pa.Schema, truth: str, source: str) -> str | None:
     return _first_readable(schema, TRUTH_NAMES, pa.types.is_integer)
 
 
-def rows_at_once(metadata: pq.FileMetaData, groups: Iterable[int], names: Collection[str], most: int) -> int:
-    """How many rows of these columns are read at once: at most `most`, and about `BATCH_BYTES` of memory."""
-    row_bytes = 1.0
+def column_chunks(group: pq.RowGroupMetaData, name: str) -> list[pq.ColumnChunkMetaData]:
+    """What a row group holds of a column: one chunk, or one for each field of a struct."""
+    chunks = map(group.column, range(group.num_columns))
+    return [chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(f"{name}.")]
+
+
+def read_rows(
+    stream: pa.NativeFile, metadata: pq.FileMetaData, groups: Sequence[int], names: Sequence[str], most: int
+) -> Iterator[pa.RecordBatch]:
+    """The rows of these row groups and columns: at most `most` at once, and about `BATCH_BYTES` of memory."""
+    stored, row_bytes = 0, 1.0
     for group in map(metadata.row_group, groups):
-        chunks = (group.column(position) for position in range(group.num_columns))
-        wanted = [chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in names]
-        row_bytes = max(row_bytes, sum(wanted) / max(group.num_rows, 1))
-    return max(1, min(most, int(BATCH_BYTES / row_bytes)))
+        wanted = [chunk for name in names for chunk in column_chunks(group, name)]
+        stored += sum(chunk.total_compressed_size for chunk in wanted)
+        row_bytes = max(row_bytes, sum(chunk.total_uncompressed_size for chunk in wanted) / max(group.num_rows, 1))
+    rows = max(1, min(most, ROWS_AT_ONCE, int(BATCH_BYTES / row_bytes)))
+    # Few bytes are fetched before the first row, with few requests. Of many, only what the next rows need is fetched.
+    fetch = {"pre_buffer": True} if stored <= BATCH_BYTES else {"pre_buffer": False, "buffer_size": REQUEST_BYTES}
+    parquet = pq.ParquetFile(stream, metadata=metadata, **fetch)
+    ahead: list[pa.RecordBatch] = []
+    num_rows = num_bytes = 0
+    for batch in parquet.iter_batches(rows, row_groups=groups, columns=names, use_threads=False):
+        ahead.append(batch)
+        num_rows, num_bytes = num_rows + batch.num_rows, num_bytes + batch.nbytes
+        if num_rows + rows > most or num_bytes + batch.nbytes > BATCH_BYTES:
+            yield _join(ahead)
+            num_rows = num_bytes = 0
+    if ahead:
+        yield _join(ahead)
+
+
+def _join(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    """The rows of these batches, which are removed from the list: two copies of them would stay in memory."""
+    whole = pa.concat_batches(batches) if len(batches) > 1 else batches[0]
+    batches.clear()
+    return whole
 
 
 def path_column(schema: pa.Schema) -> str | None:

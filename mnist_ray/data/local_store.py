@@ -8,7 +8,6 @@ import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from operator import attrgetter
 
 from mnist_ray.data.patience import NotAFileError, patiently
 from mnist_ray.data.store import Check, Found, Reader, unchecked
@@ -101,14 +100,27 @@ def _walk_local(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> 
     if (place.st_dev, place.st_ino) in above:
         return
     above |= {(place.st_dev, place.st_ino)}
-    for entry in patiently(folder, "listed", lambda: sorted(os.scandir(folder), key=attrgetter("name"))):
-        if entry.is_dir():
-            yield from _walk_local(entry.path, f"{prefix}{entry.name}/", above)
+    names, folders = patiently(folder, "listed", lambda: _names(folder))
+    for name in names:
+        path = os.path.join(folder, name)
+        if name in folders:
+            yield from _walk_local(path, f"{prefix}{name}/", above)
             continue
         found = None
         with suppress(OSError):  # broken links, pipes and sockets are listed too, so that the table accounts for them
-            found = _found(os.stat(entry.path), prefix + entry.name)
-        yield found or Found(prefix + entry.name, -1, "")
+            found = _found(os.stat(path), prefix + name)
+        yield found or Found(prefix + name, -1, "")
+
+
+def _names(folder: str) -> tuple[list[str], set[str]]:
+    """The sorted names in a folder, and those of folders among them. Of millions of files, only the names stay in memory."""
+    names, folders = [], set()
+    for entry in os.scandir(folder):
+        names.append(entry.name)
+        if entry.is_dir():
+            folders.add(entry.name)
+    names.sort()
+    return names, folders
 
 
 _ANSWER_CODES = {errno.ELOOP: FileNotFoundError, errno.ENAMETOOLONG: FileNotFoundError, errno.ENXIO: NotAFileError}

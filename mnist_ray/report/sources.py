@@ -1,6 +1,6 @@
 """What the reports read: rows of the tables, and the pictures of inputs."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mnist_ray.data import storage
 from mnist_ray.data.bulk import read_many
 from mnist_ray.data.cells import decode_cells
-from mnist_ray.data.columns import image_column, rows_at_once
+from mnist_ray.data.columns import column_chunks, image_column, read_rows
 from mnist_ray.data.containers import MAX_BYTES, Reason, Rejection, check
 from mnist_ray.data.images import Grey, to_digits
 from mnist_ray.data.listing import REMOTE_READERS
@@ -128,10 +128,12 @@ def _cells(source: str, wanted: list[int], column: str, budget: _Budget) -> dict
             parquet = pq.ParquetFile(stream)
             name = image_column(parquet.schema_arrow, column, source)
             for group, first, rows_inside in _row_groups(parquet.metadata, wanted):
-                if not budget.spend(_column_bytes(parquet.metadata.row_group(group), name)):
+                chunks = column_chunks(parquet.metadata.row_group(group), name)
+                if not budget.spend(sum(chunk.total_compressed_size for chunk in chunks)):
                     note = "not read: the row groups of the Parquet files are large"
                     break
-                found |= _group_cells(parquet, group, first, rows_inside, name)
+                batches = read_rows(stream, parquet.metadata, [group], [name], CHUNK_ROWS)
+                found |= _group_cells(batches, first, rows_inside)
     except FileNotFoundError:
         note = "the source is gone"
     except (MnistRayError, OSError, pa.ArrowException) as error:
@@ -148,17 +150,10 @@ def _row_groups(metadata: pq.FileMetaData, wanted: list[int]) -> Iterator[tuple[
         yield group, first, [row for row, place in zip(wanted, places, strict=True) if place == group]
 
 
-def _column_bytes(group: pq.RowGroupMetaData, name: str) -> int:
-    """The compressed bytes of a column in a row group, with the fields of a struct."""
-    columns = map(group.column, range(group.num_columns))
-    return sum(column.total_compressed_size for column in columns if column.path_in_schema.split(".")[0] == name)
-
-
-def _group_cells(parquet: pq.ParquetFile, group: int, first: int, wanted: list[int], name: str) -> dict[int, Shown]:
+def _group_cells(batches: Iterable[pa.RecordBatch], first: int, wanted: list[int]) -> dict[int, Shown]:
     """The pictures of rows of one row group, which starts at the row `first` of the file."""
     found: dict[int, Shown] = {}
-    rows = rows_at_once(parquet.metadata, [group], [name], CHUNK_ROWS)
-    for batch in parquet.iter_batches(rows, row_groups=[group], columns=[name]):
+    for batch in batches:
         inside = [row for row in wanted if first <= row < first + batch.num_rows]
         if inside:
             cells = decode_cells(batch.column(0).take(pa.array([row - first for row in inside])))

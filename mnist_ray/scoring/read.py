@@ -59,7 +59,7 @@ def read_unit(unit: WorkUnit, job: Job, crashed: Collection[int] = ()) -> Iterat
 
 def _read_files(rows: pa.Table, job: Job, crashed: Collection[int]) -> Chunk:
     sources, sizes = rows["source"].to_pylist(), rows["size_bytes"].to_pylist()
-    contents = read_many([storage.from_text(source) for source in sources], MAX_BYTES)
+    contents = read_many([storage.from_text(source) for source in sources], MAX_BYTES, sizes)
     read_s, num_bytes = 0.0, 0
 
     def decoded() -> Iterator[Grey | Rejection]:
@@ -187,8 +187,7 @@ def _range(stream: pa.NativeFile, row: dict[str, Any], job: Job) -> Iterator[pa.
     groups = [group for group, end in enumerate(ends) if end > first and end - sizes[group] < first + left]
     skip = first - sum(sizes[: min(groups, default=0)])
     names = _columns(parquet.schema_arrow, job, row["source"])
-    rows = columns.rows_at_once(parquet.metadata, groups, names, CHUNK_ROWS)
-    for batch in parquet.iter_batches(rows, row_groups=groups, columns=names):
+    for batch in columns.read_rows(stream, parquet.metadata, groups, names, CHUNK_ROWS):
         wanted = batch.slice(min(skip, batch.num_rows), left)
         skip = max(skip - batch.num_rows, 0)
         left -= wanted.num_rows

@@ -83,6 +83,24 @@ def test_reading_stops_one_byte_after_the_limit(tmp_path: Path) -> None:
     assert len(found) == 11
 
 
+@pytest.mark.parametrize("sizes", [None, [0] * 40, [-1, 20] * 20, [50] * 40])
+def test_files_are_whole_and_in_order_whatever_size_was_expected(
+    sizes: list[int] | None, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several are read at once: all of them, or after the first ones on a slow disk."""
+    monkeypatch.setattr(bulk, "AHEAD_BYTES", 60)
+    monkeypatch.setattr(bulk, "USUAL_BYTES", 10)
+    monkeypatch.setattr(bulk, "SLOW_S", -1.0)
+    contents = [b"%d" % number * number for number in range(40)]
+    uris = [storage.join(place, f"{number}") for number in range(40)]
+    for uri, content in zip(uris, contents, strict=True):
+        storage.write(uri, content)
+    storage.delete(uris[35])
+    found = list(bulk.read_many(uris, 70, sizes))
+    assert isinstance(found.pop(35), FileNotFoundError)
+    assert found == [content[:71] for content in contents[:35] + contents[36:]]
+
+
 def test_names_that_are_not_utf8_survive_conversion_to_text(tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/\xff\xfe.png"
     with open(path, "wb") as stream:
