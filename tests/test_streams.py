@@ -96,7 +96,8 @@ def test_a_program_without_utf8_does_not_take_a_file_that_it_cannot_name_for_a_m
     (tmp_path / "é.png").touch()
     program = (
         "import sys\nfrom mnist_ray.data.bulk import read_many\nfrom mnist_ray.errors import StorageError\n"
-        "try:\n    print(list(read_many([sys.argv[1] + '/\\xe9.png'], 9)))\nexcept StorageError as error:\n    print(ascii(str(error)))"
+        "try:\n    print(list(read_many([sys.argv[1] + '/\\xe9.png'], 9)))\n"
+        "except StorageError as error:\n    print(ascii(error))"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env={**os.environ, **ASCII})
