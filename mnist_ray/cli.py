@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -24,8 +25,8 @@ from mnist_ray.config import (
     TrainConfig,
     VerifyConfig,
 )
-from mnist_ray.console import Console
-from mnist_ray.errors import EXIT_STATUSES, MnistRayError, UsageError
+from mnist_ray.console import Console, StandardFile, standard_streams
+from mnist_ray.errors import EXIT_STATUSES, MnistRayError, StorageError, UsageError
 from mnist_ray.flags import output_path
 
 if TYPE_CHECKING:
@@ -275,7 +276,19 @@ def _parse(args: list[str]) -> Any:
 
 def main(args: list[str] | None = None) -> int:
     """Run the command that `args` (default: those of this process) name, and return its exit status."""
-    args = sys.argv[1:] if args is None else args
+    if args is None:
+        _take_names_for_utf8()
+    with standard_streams() as out:
+        return _run(sys.argv[1:] if args is None else args, out)
+
+
+def _take_names_for_utf8() -> None:
+    """Start this program again in Python's UTF-8 mode if file names have another encoding here, because of the locale."""
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONUTF8": "1"})
+
+
+def _run(args: list[str], out: StandardFile) -> int:
     console, config = Console(), None
     try:
         if args == ["--version"]:
@@ -284,10 +297,23 @@ def main(args: list[str] | None = None) -> int:
         config = _parse(args)
         console = Console(getattr(config, "log_format", "text"), quiet=getattr(config, "quiet", False))
         with console:
-            return _COMMANDS[type(config)](config, console) or 0
+            status = _COMMANDS[type(config)](config, console) or 0
+        _require_printed(config, out, console)
+        return status
     except MnistRayError as error:
         console.error(f"error: {error}", exit_status=error.exit_status)
         return error.exit_status
     except KeyboardInterrupt:
         console.error(f"interrupted{_GO_ON.get(type(config), '')}", exit_status=130)
         return 130
+
+
+def _require_printed(config: Any, out: StandardFile, console: Console) -> None:
+    """Raise StorageError if standard output has failed, unless the result is in a folder: then print a warning."""
+    if out.lost is None:
+        return
+    text = f"standard output: cannot be written: {out.lost.strerror}; a part of its output is lost"
+    if isinstance(config, TrainConfig | ScoreConfig) and not getattr(config, "dry_run", False):
+        console.error(f"warning: {text}, and the results are complete")
+    else:
+        raise StorageError(text)

@@ -1,12 +1,17 @@
 """What a job says while it runs: a live bar on a terminal, plain lines elsewhere, or JSON lines."""
 
+import codecs
 import json
 import os
+import select
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from io import BufferedWriter, RawIOBase, TextIOWrapper
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Literal, Self, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, Self, TextIO, cast
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,15 +25,81 @@ BAR_WIDTH = 40
 """Columns of a bar, on a terminal that is wide enough."""
 
 
+class StandardFile(RawIOBase):
+    """Standard output or standard error. What cannot be written is discarded, so that the command goes on."""
+
+    def __init__(self, number: int) -> None:
+        """`number` is the file descriptor. If it is closed, it is opened to discard everything."""
+        self._number = number
+        self.lost: OSError | None = None
+        """Why something was discarded; None also if the reader has gone."""
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def fileno(self) -> int:
+        """The file descriptor."""
+        return self._number
+
+    def isatty(self) -> bool:
+        """Whether this is a terminal."""
+        return os.isatty(self._number)
+
+    def write(self, data: Any) -> int:
+        """Write bytes, or a part of them; returns their number."""
+        while True:
+            try:
+                return os.write(self._number, data)
+            except BlockingIOError:
+                select.select([], [self._number], [])
+            except OSError as error:
+                self.lost = self.lost or (None if isinstance(error, BrokenPipeError) else error)
+                return len(data)
+
+
+@contextmanager
+def standard_streams() -> Iterator[StandardFile]:
+    """Inside this block, standard output and standard error never fail, whatever they are. Yields the file of the first.
+
+    If they are closed, no other file gets their numbers.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # the next file that is opened gets the lowest free number
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    before = sys.stdout, sys.stderr
+    out = StandardFile(1)
+    sys.stdout, sys.stderr = _unfailing(sys.stdout, out), _unfailing(sys.stderr, StandardFile(2))
+    try:
+        yield out
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _unfailing(stream: TextIO | None, file: StandardFile) -> TextIO:
+    """A stream that writes to a file, with the encoding of `stream`; `stream` itself if somebody has put it in place."""
+    if stream not in (None, sys.__stdout__, sys.__stderr__):
+        return cast(TextIO, stream)
+    encoding = stream.encoding if stream else "utf-8"
+    return TextIOWrapper(BufferedWriter(file), encoding, "backslashreplace", line_buffering=file.fileno() == 2 or file.isatty())
+
+
 class _Output:
     """Standard output. If its reader has gone, this and all later output is discarded, so that the job goes on."""
 
-    encoding = "utf-8"
+    @property
+    def encoding(self) -> str:
+        """The encoding of standard output."""
+        return sys.stdout.encoding or "utf-8"
 
     def write(self, text: str) -> int:
         """Write text; what cannot be encoded, such as a damaged file name, is escaped."""
         try:
-            print(text.encode("utf-8", "backslashreplace").decode(), end="", flush=True)
+            print(text.encode(self.encoding, "backslashreplace").decode(self.encoding), end="", flush=True)
         except OSError:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return len(text)
@@ -196,7 +267,8 @@ class Console:
             return
         if self._json:
             moment = datetime.now(UTC).isoformat(timespec="milliseconds")
-            text = json.dumps({"time": moment, "level": level, "event": event, "message": text, **figures}, ensure_ascii=False)
+            row = {"time": moment, "level": level, "event": event, "message": text, **figures}
+            text = json.dumps(row, ensure_ascii=codecs.lookup(self._out.encoding).name != "utf-8")
         self._out.write(f"{text}\n")
 
 

@@ -1,16 +1,14 @@
 """Scoring on Ray: the units of the plan stream through a pool of actors, and only their results come back."""
 
 import logging
-import os
 import queue
-import subprocess
 import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -44,9 +42,7 @@ TASKS_PER_ACTOR = 2
 """Units sent to an actor: the one that it scores, and the next one."""
 MOST_TRIES = 3
 """Number of times that a unit may end an actor that has found no input to blame."""
-FLUSH_S = 2.0
-"""Seconds to wait at the end until all of standard error has passed."""
-_RESTART_WARNING = "has constructor arguments in the object store and max_restarts > 0"
+_GO_ON = "run again with --resume to score the rest"
 _LOST_NODE = "units that its actors had not finished are scored again by others"
 RAY_EXTENSIONS = (
     "ray.data.arrow_pickled_object",
@@ -156,31 +152,6 @@ class Actor:
         return result
 
 
-@contextmanager
-def _without_restart_warning() -> Iterator[None]:
-    """Keep one line of Ray's C++ code out of standard error: an actor with arguments in the object store may fail to restart.
-
-    Every pool of Ray Data causes it, whatever its actors are: Ray Data itself puts the arguments there. It keeps them as long
-    as the pool exists, so its actors do restart. All other lines pass through a process that outlives a crash of this one.
-    """
-    error = os.dup(2)
-    command = ["grep", "--line-buffered", "-v", _RESTART_WARNING]
-    passing = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=error, start_new_session=True)
-    assert passing.stdin
-    os.dup2(passing.stdin.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(error, 2)
-        os.close(error)
-        passing.stdin.close()
-        try:
-            passing.wait(FLUSH_S)
-        except subprocess.TimeoutExpired:  # another process has inherited the pipe
-            passing.kill()
-            passing.wait()
-
-
 def stream(
     planner: Planner, job: Job, bundle: str, pool: tuple[int, int], needs: dict[str, float], console: Console
 ) -> Generator[UnitResult | None]:
@@ -192,11 +163,12 @@ def stream(
     console.progress("starting the actors")
     results = _results(job, planner.skip, bundle, pool, needs)
     stop = threading.Event()
-    with _without_restart_warning(), ThreadPoolExecutor(1, "planner") as thread, watching(console, _LOST_NODE) as cluster:
+    with ThreadPoolExecutor(1, "planner") as thread, watching(console, _LOST_NODE) as cluster:
         planning = thread.submit(_plan, planner, stop)
         try:
             for row in _ticking(results.iter_rows()):
                 if row is None:
+                    cluster.require(_GO_ON)
                     yield None
                     continue
                 if row["status"]:
@@ -206,7 +178,7 @@ def stream(
         except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
             if isinstance(cause := getattr(error, "cause", None), MnistRayError):  # the plan could not be read
                 raise type(cause)(first_line(cause)) from None
-            raise ClusterError(f"scoring stopped: {first_line(error)}; run again with --resume to score the rest") from error
+            raise ClusterError(f"scoring stopped: {first_line(error)}; {_GO_ON}") from error
         finally:
             stop.set()
         planning.result()

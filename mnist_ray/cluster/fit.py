@@ -89,6 +89,7 @@ def _watch(outcome: Future[bool], workers: str, owner: Owner, console: Console, 
             record, moved = now, time.monotonic()
             cluster.moved()
         owner.require()
+        cluster.require(f"run the same command again to continue from the newest checkpoint in {owner.run}")
         still = time.monotonic() - moved
         if owner.signal is not None and still > STOP_S:  # no worker can save: all are lost, or have not started yet
             return False

@@ -2,8 +2,10 @@
 
 import logging
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from mnist_ray.cluster.address import probe, sends_token, token_source
@@ -15,6 +17,12 @@ START_S, STARTS = 30, 20
 
 One start is short, because Ray may still count a node that has just died. With `--workers MIN:MAX` the next start is smaller.
 """
+
+
+RAY_LINES = r"^\[20[0-9 ,:-]* [A-Z] [0-9]* [0-9]*\] "
+"""How a line of Ray's C++ code begins. Its log files hold the same lines."""
+FLUSH_S = 2.0
+"""Seconds to wait at the end until all of standard error has passed."""
 
 
 @contextmanager
@@ -29,19 +37,36 @@ def cluster(address: str, console: Console | None = None) -> Iterator[bool]:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers need no folder of Ray Train
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     owns_cluster = target == "local"
-    dashboard = False if owns_cluster else None
     if owns_cluster:  # this machine gets no preemption notices, and nobody scrapes the metrics of a temporary cluster
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ.setdefault("RAY_enable_metrics_collection", "0")
     if console:
         console.progress("starting Ray" if owns_cluster else f"joining the Ray cluster at {target}")
     import ray
-    from ray._private import worker
+    from ray._private import auto_init_hook, worker
 
     logging.getLogger("ray").setLevel(logging.ERROR)  # the job prints its own messages
     worker.print_to_stdstream = lambda *_, **__: None  # Ray's about lost nodes and retries, up to 40 lines each: watch.py
     _require_answer(target)
+    with _without_lines_of_ray():
+        _connect(target, owns_cluster=owns_cluster)
+        try:
+            yield owns_cluster
+        finally:  # threads that still wait for a lost cluster would start another one
+            auto_init_hook.enable_auto_connect = False
+            ray.shutdown()
+
+
+def _connect(target: str, *, owns_cluster: bool) -> None:
+    """Join the cluster, or start one. Raises ClusterError."""
+    import ray
+    from ray._private import parameter
+
+    parameters: Any = parameter.RayParams
+    if owns_cluster:  # by default, its agent takes port 52365, and then a head that starts on this machine accepts no jobs
+        parameter.RayParams = partial(parameters, dashboard_agent_listen_port=0)  # type: ignore[misc,assignment]
     try:
+        dashboard = False if owns_cluster else None
         ray.init(address=target, log_to_driver=False, configure_logging=False, include_dashboard=dashboard)
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
         if owns_cluster:
@@ -49,10 +74,33 @@ def cluster(address: str, console: Console | None = None) -> Iterator[bool]:
                 f"Ray could not be started here: {first_line(error)}; use --workers 0 to run without Ray"
             ) from None
         raise _unreachable(target, first_line(error)) from None
-    try:
-        yield owns_cluster
     finally:
-        ray.shutdown()
+        parameter.RayParams = parameters  # type: ignore[misc]
+
+
+@contextmanager
+def _without_lines_of_ray() -> Iterator[None]:
+    """Keep the lines that Ray's C++ code prints to standard error out of it: the job says itself what they mean.
+
+    Some appear in every job: Ray Data keeps arguments of actors in the object store, and Ray warns that actors then may fail to
+    restart. All other lines pass, through a process that outlives a crash of this one.
+    """
+    error = os.dup(2)
+    command = ["grep", "--line-buffered", "-v", RAY_LINES]
+    passing = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=error, start_new_session=True)
+    assert passing.stdin
+    os.dup2(passing.stdin.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(error, 2)
+        os.close(error)
+        passing.stdin.close()
+        try:
+            passing.wait(FLUSH_S)
+        except subprocess.TimeoutExpired:  # another process has inherited the pipe
+            passing.kill()
+            passing.wait()
 
 
 def _unreachable(target: str, why: str) -> ClusterError:

@@ -5,12 +5,14 @@ import os
 import re
 import shutil
 import stat
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from mnist_ray.data.patience import NotAFileError, patiently
 from mnist_ray.data.store import Check, Found, Reader, unchecked
+from mnist_ray.errors import StorageError
 
 
 class LocalStore:
@@ -127,7 +129,9 @@ _ANSWER_CODES = {errno.ELOOP: FileNotFoundError, errno.ENAMETOOLONG: FileNotFoun
 
 
 def _answer(error: OSError | ValueError) -> OSError:
-    """The error, as an answer if it says something about the file."""
+    """The error, as an answer if it says something about the file. Raises StorageError if this process cannot name the file."""
+    if isinstance(error, UnicodeEncodeError) and (encoding := sys.getfilesystemencoding()) != "utf-8":
+        raise StorageError(f"file names are {encoding} in this process, because of its locale; set PYTHONUTF8=1") from None
     if isinstance(error, ValueError):  # a null byte
         return NotAFileError(str(error))
     kind = _ANSWER_CODES.get(error.errno or 0)

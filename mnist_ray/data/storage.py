@@ -219,8 +219,8 @@ def write_json(uri: str, value: Any, patience_s: float | None = None) -> None:
 
 
 def to_json(value: Any) -> bytes:
-    """A value as indented JSON in UTF-8."""
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    """A value as indented JSON in UTF-8. Bytes of a file name that are not UTF-8 become JSON's escapes of a surrogate."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def read_json(uri: str, patience_s: float | None = None) -> Any:

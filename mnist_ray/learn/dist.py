@@ -82,11 +82,20 @@ def wrap(model: nn.Module, example: Tensor) -> nn.Module:
 
 def backward(loss: Tensor) -> None:
     """The backward pass from a scalar, in which a wrapped model averages its gradients over all workers."""
-    if world() == 1:
+    try:
         loss.backward()
-        return
-    with _with_peers():
-        loss.backward()
+    except RuntimeError as error:  # of the communication, or of the network itself: then no other start would help
+        if world() == 1 or not _is_of_communication(error):
+            raise
+        raise PeersLostError(first_line(error)) from error
+
+
+def _is_of_communication(error: RuntimeError) -> bool:
+    """Whether an error comes from the backend that carries messages. Gloo's has no type of its own, but names a file of Gloo.
+
+    A GPU that fails counts, too: another start may get another GPU.
+    """
+    return isinstance(error, td.DistError | torch.AcceleratorError) or "gloo" in str(error).lower()
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ class Loop:
     def run(self) -> bool:
         """Train until the run ends or is asked to stop; returns whether it ended, with the network calibrated.
 
-        Raises UsageError on every worker if the loss or a weight is no longer finite. Such weights are never saved.
+        Raises UsageError on every worker if the loss, a weight or the optimizer's state is no longer finite. It is never saved.
         """
         state = self.state
         while not self.ended():
@@ -161,6 +161,11 @@ class Loop:
         def save() -> None:
             for name, weights in self.state.model.state_dict().items():
                 self._require_finite(f"sum of {name}", weights.double().sum())
+            for (
+                moments
+            ) in self.state.optimizer.state.values():  # an infinite one stops its weights for ever, and no loss shows it
+                for name, values in moments.items():
+                    self._require_finite(f"sum of the optimizer's {name}", values.double().sum())
             save_checkpoint(self._directory, self.state, self._identity)
 
         dist.on_rank_0(save)

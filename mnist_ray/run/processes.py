@@ -10,15 +10,17 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import cache
+from typing import TypeVar
 
 from mnist_ray.data.digits import Predict
-from mnist_ray.errors import ClusterError
+from mnist_ray.errors import ClusterError, first_line
 from mnist_ray.run.owner import fenced
 from mnist_ray.run.probe import crashing_inputs
 from mnist_ray.scoring.job import Job, UnitResult
 from mnist_ray.scoring.plan import UnitRef, load_unit
 from mnist_ray.scoring.unit import score_unit
 
+R = TypeVar("R")
 MOST_DEATHS = 10
 """Number of times that scoring processes are started again."""
 TICK_S = 0.5
@@ -77,20 +79,23 @@ class _Pool:
 
     def start(self) -> None:
         """Start the processes and load the model. Raises ModelError or ClusterError."""
+        try:
+            self._start()
+        except BrokenProcessPool:
+            raise ClusterError(
+                "the first scoring process ended while it started: it was killed, memory ran out, or the lines above "
+                'say why; a script of your own calls `score` below `if __name__ == "__main__":`'
+            ) from None
+
+    def _start(self) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__, "mnist_ray.artifact.predictor"])
         self._executor = ProcessPoolExecutor(self._number, context, initializer=follow_parent)
-        try:
-            on_gpu = self._executor.submit(_load, self._bundle, self._device).result()
-            if on_gpu and self._number > 1 and not self._chosen:  # one process keeps a GPU busy
-                self.end()
-                self._number = 1
-                self.start()
-        except BrokenProcessPool:
-            raise ClusterError(
-                "the first scoring process ended while it started: it ran out of memory, or the lines above say why; "
-                'a script of your own calls `score` below `if __name__ == "__main__":`'
-            ) from None
+        on_gpu = self._submit(_load, self._bundle, self._device).result()
+        if on_gpu and self._number > 1 and not self._chosen:  # one process keeps a GPU busy
+            self.end()
+            self._number = 1
+            self._start()
 
     def end(self) -> None:
         """Wait until the processes have finished their units, or kill them after `END_S` or a KeyboardInterrupt."""
@@ -107,13 +112,15 @@ class _Pool:
 
     def results(self, refs: Iterable[UnitRef]) -> Generator[UnitResult | None]:
         """At most two units per process wait, so that `refs` is read no faster than units are scored."""
-        ahead = iter(refs)
-        deaths = 0
+        ahead, deaths = iter(refs), 0
+        lost: list[UnitRef] = []
         try:
             while True:
                 try:
+                    if lost:
+                        yield from self._score_again(lost)
                     while len(self._running) <= 2 * self._number and (ref := next(ahead, None)):
-                        self._submit(ref)
+                        self._running[self._submit(score_ref, ref, self._job, self._bundle, self._device)] = ref
                     yield from self._done()
                     if not self._running:
                         return
@@ -121,17 +128,22 @@ class _Pool:
                     deaths += 1
                     if deaths > MOST_DEATHS:
                         raise ClusterError(f"scoring processes ended {deaths} times; {_AGAIN}") from None
-                    yield from self._recover()
+                    self._warn("a scoring process ended unexpectedly; its units are read again, one by one")
+                    lost += self._running.values()
+                    self._running.clear()
         finally:  # before the job gives up the output folder
             self.end()
 
-    def _submit(self, ref: UnitRef, crashed: Collection[int] = ()) -> Future[UnitResult]:
+    def _submit(self, call: Callable[..., R], *args: object) -> Future[R]:
+        """A call in one of the processes. If they have ended, or none can be started, its result is a BrokenProcessPool."""
         try:
-            future = self._executor.submit(score_ref, ref, self._job, self._bundle, self._device, crashed)
-        except BrokenProcessPool as error:  # who waits for the unit sees it
-            future = Future()
-            future.set_exception(error)
-        self._running[future] = ref
+            return self._executor.submit(call, *args)
+        except BrokenProcessPool as error:
+            broken = error
+        except (EOFError, OSError) as error:  # the process that forks them was killed, or the system has no room for one more
+            broken = BrokenProcessPool(first_line(error))
+        future: Future[R] = Future()
+        future.set_exception(broken)
         return future
 
     def _done(self) -> Iterator[UnitResult | None]:
@@ -146,20 +158,22 @@ class _Pool:
         if not done:
             yield None
 
-    def _recover(self) -> Iterator[UnitResult]:
-        """Start new processes, and score the units that were running one by one, without the inputs that end a process."""
-        self._warn("a scoring process ended unexpectedly; its units are read again, one by one")
-        lost = list(self._running.values())
-        self._running.clear()
+    def _score_again(self, lost: list[UnitRef]) -> Iterator[UnitResult]:
+        """Start new processes, and score the lost units one by one, without the inputs that end a process.
+
+        Removes the scored units from `lost`. Raises BrokenProcessPool if the new processes end before they have a unit.
+        """
         self.end()
-        self.start()
-        for ref in lost:
-            future = self._submit(ref, crashing_inputs(self._job.out, ref))
+        self._start()
+        while lost:
+            ref = lost[0]
+            crashed = crashing_inputs(self._job.out, ref)
             try:
-                yield future.result()
+                result = self._submit(score_ref, ref, self._job, self._bundle, self._device, crashed).result()
             except BrokenProcessPool:
                 raise ClusterError(f"unit {ref.id} ends every process that scores it, or memory runs out; {_AGAIN}") from None
-            del self._running[future]
+            del lost[0]
+            yield result
 
 
 def follow_parent() -> None:

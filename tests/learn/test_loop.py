@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from mnist_ray.config import TrainConfig
 from mnist_ray.data import storage
@@ -152,6 +153,34 @@ def test_a_worker_notices_that_another_one_is_gone() -> None:
     run_workers(2, _left_alone)
 
 
+def _left_alone_in_the_backward_pass() -> None:
+    model = dist.wrap(nn.Linear(2, 1), torch.zeros(1, 2))
+    loss = model(torch.ones(1, 2)).sum()
+    if dist.rank() == 0:
+        with pytest.raises(PeersLostError):
+            dist.backward(loss)
+
+
+def test_a_worker_notices_in_the_backward_pass_that_another_one_is_gone() -> None:
+    run_workers(2, _left_alone_in_the_backward_pass)
+
+
+def _defect_in_the_backward_pass() -> None:
+    def fail(_: torch.Tensor) -> None:
+        raise RuntimeError("a defect of the network")
+
+    model = dist.wrap(nn.Linear(2, 1), torch.zeros(1, 2))
+    output = model(torch.ones(1, 2))
+    output.register_hook(fail)
+    with pytest.raises(RuntimeError, match="a defect of the network"):
+        dist.backward(output.sum())
+
+
+def test_a_defect_in_the_backward_pass_is_not_taken_for_a_lost_worker() -> None:
+    """Another start of the workers would meet it again."""
+    run_workers(2, _defect_in_the_backward_pass)
+
+
 def test_evaluation_counts_each_digit_once(small: Splits) -> None:
     training = state.make_state(TrainConfig(), 600, CPU)
     training.model.eval()
@@ -207,6 +236,17 @@ def test_a_run_that_diverges_ends_on_every_worker_and_saves_only_finite_weights(
     saved, _ = state.newest_checkpoint(str(tmp_path), _identity_of(tmp_path))
     assert saved
     assert all(torch.isfinite(tensor).all() for tensor in torch.load(io.BytesIO(saved))["model"].values())
+
+
+def test_an_optimizer_whose_state_is_not_finite_ends_the_run(small: Splits, tmp_path: Path) -> None:
+    """A gradient of 1e20 makes the second moment infinite. Its weight stays finite, and never changes again."""
+    loop = Loop(str(tmp_path), TrainConfig(workers="0", epochs=3), small, CPU, RunControl())
+    weight = next(loop.state.model.parameters())
+    weight.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor(0), 1e20))
+    with pytest.raises(UsageError, match="training has diverged: the sum of the optimizer's exp_avg_sq is inf"):
+        loop.run()
+    assert torch.isfinite(weight).all()
+    assert not _saved(tmp_path)
 
 
 def _identity_of(run: Path) -> str:
