@@ -161,9 +161,8 @@ class Loop:
         def save() -> None:
             for name, weights in self.state.model.state_dict().items():
                 self._require_finite(f"sum of {name}", weights.double().sum())
-            for (
-                moments
-            ) in self.state.optimizer.state.values():  # an infinite one stops its weights for ever, and no loss shows it
+            # An infinite moment stops its weights for ever, and no loss shows it.
+            for moments in self.state.optimizer.state.values():
                 for name, values in moments.items():
                     self._require_finite(f"sum of the optimizer's {name}", values.double().sum())
             save_checkpoint(self._directory, self.state, self._identity)
