@@ -69,9 +69,9 @@ def _write_bundle(
     """Evaluate a network and write its bundle; returns the report, the predictions, the confidence and the bundle's digest."""
     per_class = [np.flatnonzero(splits.test.labels == label)[:SELF_TEST_PER_CLASS] for label in range(len(CLASSES))]
     examples = torch.from_numpy(splits.test.images[np.concatenate(per_class)])
-    learned = torch.from_numpy(splits.train.images[:: max(1, len(splits.train) // CALIBRATION_SAMPLES)])
+    learned = torch.tensor(splits.train.images[:: max(1, len(splits.train) // CALIBRATION_SAMPLES)])
     bundle = make_bundle(model, card, examples, learned)
-    outputs = Predictor.ready(bundle, device).outputs(torch.from_numpy(splits.test.images))
+    outputs = Predictor.ready(bundle, device).outputs(torch.tensor(splits.test.images))
     confidence = Confidence.measured(*outputs, splits.test.labels)
     predictions = confidence.predictions(*outputs)
     report = compare(splits.test, predictions)

@@ -339,15 +339,15 @@ def test_a_fault_of_the_report_does_not_fail_the_run(small_idx: Path, tmp_path: 
     (run / "metrics.json").unlink()
 
     seen = []
-    predict = Predictor.__call__
+    outputs = Predictor.outputs
 
-    def count(self: Predictor, images: np.ndarray[Any, Any]) -> Predictions:
-        seen.append(len(images))
-        return predict(self, images)
+    def count(self: Predictor, digits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(len(digits))
+        return outputs(self, digits)
 
-    monkeypatch.setattr(Predictor, "__call__", count)
+    monkeypatch.setattr(Predictor, "outputs", count)
     again = cli(*command)
-    assert seen == [100], "the test images are evaluated once"
+    assert seen == [20, 100], "after the self-test, the test images are evaluated once"
     assert f"report: {run}/report.html" in again.stdout
     assert facts_of(run)["metrics"] == {**metrics, "train_seconds": facts_of(run)["metrics"]["train_seconds"]}
     assert facts_of(run)["metrics"]["samples_seen"] == 600
