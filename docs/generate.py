@@ -30,6 +30,8 @@ COLUMNS = {
     "row": "position in the Parquet file, from 0; null for an image file",
     "label": "predicted digit",
     "confidence": "probability of the predicted digit, from 0 to 1",
+    "digit_likeness": "share of the model's held-out digits that look less like a digit, from 0 to 1; below 0.01: no digit",
+    "needs_review": "with `--target-error`: the confidence is too low for the promise, or `digit_likeness` is below 0.01",
     "probabilities": "probability of each digit, 0 to 9",
     "top_labels": "with `--probabilities topN` instead of `probabilities`: the N most probable digits, the most probable first",
     "top_probabilities": "the probabilities of `top_labels`",
@@ -93,7 +95,7 @@ def _columns(columns: Iterable[pa.Field]) -> str:
 
 def _parts() -> dict[str, str]:
     """The generated parts of files.md and commands.md by their names, which the markers in the pages carry."""
-    every, some = ([*schema.predictions(schema.NOTHING, number)] for number in (len(CLASSES), 3))
+    every, some = ([*schema.predictions(schema.NOTHING, number, review=True)] for number in (len(CLASSES), 3))
     reasons = _docstrings(Reason)
     return {
         "commands": "\n".join(part for kind in _COMMANDS for part in _command(kind)),

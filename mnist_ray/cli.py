@@ -82,6 +82,12 @@ def score(config: ScoreConfig, console: Console) -> None:
     lines = [f"{summary['inputs']:,} inputs = {counts}{accuracy}"]
     if stale := summary.get("changed", 0) + summary.get("vanished", 0):
         lines.append(f"{stale:,} inputs have changed or are gone since they were scored: {out}/changes.parquet")
+    if summary["unlike"]:
+        lines.append(
+            f"  not like a digit: {summary['unlike']:,} ({summary['unlike'] / summary['predicted']:.1%}; 1 % is usual)"
+        )
+    if summary["needs_review"] is not None:
+        lines.append(f"  to be reviewed: {summary['needs_review']:,} ({summary['needs_review'] / summary['predicted']:.1%})")
     lines += [f"  quarantined, {reason}: {count:,}" for reason, count in summary["reasons"].items()]
     lines.append(f"{summary['images_per_second']:,.0f} images/s over {summary['seconds']['total']:.1f} s")
     lines.append(f"predictions: {out}/predictions, summary: {out}/summary.json")
@@ -139,7 +145,7 @@ def predict(config: PredictConfig, console: Console) -> None:
     from mnist_ray.artifact.predictor import Predictor, pick_device
     from mnist_ray.data.bulk import read_many
     from mnist_ray.data.containers import MAX_BYTES, Rejection
-    from mnist_ray.data.digits import CLASSES
+    from mnist_ray.data.digits import CLASSES, UNLIKE
     from mnist_ray.data.images import to_digits
     from mnist_ray.errors import DataError
     from mnist_ray.scoring.read import to_grey
@@ -153,7 +159,8 @@ def predict(config: PredictConfig, console: Console) -> None:
             console.line(f"{name}: {grey.reason}: {grey.detail}")
             continue
         predictions = predictor(to_digits([grey]))
-        console.line(f"{name}: {CLASSES[predictions.labels[0]]} (confidence {predictions.confidence[0]:.1%})")
+        doubt = ", does not look like a digit" if predictions.likeness[0] < UNLIKE else ""
+        console.line(f"{name}: {CLASSES[predictions.labels[0]]} (confidence {predictions.confidence[0]:.1%}{doubt})")
     if num_rejected:
         raise DataError(f"{num_rejected} of {len(config.images)} images could not be read; the reasons are printed above")
 

@@ -57,6 +57,15 @@ def scoring_pool(workers: str) -> tuple[int, int]:
     return (-1, -1) if workers == "auto" else worker_range(workers)
 
 
+def share(name: str, text: str) -> float:
+    """A share as text, as in `0.1%` or `0.001`; 0 for empty text. Raises UsageError unless it is above 0 and below 1."""
+    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)(%?)", text or "0")
+    value = float(found[1]) / (100 if found[2] else 1) if found else -1.0
+    if text and not 0 < value < 1:
+        raise UsageError(f"{name} {text}: expected a share above 0 and below 1, such as 0.1% or 0.001")
+    return value
+
+
 def probabilities(wanted: str) -> int | None:
     """How many probabilities of an image `--probabilities` asks for: `none` is 0, `top3` is 3, `all` is None.
 

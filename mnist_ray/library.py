@@ -113,6 +113,7 @@ def score(
     image_column: str = "",
     truth: str = "auto",
     probabilities: str = "all",
+    target_error: str = "",
     unit_rows: int = 0,
     sample: int = 0,
     address: str = "",
@@ -152,6 +153,7 @@ def score(
         image_column=image_column,
         truth=truth,
         probabilities=probabilities,
+        target_error=target_error,
         unit_rows=unit_rows,
         sample=sample,
         address=address,
@@ -320,7 +322,7 @@ def _committed(out: str, quarantine: bool) -> "tuple[pa.Schema, list[str]]":
     job = Job.of(complete_plan(out), out)
     counts = load_commit(out)["parts"]
     units = [unit for unit, (predicted, rejected) in counts.items() if (rejected if quarantine else predicted)]
-    return schema.QUARANTINE if quarantine else schema.predictions(job.kept, job.probabilities), units
+    return schema.QUARANTINE if quarantine else job.columns, units
 
 
 def _select(table: "pa.Table", columns: Sequence[str] | None, where: "pc.Expression | None") -> "pa.Table":

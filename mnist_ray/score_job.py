@@ -14,8 +14,9 @@ from mnist_ray.cluster import capacity, runtime
 from mnist_ray.config import ScoreConfig
 from mnist_ray.console import Console
 from mnist_ray.data import storage
-from mnist_ray.errors import DataError, OutputError, StorageError, first_line
-from mnist_ray.flags import output_path, scoring_pool
+from mnist_ray.data.measures import review_below
+from mnist_ray.errors import DataError, OutputError, StorageError, UsageError, first_line
+from mnist_ray.flags import output_path, scoring_pool, share
 from mnist_ray.run import processes
 from mnist_ray.run.clock import Clock
 from mnist_ray.run.owner import Owner, owning, require_free
@@ -56,7 +57,8 @@ def _prepare(config: ScoreConfig, console: Console) -> _Start:
     files, digest = seal.read(bundle)
 
     held = admit(config, digest)
-    plan = held or Plan(config.identity(), digest)
+    card = json.loads(files["card.json"])
+    plan = held or Plan(config.identity(), digest, review_below=_review_below(config, card))
     owner = Owner(config.out)
     finished = {unit.unit: unit for unit in finished_units(Job.of(plan, config.out))} if held else {}
     planner = Planner(config, plan, finished)
@@ -69,7 +71,22 @@ def _prepare(config: ScoreConfig, console: Console) -> _Start:
             inputs=inputs,
         )
     job = Job.of(planner.plan, config.out, owner.token)
-    return _Start(config, bundle, digest, json.loads(files["card.json"]), held, finished, planner, owner, job)
+    return _Start(config, bundle, digest, card, held, finished, planner, owner, job)
+
+
+def _review_below(config: ScoreConfig, card: dict[str, Any]) -> float | None:
+    """The confidence up to which predictions need a review; None without `--target-error`. Raises UsageError."""
+    if not config.target_error:
+        return None
+    held = card.get("confidence", {"mistakes": [], "num_images": 0})
+    target = share("--target-error", config.target_error)
+    found = review_below(held["mistakes"], held["num_images"], target)
+    if found is None:
+        raise UsageError(
+            f"--target-error {config.target_error}: the {held['num_images']:,} held-out digits of {config.model} with their "
+            f"{len(held['mistakes']):,} mistakes cannot show it; give a larger share, or a model with more test digits"
+        )
+    return found
 
 
 def score(config: ScoreConfig, console: Console) -> dict[str, Any]:

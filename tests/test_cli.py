@@ -28,7 +28,7 @@ FLAGS = {
         "patience seed workers device address log_format quiet"
     ),
     ScoreConfig: (
-        "inputs model image_column truth sample out resume extend rescore_changed overwrite keep probabilities "
+        "inputs model image_column truth sample out resume extend rescore_changed overwrite keep probabilities target_error "
         "unit_rows workers processes device address dry_run price_per_node_hour log_format quiet"
     ),
     EvaluateConfig: "model data out device log_format quiet",

@@ -87,7 +87,7 @@ def test_the_page_runs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert re.fullmatch(
         r"9\d\.\d% of 500 test images are right\n"
         r"53 inputs = 52 predicted \+ 1 quarantined\n"
-        r"\[7 3\] \[0\.\d+ +0\.\d+ *\]\n"
+        r"\[7 3\] \[[01]\.\d* +[01]\.\d* *\]\n"
         r"1 \(1, 10\)\n"
         r"52 \d+ \['source', 'row', 'reason', 'detail', 'size_bytes'\]\n"
         r"scans/missing\.png: missing: there is no such file\n",

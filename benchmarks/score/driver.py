@@ -117,8 +117,9 @@ def write_nothing(job: Job, result: UnitResult) -> None:
 
 def write_rows(job: Job, result: UnitResult) -> None:
     """The part of a unit, with as many rows as it counts."""
-    target, rows = schema.predictions(job.kept, 0), result.predicted
+    target, rows = job.columns, result.predicted
     known = {"source": "x", "label": pa.scalar(0, pa.uint8()), "confidence": pa.scalar(1.0, pa.float32())}
+    known["digit_likeness"] = known["confidence"]
     columns = [pa.repeat(known[field.name], rows) if field.name in known else pa.nulls(rows, field.type) for field in target]
     write_part(job, result, pa.table(columns, schema=target), schema.QUARANTINE.empty_table())
 

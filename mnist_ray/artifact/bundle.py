@@ -1,8 +1,8 @@
 """The model bundle: a folder that describes itself, has checksums, and contains no executable code.
 
-Its files are `weights.safetensors` (the state dict), `card.json` (architecture, input contract, classes, data, accuracy,
-versions), `selftest.safetensors` (a few digits and their expected logits) and `digest.json` (the SHA-256 of each file),
-which is written last.
+Its files are `weights.safetensors` (the state dict, and the basis of the features), `card.json` (architecture, input contract,
+classes, data, accuracy, confidence, versions), `selftest.safetensors` (a few digits and their expected logits) and
+`digest.json` (the SHA-256 of each file), which is written last.
 """
 
 import json
@@ -16,12 +16,13 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from mnist_ray.artifact import seal
+from mnist_ray.artifact.confidence import basis
 from mnist_ray.data.digits import CLASSES
 from mnist_ray.errors import ModelError
 from mnist_ray.learn.model import ARCHITECTURE, DigitCNN
 from mnist_ray.recipes import Conv
 
-FORMAT = 1
+FORMAT = 2
 INPUT_CONTRACT = {
     "shape": ["N", 28, 28],
     "dtype": "uint8",
@@ -29,6 +30,7 @@ INPUT_CONTRACT = {
     "normalisation": "inside the network",
     "other images": "first through mnist_ray.data.images: decode, then to_digits",
 }
+_BASIS = "confidence.basis"
 SELF_TEST_TOLERANCE = 1e-3
 """Largest allowed difference of a logit. Other processors differ by about 1e-5, wrong weights by much more than this."""
 
@@ -40,6 +42,8 @@ class ModelBundle:
     model: DigitCNN
     card: dict[str, Any]
     selftest: dict[str, Tensor]
+    basis: Tensor
+    """Directions float32[F, B] that hold most of the features of digits (see `artifact.confidence`)."""
     digest: str = ""
     """SHA-256 of `digest.json`'s list of files; empty until saved."""
 
@@ -54,15 +58,21 @@ class ModelBundle:
     def save(self, uri: str) -> str:
         """Write the bundle to a folder and return its digest."""
         card = (json.dumps(self.card, indent=2, ensure_ascii=False) + "\n").encode()
-        weights = {name: tensor.cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+        tensors = {**self.model.state_dict(), _BASIS: self.basis}
+        weights = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         parts = (save_tensors(weights), card, save_tensors(self.selftest))
         return seal.write(uri, dict(zip(seal.FILES, parts, strict=True)))
 
 
-def make_bundle(model: DigitCNN, card: dict[str, Any], examples: Tensor) -> ModelBundle:
-    """A bundle of a trained network in eval mode, with digits uint8[N, 28, 28] for its self-test."""
+def make_bundle(model: DigitCNN, card: dict[str, Any], examples: Tensor, digits: Tensor) -> ModelBundle:
+    """A bundle of a trained network in eval mode, with `examples` for its self-test, and `digits` that it has learned.
+
+    Both are uint8[N, 28, 28].
+    """
+    device = next(model.parameters()).device
     with torch.inference_mode():
-        logits = model(examples.to(next(model.parameters()).device)).cpu()
+        logits = model(examples.to(device)).cpu()
+        directions = basis(torch.cat([model.embed(batch.to(device)) for batch in digits.split(256)]).float().cpu())
     fixed = {
         "format": FORMAT,
         "architecture": ARCHITECTURE,
@@ -70,7 +80,7 @@ def make_bundle(model: DigitCNN, card: dict[str, Any], examples: Tensor) -> Mode
         "input": INPUT_CONTRACT,
         "classes": list(CLASSES),
     }
-    return ModelBundle(model, {**fixed, **card}, {"images": examples, "logits": logits})
+    return ModelBundle(model, {**fixed, **card}, {"images": examples, "logits": logits}, directions)
 
 
 def load(uri: str) -> ModelBundle:
@@ -90,8 +100,10 @@ def load(uri: str) -> ModelBundle:
         )
     try:
         model = DigitCNN([Conv(**layer) for layer in card["layers"]])
-        model.load_state_dict(load_tensors(files["weights.safetensors"]))
+        weights = load_tensors(files["weights.safetensors"])
+        directions = weights.pop(_BASIS)
+        model.load_state_dict(weights)
         selftest = load_tensors(files["selftest.safetensors"])
     except (SafetensorError, RuntimeError, TypeError, KeyError) as error:
         raise ModelError(f"{place}: its tensors do not match the architecture {ARCHITECTURE!r}: {error}") from None
-    return ModelBundle(model.eval(), card, selftest, digest)
+    return ModelBundle(model.eval(), card, selftest, directions, digest)

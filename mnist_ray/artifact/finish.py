@@ -1,6 +1,7 @@
 """The results that a finished run writes: the bundle and the metrics."""
 
 import platform
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 import mnist_ray
 from mnist_ray.artifact.bundle import make_bundle
+from mnist_ray.artifact.confidence import Confidence
 from mnist_ray.artifact.evaluate import EvalReport, compare
 from mnist_ray.artifact.predictor import Predictor
 from mnist_ray.config import TrainConfig
@@ -15,7 +17,7 @@ from mnist_ray.data import storage
 from mnist_ray.data.digits import CLASSES, Predictions, Splits
 from mnist_ray.data.statistics import wilson_interval
 from mnist_ray.learn import dist
-from mnist_ray.learn.model import DigitCNN
+from mnist_ray.learn.model import CALIBRATION_SAMPLES, DigitCNN
 from mnist_ray.learn.state import TrainState
 
 SELF_TEST_PER_CLASS = 2
@@ -41,9 +43,11 @@ def finish(
     if state.best:
         _write_bundle(storage.join(run, "model-last"), model, card, splits, device)
         model.load_state_dict(state.best)
-    report, predictions, digest = _write_bundle(storage.join(run, "model"), model, card, splits, device)
+    report, predictions, about, digest = _write_bundle(storage.join(run, "model"), model, card, splits, device)
     metrics = {
         **report.to_json(),
+        "temperature": about["temperature"],
+        "expected_calibration_error": about["expected_calibration_error"],
         "data": splits.name,
         "train_seconds": round(state.train_seconds, 3),
         "samples_seen": state.samples_seen,
@@ -61,11 +65,15 @@ def finish(
 
 def _write_bundle(
     place: str, model: DigitCNN, card: dict[str, Any], splits: Splits, device: torch.device
-) -> tuple[EvalReport, Predictions, str]:
-    """Evaluate a network and write its bundle; returns the report, the predictions and the bundle's digest."""
+) -> tuple[EvalReport, Predictions, dict[str, Any], str]:
+    """Evaluate a network and write its bundle; returns the report, the predictions, the confidence and the bundle's digest."""
     per_class = [np.flatnonzero(splits.test.labels == label)[:SELF_TEST_PER_CLASS] for label in range(len(CLASSES))]
     examples = torch.from_numpy(splits.test.images[np.concatenate(per_class)])
-    predictions = Predictor.ready(make_bundle(model, card, examples), device)(splits.test.images)
+    learned = torch.tensor(splits.train.images[:: max(1, len(splits.train) // CALIBRATION_SAMPLES)])
+    bundle = make_bundle(model, card, examples, learned)
+    outputs = Predictor.ready(bundle, device).outputs(torch.tensor(splits.test.images))
+    confidence = Confidence.measured(*outputs, splits.test.labels)
+    predictions = confidence.predictions(*outputs)
     report = compare(splits.test, predictions)
     accuracy = {
         "value": report.accuracy,
@@ -74,5 +82,10 @@ def _write_bundle(
         "measured_on": f"the test part of {splits.name}",
     }
     reference = {"digits": report.confusion.sum(axis=0).tolist(), "confidences": report.confidences}
-    bundle = make_bundle(model, {"accuracy": accuracy, "reference": reference, **card}, examples)
-    return report, predictions, bundle.save(place)
+    about = {"measured_on": accuracy["measured_on"], **confidence.card(*outputs, splits.test.labels)}
+    measured = {
+        "accuracy": accuracy,
+        "confidence": about,
+        "reference": reference,
+    }
+    return report, predictions, about, replace(bundle, card={**bundle.card, **measured}).save(place)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from mnist_ray.config.common import Output, Switch, flag
-from mnist_ray.flags import Device, probabilities, require, scoring_pool
+from mnist_ray.flags import Device, probabilities, require, scoring_pool, share
 
 _RESOURCES = {
     *("model", "out", "workers", "processes", "device", "resume", "extend", "rescore_changed", "overwrite", "address"),
@@ -51,6 +51,8 @@ class _Table:
     """Columns of Parquet inputs to copy into the table."""
     probabilities: Annotated[str, flag("all|none|topN")] = "all"
     """Probabilities to write for each image: all (one for each class), none, or only the highest (top1 to top9)."""
+    target_error: Annotated[str, flag("SHARE", "no review")] = ""
+    """Add a column needs_review, so that at most this share of the other predictions is wrong, such as 0.1%."""
     unit_rows: Annotated[int, flag("N", "as many as take a fraction of a second")] = 0
     """Images per unit of work. Each unit becomes one file of the table."""
 
@@ -92,6 +94,7 @@ class ScoreConfig(Output, _Worker, _Table, _Input):
         scoring_pool(self.workers)
         require(self.processes >= 0, f"--processes {self.processes}: expected at least 1, or 0 for one per CPU")
         probabilities(self.probabilities)
+        share("--target-error", self.target_error)
         rows = self.unit_rows
         require(rows >= 0, f"--unit-rows {rows}: expected at least 1, or 0 to choose the size by the number of bytes")
         require(self.sample >= 0, f"--sample {self.sample}: expected a number of inputs, or 0 for all")

@@ -13,6 +13,8 @@ from mnist_ray.errors import DataError
 
 CLASSES = tuple("0123456789")
 """The names of the classes; the label of a class is its position. At most 128 (docs/how-to/own-classes.md)."""
+UNLIKE = 0.01
+"""Inputs with a smaller likeness do not look like a digit. This share of real digits does not, either."""
 HOLD_OUT = 0.1
 """Share of the images of each class that is held out for testing if a dataset has no test part."""
 
@@ -63,11 +65,15 @@ class Splits:
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """Predictions for N digits, C classes: `labels` uint8[N], their `confidence` float32[N], `probabilities` float32[N, C]."""
+    """Predictions for N digits, C classes: `labels` uint8[N], their `confidence` float32[N], `probabilities` float32[N, C].
+
+    `likeness` float32[N] is the share of held-out digits that look less like a digit than the input, to the model.
+    """
 
     labels: NDArray[np.uint8]
     confidence: NDArray[np.float32]
     probabilities: NDArray[np.float32]
+    likeness: NDArray[np.float32]
 
 
 Predict = Callable[[NDArray[np.uint8]], Predictions]

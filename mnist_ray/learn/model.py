@@ -58,10 +58,14 @@ class DigitCNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits float[B, C] of images [B, 28, 28], uint8 or floating point, from 0 (background) to 255 (ink)."""
+        logits: Tensor = self.head(self.embed(images))
+        return logits.float() if logits.dtype == torch.bfloat16 else logits
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Features float[B, F] of the images, of which the logits are a linear function."""
         scaled = (images.to(self.head.weight.dtype) / 255 - MEAN) / STD
         planes = scaled.unsqueeze(1).to(memory_format=torch.channels_last)
-        logits: Tensor = self.head(self.features(planes).flatten(1))
-        return logits.float() if logits.dtype == torch.bfloat16 else logits
+        return torch.flatten(self.features(planes), 1)
 
 
 @torch.no_grad()

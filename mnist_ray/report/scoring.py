@@ -48,6 +48,9 @@ _EXAMPLE = pa.schema(
 )
 
 
+_DOUBT = ("unlike", "needs_review", "review_below")
+
+
 def write_report(config: ScoreConfig, summary: dict[str, Any], card: dict[str, Any]) -> None:
     """Write the report of a committed job beside its tables. `card` is the description in the model bundle.
 
@@ -70,6 +73,7 @@ def collect(config: ScoreConfig, summary: dict[str, Any], card: dict[str, Any]) 
         "out": storage.to_text(config.out),
         "accounting": _accounting(config.out, summary),
         "accuracy": _accuracy(summary, card),
+        "doubt": {**{name: summary[name] for name in _DOUBT}, "target": config.target_error},
         "speed": {name: summary[name] for name in _SPEED},
         "digits": _drift(summary["digits"], reference.get("digits")),
         "confidences": _drift(summary["confidences"], reference.get("confidences")) | {"edges": CONFIDENCE_EDGES},

@@ -17,9 +17,9 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 from mnist_ray.config import TrainConfig
 from mnist_ray.data import storage
 from mnist_ray.data.digits import CLASSES, LabelledDigits, Predictions, Splits
+from mnist_ray.data.measures import calibration, selection
 from mnist_ray.errors import DataError
 from mnist_ray.report.charts import COLOURS, SERIES, chart
-from mnist_ray.report.measures import calibration, selection
 from mnist_ray.report.page import picture, render
 
 if TYPE_CHECKING:
@@ -39,10 +39,7 @@ WRONG_PER_CELL = 8
 OPEN_MISTAKES = 100
 """If a page shows more mistakes than this, those of a cell are shown only when the reader opens the cell."""
 DOUBTFUL = 0.99
-"""If a network gives another digit with more confidence than this, the label may be wrong. This is a guess.
-
-A network that is trained with smoothed labels learns to give 1 - 0.9 * smoothing instead of 1, so this is scaled by it.
-"""
+"""If a network gives another digit with more confidence than this, the label may be wrong. This is a guess."""
 MISLABELLED = (947, 1621, 1901, 2130, 2462, 2597, 2654, 3520, 3558, 5937, 6651, 6783, 8527, 9679, 9729)
 """Positions of the test images of MNIST whose label was confirmed by fewer than three of five people.
 
@@ -75,7 +72,7 @@ def collect(
         "schedule": _schedule(config, state),
         "calibration": calibration(predictions.confidence, right),
         "selection": selection(predictions.confidence, right),
-        **_examples(splits, predictions, DOUBTFUL * (1 - 0.9 * config.settings().label_smoothing)),
+        **_examples(splits, predictions),
         "filters": _filters(state),
         "settings": config.identity(),
         "data": splits.card,
@@ -122,10 +119,10 @@ def _schedule(config: TrainConfig, state: "TrainState") -> list[dict[str, float]
     return [{"samples_seen": x, "lr": float(np.interp(x, corners, [0.0, recipe.lr, 0.0]))} for x in points]
 
 
-def _examples(splits: Splits, predictions: Predictions, doubtful: float) -> dict[str, Any]:
+def _examples(splits: Splits, predictions: Predictions) -> dict[str, Any]:
     """Pictures of test digits: the first ones of each class that are read correctly, and mistakes, the most confident first.
 
-    The label of a mistake is in doubt as `MISLABELLED` says, or for other digits, if its confidence is above `doubtful`.
+    The label of a mistake is in doubt as `MISLABELLED` says, or for other digits, if its confidence is above `DOUBTFUL`.
     """
     labels, answers = splits.test.labels, predictions.labels
     official = splits.name == "mnist"
@@ -133,7 +130,7 @@ def _examples(splits: Splits, predictions: Predictions, doubtful: float) -> dict
     right = [i for rows in hits for i in rows[:RIGHT_PER_CLASS]]
     wrong = np.flatnonzero(answers != labels)
     wrong = wrong[np.argsort(-predictions.confidence[wrong], kind="stable")]
-    in_doubt = np.isin(wrong, MISLABELLED) if official else predictions.confidence[wrong] > doubtful
+    in_doubt = np.isin(wrong, MISLABELLED) if official else predictions.confidence[wrong] > DOUBTFUL
     shown: Counter[tuple[int, int]] = Counter()
     mistakes: list[dict[str, Any]] = []
     for i, doubted in zip(wrong, in_doubt, strict=True):
@@ -144,7 +141,7 @@ def _examples(splits: Splits, predictions: Predictions, doubtful: float) -> dict
     return {
         "right": [_example(i, splits.test, predictions) for i in right],
         "mistakes": mistakes,
-        "doubt": {"source": "people" if official else "confidence", "above": doubtful, "mistakes": int(in_doubt.sum())},
+        "doubt": {"source": "people" if official else "confidence", "above": DOUBTFUL, "mistakes": int(in_doubt.sum())},
     }
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 from mnist_ray.data.digits import CLASSES
 from mnist_ray.data.statistics import CONFIDENCE_EDGES
 from mnist_ray.flags import probabilities
+from mnist_ray.scoring import schema
 from mnist_ray.scoring.plan import Plan
 
 
@@ -30,6 +31,8 @@ class Job:
     """Hash of the model and of the options."""
     model: str
     """Digest of the model bundle."""
+    review_below: float | None = None
+    """The confidence up to which predictions need a review; None without `--target-error`."""
     token: str = ""
     """Token of the job's owner record. Workers write only while the record holds it."""
 
@@ -40,7 +43,12 @@ class Job:
         asked = probabilities(options["probabilities"])
         number = len(CLASSES) if asked is None else min(asked, len(CLASSES))
         columns = (options["image_column"], options["truth"], number, plan.kept)
-        return cls(out, *columns, plan.job_id, plan.model_digest, token)
+        return cls(out, *columns, plan.job_id, plan.model_digest, plan.review_below, token)
+
+    @property
+    def columns(self) -> pa.Schema:
+        """The columns of the prediction table."""
+        return schema.predictions(self.kept, self.probabilities, self.review_below is not None)
 
 
 @dataclass
@@ -56,6 +64,9 @@ class UnitResult:
     """Predictions by label."""
     confidences: list[int] = field(default_factory=lambda: [0] * (len(CONFIDENCE_EDGES) - 1))
     """Predictions by bin of confidence."""
+    unlike: int = 0
+    """Predictions for inputs that do not look like a digit."""
+    needs_review: int = 0
     confusion: list[int] = field(default_factory=lambda: [0] * len(CLASSES) ** 2)
     """Predictions whose true digit is known, by truth * number of classes + prediction."""
     input_bytes: int = 0
@@ -91,6 +102,8 @@ class UnitResult:
         self.reasons += other.reasons
         self.digits = _sums(self.digits, other.digits)
         self.confidences = _sums(self.confidences, other.confidences)
+        self.unlike += other.unlike
+        self.needs_review += other.needs_review
         self.confusion = _sums(self.confusion, other.confusion)
         self.input_bytes += other.input_bytes
         self.spend(other.seconds)

@@ -109,7 +109,7 @@ def _read(job: Job, unit_id: str, table: str) -> tuple[pa.Table, UnitResult, str
     Raises PartError.
     """
     uri = storage.join(job.out, table, part_name(unit_id))
-    expected = schema.predictions(job.kept, job.probabilities) if table == PREDICTIONS else schema.QUARANTINE
+    expected = job.columns if table == PREDICTIONS else schema.QUARANTINE
     try:
         data = storage.read(uri)
         rows, about = _decode(data)

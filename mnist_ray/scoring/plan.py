@@ -57,6 +57,8 @@ class Plan:
     model_digest: str
     kept: pa.Schema = schema.NOTHING
     """The columns of Parquet inputs that are passed through."""
+    review_below: float | None = None
+    """The confidence up to which predictions need a review; None without `--target-error`."""
     complete: bool = False
     failed: str = ""
     """Why planning failed."""

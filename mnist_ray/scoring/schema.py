@@ -18,7 +18,12 @@ PLAN = pa.schema(
 """The plan has a row for each image file and for each range of rows of a Parquet file."""
 
 _KEY = [pa.field("source", pa.string(), nullable=False), pa.field("row", pa.int64())]
-_PREDICTION = [pa.field("label", pa.uint8(), nullable=False), pa.field("confidence", pa.float32(), nullable=False)]
+_PREDICTION = [
+    pa.field("label", pa.uint8(), nullable=False),
+    pa.field("confidence", pa.float32(), nullable=False),
+    pa.field("digit_likeness", pa.float32(), nullable=False),
+]
+_REVIEW = pa.field("needs_review", pa.bool_(), nullable=False)
 _TRUTH = pa.field("truth", pa.uint8())
 _REASON = [pa.field("reason", pa.string(), nullable=False), pa.field("detail", pa.string(), nullable=False)]
 QUARANTINE = pa.schema([*_KEY, *_REASON, pa.field("size_bytes", pa.int64())])
@@ -30,11 +35,14 @@ CHANGES = pa.schema([("source", pa.string()), ("change", pa.string())])
 NOTHING = pa.schema([])
 
 
-def predictions(kept: pa.Schema, probabilities: int) -> pa.Schema:
-    """The columns of the prediction table: the key, the kept columns, the prediction with so many probabilities, the truth."""
+def predictions(kept: pa.Schema, probabilities: int, review: bool) -> pa.Schema:
+    """The columns of the prediction table: the key, the kept columns, the prediction with so many probabilities, the truth.
+
+    `review` adds whether a prediction must be reviewed.
+    """
     if probabilities == len(CLASSES):
         columns = {"probabilities": pa.float32()}
     else:
         columns = {"top_labels": pa.uint8(), "top_probabilities": pa.float32()} if probabilities else {}
     lists = [pa.field(name, pa.list_(kind, probabilities), nullable=False) for name, kind in columns.items()]
-    return pa.schema([*_KEY, *kept, *_PREDICTION, *lists, _TRUTH])
+    return pa.schema([*_KEY, *kept, *_PREDICTION, *([_REVIEW] if review else []), *lists, _TRUTH])

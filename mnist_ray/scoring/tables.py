@@ -40,7 +40,7 @@ def table_ranges(tables: list[FileEntry], config: ScoreConfig, truths: set[str])
     Raises DataError if the columns of a file do not fit, and UsageError for `--keep` without Parquet inputs.
     """
     names = config.kept_columns()
-    lists = (schema.predictions(schema.NOTHING, probabilities) for probabilities in (1, len(CLASSES)))
+    lists = (schema.predictions(schema.NOTHING, probabilities, review=True) for probabilities in (1, len(CLASSES)))
     own = {name for table in (*lists, schema.QUARANTINE) for name in table.names}
     if taken := [name for name in names if name in own]:
         raise UsageError(f"--keep {','.join(taken)}: the tables have a column of this name; rename it in the input")

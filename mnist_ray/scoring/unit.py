@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mnist_ray.data.digits import CLASSES, Predict, Predictions
+from mnist_ray.data.digits import CLASSES, UNLIKE, Predict, Predictions
 from mnist_ray.data.statistics import confidence_counts
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.job import Job, UnitResult
@@ -49,10 +49,14 @@ def _predict(chunk: Chunk, job: Job, predict: Predict, result: UnitResult) -> pa
     started = time.perf_counter()
     predictions = predict(digits)
     result.spend({"predict": time.perf_counter() - started})
+    unlike = predictions.likeness < UNLIKE
+    review = unlike if job.review_below is None else unlike | (predictions.confidence <= job.review_below)
     _count(predictions, keys["truth"], result)
-    columns = {"label": predictions.labels, "confidence": predictions.confidence}
-    columns |= _probabilities(predictions, job.probabilities)
-    target = schema.predictions(job.kept, job.probabilities)
+    result.unlike += int(unlike.sum())
+    result.needs_review += int(review.sum())
+    columns = {"label": predictions.labels, "confidence": predictions.confidence, "digit_likeness": predictions.likeness}
+    columns |= {"needs_review": review, **_probabilities(predictions, job.probabilities)}
+    target = job.columns
     return pa.table([columns[field.name] if field.name in columns else keys[field.name] for field in target], schema=target)
 
 

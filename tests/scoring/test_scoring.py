@@ -412,7 +412,7 @@ def test_fewer_probabilities_are_written(
 ) -> None:
     run(digit_folder, out=out, probabilities=wanted)
     table = pq.read_table(out / "predictions")
-    assert table.column_names == ["source", "row", "label", "confidence", *columns, "truth"]
+    assert table.column_names == ["source", "row", "label", "confidence", "digit_likeness", *columns, "truth"]
     if columns:
         run(digit_folder, out=tmp_path / "all")
         for row, full in zip(rows(out), rows(tmp_path / "all"), strict=True):

@@ -151,6 +151,11 @@ def _quarantine(table: Path) -> Path:
     return next((table / "quarantine").iterdir())
 
 
+def _another_part(table: Path) -> str:
+    """The name of a part without quarantined inputs."""
+    return next(name for name in sorted(os.listdir(table / "predictions")) if not (table / "quarantine" / name).exists())
+
+
 def _edit_json(file: Path, **changes: Any) -> None:
     """Change a record, and its digest too, as one who knows the format could."""
     record = json.loads(file.read_text()) | changes
@@ -185,7 +190,7 @@ CHANGES_OF_FILES: dict[str, tuple[bool, Callable[[Path], Any]]] = {
     "a quarantine row less": (True, lambda out: _rewrite(_quarantine(out), lambda table: table.slice(1))),
     "a quarantine part of another unit": (
         True,
-        lambda out: shutil.copy(_quarantine(out), out / "quarantine" / sorted(os.listdir(out / "predictions"))[-1]),
+        lambda out: shutil.copy(_quarantine(out), out / "quarantine" / _another_part(out)),
     ),
     "a stray quarantine part": (True, lambda out: shutil.copy(_quarantine(out), out / "quarantine" / "part-00.parquet")),
     "a folder among the parts": (False, lambda out: shutil.copytree(out / "plan", out / "predictions" / "more")),

@@ -1,5 +1,7 @@
 """What the confidences of a model are worth: its calibration, and how many mistakes its most confident answers have."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,6 +9,8 @@ from numpy.typing import NDArray
 
 BINS = 15
 CURVE_POINTS = 100
+PROMISE = 0.95
+"""Probability with which a threshold of `review_below` keeps the error that was asked for."""
 WANTED = (0.99, 0.999, 0.9999)
 """Accuracies for which `selection` looks for a threshold."""
 
@@ -32,6 +36,36 @@ def calibration(confidence: NDArray[np.float32], right: NDArray[np.bool_]) -> di
         "mean_confidence": float(confidence.mean(dtype=np.float64)),
         "bins": rows,
     }
+
+
+def mistakes(confidence: NDArray[np.float32], right: NDArray[np.bool_]) -> list[tuple[float, int]]:
+    """Of each wrong answer, its confidence and the number of answers that are more confident; the most confident first."""
+    wrong = np.sort(confidence[~right])[::-1]
+    above = len(confidence) - np.searchsorted(np.sort(confidence), wrong, side="right")
+    return [(float(value), int(number)) for value, number in zip(wrong, above, strict=True)]
+
+
+def review_below(wrong: Sequence[tuple[float, int]], images: int, target: float) -> float | None:
+    """The confidence up to which answers must be reviewed, so that at most a share `target` of the others is wrong.
+
+    `wrong` are the `mistakes` among `images` held-out answers. If more than `target` of the answers above the threshold were
+    wrong in truth, so few mistakes would be found in at most 5 % of cases (C. Clopper and E. Pearson, 1934). None if there are
+    too few held-out answers to say so.
+    """
+    steps = [*wrong, (-1.0, images)]
+    thresholds = [
+        threshold
+        for count, (threshold, above) in enumerate(steps)
+        if above and _binomial_tail(count, above, target) <= 1 - PROMISE
+    ]
+    return thresholds[-1] if thresholds else None
+
+
+def _binomial_tail(most: int, trials: int, share: float) -> float:
+    """The probability of at most so many successes in trials that each succeed with probability `share`, from 0 to below 1."""
+    log_odds = math.log(share) - math.log1p(-share)
+    logs = [math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1) + k * log_odds for k in range(most + 1)]
+    return sum(math.exp(value + trials * math.log1p(-share)) for value in logs)
 
 
 def selection(confidence: NDArray[np.float32], right: NDArray[np.bool_]) -> dict[str, Any]:
