@@ -21,14 +21,16 @@ class _Input:
     """What is scored."""
 
     inputs: Annotated[tyro.conf.Positional[tuple[str, ...]], flag("INPUT ...", "")]
-    """Folders, globs, image files, Parquet files, or manifests that list paths (.txt, .csv, .parquet); paths or URIs."""
+    """Folders, globs, image files, tables of images (.parquet, .csv), or manifests that list paths (.txt, .csv, .parquet);
+    paths or URIs."""
     model: Annotated[str, flag("PATH|URI")]
     """Run directory or model bundle."""
     image_column: Annotated[str, flag("NAME", "found by its type")] = ""
     """Image column of Parquet inputs."""
     truth: Annotated[str, flag("auto|none|folder|COLUMN")] = "auto"
-    """Where true digits are found: nowhere, in the name of the folder that holds an image, or in a column of Parquet inputs and
-    manifests. auto: a column truth, label, labels, digit or target, and the folders of an INPUT if all have names of digits."""
+    """Where true digits are found: nowhere, in the name of the folder that holds an image, or in a column of tables and
+    manifests. auto: a column truth, label, labels, digit, target or class, and the folders of an INPUT if all have names of
+    digits."""
     sample: Annotated[int, flag("N", "all inputs")] = 0
     """Score only this many inputs, drawn at random; the same inputs are drawn each time."""
 
@@ -48,7 +50,7 @@ class _Table:
     overwrite: Switch = False
     """Replace the job in the output folder."""
     keep: Annotated[str, flag("NAME,NAME,...", "none")] = ""
-    """Columns of Parquet inputs to copy into the table."""
+    """Columns of tables of images to copy into the prediction table."""
     probabilities: Annotated[str, flag("all|none|topN")] = "all"
     """Probabilities to write for each image: all (one for each class), none, or only the highest (top1 to top9)."""
     unit_rows: Annotated[int, flag("N", "as many as take a fraction of a second")] = 0

@@ -8,7 +8,7 @@ from itertools import chain, islice
 
 from fsspec.utils import glob_translate
 
-from mnist_ray.data import storage
+from mnist_ray.data import csv_table, storage
 from mnist_ray.data.images import IMAGE_SUFFIXES, digit_of, label_of
 from mnist_ray.data.listing import FileEntry, ImageFile, stat_files, walk
 from mnist_ray.errors import DataError, UsageError
@@ -16,6 +16,7 @@ from mnist_ray.scoring import manifest
 
 _TABLE = ".parquet"
 _SUFFIXES = (*IMAGE_SUFFIXES, _TABLE)
+"""Files that are scored if they are found. A CSV file, which is often something else, must be an input itself."""
 
 
 class Listing:
@@ -28,7 +29,7 @@ class Listing:
     def __init__(self, inputs: tuple[str, ...], truth: str, out: str) -> None:
         """List the first file of each input. Raises DataError for an input with nothing to score, and UsageError."""
         self.tables: list[FileEntry] = []
-        """Parquet files."""
+        """Parquet files, and CSV files of pixels."""
         self.ignored = 0
         """Files in input folders that are hidden, or neither images nor Parquet."""
         self.truths: set[str] = set()
@@ -60,7 +61,7 @@ class Listing:
     def _images_of(self, item: str) -> Iterator[ImageFile]:
         if storage.is_folder(item):
             return self._images_among(self._visible(item, walk(item)), item)
-        if storage.is_file(item):  # a manifest, or a Parquet file, or an image with any suffix
+        if storage.is_file(item):  # a manifest, or a table, or an image with any suffix
             lines = manifest.lines(item, self._truth, self.truths)
             return self._images_among(stat_files([item]), suffixes=("",)) if lines is None else lines
         if glob.has_magic(item):
@@ -79,7 +80,7 @@ class Listing:
     def _images_among(
         self, entries: Iterable[FileEntry], folder: str = "", suffixes: tuple[str, ...] = _SUFFIXES
     ) -> Iterator[ImageFile]:
-        """The images among these files, of a folder if it is given. Adds Parquet files to `tables`; counts ignored files."""
+        """The images among these files, of a folder if it is given. Adds tables to `tables`; counts ignored files."""
         sources: dict[str, Callable[[str], int | None]] = {"folder": digit_of, "auto": _FirstLevel(folder)}
         truth_of = sources.get(self._truth, _unknown)
         for entry in entries:
@@ -94,7 +95,7 @@ class Listing:
                 continue
             if self._remember:
                 self._seen.add(entry.uri)
-            if name.endswith(_TABLE):
+            if name.endswith((_TABLE, *csv_table.SUFFIXES)):
                 self.tables.append(entry)
             else:
                 truth = truth_of(entry.uri)

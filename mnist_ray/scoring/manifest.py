@@ -1,4 +1,7 @@
-"""Manifests: files that list the paths of images. They are read as a stream."""
+"""Manifests: files that list the paths of images. They are read as a stream.
+
+A CSV or Parquet file is a manifest if it holds no images and has a column of paths. Its columns decide.
+"""
 
 import io
 from collections.abc import Iterable, Iterator
@@ -8,7 +11,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from mnist_ray.data import columns, storage
+from mnist_ray.data import columns, csv_table, storage
 from mnist_ray.data.images import digit_of
 from mnist_ray.data.listing import ImageFile, batches, stat_files
 from mnist_ray.errors import DataError
@@ -24,7 +27,7 @@ def lines(item: str, truth: str, truths: set[str]) -> Iterator[ImageFile] | None
     name = item.lower()
     if name.endswith((".txt", ".lst")):
         return _images(item, truth, ((batch, None) for batch in batches(_text(item), _BATCH)), truths)
-    if name.endswith((".csv", ".tsv")):
+    if csv_table.is_csv(name) and not columns.pixel_columns(csv_table.read_header(item).names):
         return _images(item, truth, _table(item, _csv(item), truth, truths), truths)
     if name.endswith(".parquet") and _lists_paths(item):
         return _images(item, truth, _table(item, _parquet(item, truth), truth, truths), truths)
@@ -49,7 +52,8 @@ def _table(item: str, found: Iterator[pa.RecordBatch], truth: str, truths: set[s
         name = columns.path_column(batch.schema)
         if name is None:
             raise DataError(
-                f"{item}: a manifest needs a text column named {', '.join(columns.PATH_NAMES)}; "
+                f"{item}: holds neither images nor paths; expected a text column named {', '.join(columns.PATH_NAMES)}, "
+                f"or {columns.NUM_PIXELS} columns of pixels such as pixel0 to pixel{columns.NUM_PIXELS - 1}; "
                 f"its columns: {columns.describe(batch.schema)}"
             )
         if column := columns.truth_column(batch.schema, truth, item):
@@ -62,11 +66,10 @@ def _table(item: str, found: Iterator[pa.RecordBatch], truth: str, truths: set[s
 
 
 def _csv(item: str) -> Iterator[pa.RecordBatch]:
-    delimiter = "\t" if item.lower().endswith(".tsv") else ","
     with storage.open_stream(item) as stream:
         yield from pa_csv.open_csv(
             stream,
-            parse_options=pa_csv.ParseOptions(delimiter=delimiter),
+            parse_options=pa_csv.ParseOptions(delimiter=csv_table.delimiter(item)),
             convert_options=pa_csv.ConvertOptions(column_types=dict.fromkeys(columns.PATH_NAMES, pa.string())),
         )
 
@@ -91,7 +94,7 @@ def _lists_paths(item: str) -> bool:
     except (OSError, pa.ArrowException):
         return False
     try:
-        columns.image_column(schema, "", item)
+        columns.image_columns(schema, "", item)
     except DataError:
         return columns.path_column(schema) is not None and not columns.holds_refused_images(schema)
     return False

@@ -22,7 +22,7 @@ from mnist_ray.scoring import schema
 
 PLAN = "plan.json"
 FOLDER = "plan"
-FORMAT = 2
+FORMAT = 3
 _UNITS = b"units"
 
 

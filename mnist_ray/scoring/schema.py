@@ -13,9 +13,10 @@ PLAN = pa.schema(
         pa.field("truth", pa.uint8()),
         pa.field("first_row", pa.int64()),
         pa.field("num_rows", pa.int64(), nullable=False),
+        pa.field("first_byte", pa.int64()),
     ]
 )
-"""The plan has a row for each image file and for each range of rows of a Parquet file."""
+"""The plan has a row for each image file and for each range of rows of a table. `first_byte` is known for CSV files only."""
 
 _KEY = [pa.field("source", pa.string(), nullable=False), pa.field("row", pa.int64())]
 _PREDICTION = [pa.field("label", pa.uint8(), nullable=False), pa.field("confidence", pa.float32(), nullable=False)]

@@ -49,7 +49,7 @@ class Units:
             self.kept, _ = table_ranges(self.listing.tables, config, self.listing.truths)
 
     def __iter__(self) -> Iterator[WorkUnit]:
-        """The units of image files, then those of Parquet files. Raises DataError if nothing is listed and nothing is known."""
+        """The units of image files, then those of tables. Raises DataError if nothing is listed and nothing is known."""
         new = self._images
         if self._known:
             new = (image for image in self._images if self._known.is_new(image.entry))
@@ -60,9 +60,9 @@ class Units:
             entries, truths = zip(*files, strict=True)
             yield self._unit(entries, truths)
         for part in ranges:
-            yield self._unit((part.entry,), (None,), part.first_row, part.num_rows)
+            yield self._unit((part.entry,), (None,), part.first_row, part.num_rows, part.first_byte)
         if not self._copies and not self._known:
-            raise DataError(f"{', '.join(self._config.inputs)}: the Parquet files have no rows; there is nothing to score")
+            raise DataError(f"{', '.join(self._config.inputs)}: the tables have no rows; there is nothing to score")
 
     def _ranges(self) -> Iterator[TableRange]:
         new = {entry.uri for entry in self.listing.tables if self._known.is_new(entry)}
@@ -70,7 +70,12 @@ class Units:
         yield from (part for part in ranges if part.entry.uri in new)
 
     def _unit(
-        self, entries: Sequence[FileEntry], truths: Sequence[int | None], first_row: int | None = None, num_rows: int = 1
+        self,
+        entries: Sequence[FileEntry],
+        truths: Sequence[int | None],
+        first_row: int | None = None,
+        num_rows: int = 1,
+        first_byte: int | None = None,
     ) -> WorkUnit:
         """A unit. Its id is a hash of its inputs, in order, and of the job. Equal units (repeated lines) are numbered."""
         uris, sizes, versions = zip(*entries, strict=True)
@@ -85,7 +90,7 @@ class Units:
         if (copies := self._copies[unit_id]) > 1:
             digest.update(f"\ncopy {copies}".encode())
             unit_id = digest.hexdigest()[:20]
-        same = (pa.repeat(pa.scalar(value, pa.int64()), number) for value in (first_row, num_rows))
+        same = (pa.repeat(pa.scalar(value, pa.int64()), number) for value in (first_row, num_rows, first_byte))
         columns = (pa.repeat(pa.scalar(unit_id), number), uris, sizes, versions, truths, *same)
         return WorkUnit(unit_id, pa.table(list(columns), schema=schema.PLAN))
 

@@ -108,7 +108,9 @@ def test_manifests_keep_order_and_repetition(tree: Path) -> None:
     ("name", "content", "message"),
     [
         ("empty/x.doc", "", "holds nothing to score: .* 1 other files were ignored"),
-        ("m.csv", "a,b\n1,2\n", r"m.csv: a manifest needs a text column named .*; its columns: a \(int64\), b \(int64\)"),
+        ("m.csv", "a,b\n1,2\n", r"m.csv: holds neither images nor paths; .*; its columns: a \(int64\), b \(int64\)"),
+        ("m.csv", "5,0,0\n1,2,3\n", "m.csv: its first line holds only numbers; add a line before it"),
+        ("m.csv", ",".join(f"c{i}" for i in range(785)) + "\n" + "0," * 784 + "0\n", r"c11 \(int64\), and 773 more$"),
         ("m.csv", "path,label\nx.png\n", "m.csv: cannot be read as a manifest"),
         ("none.txt", "\n", "none.txt: holds nothing to score"),
     ],
