@@ -50,7 +50,7 @@ class _Table:
     overwrite: Switch = False
     """Replace the job in the output folder."""
     keep: Annotated[str, flag("NAME,NAME,...", "none")] = ""
-    """Columns of tables of images to copy into the prediction table."""
+    """Columns of tables and manifests to copy into the prediction table."""
     probabilities: Annotated[str, flag("all|none|topN")] = "all"
     """Probabilities to write for each image: all (one for each class), none, or only the highest (top1 to top9)."""
     unit_rows: Annotated[int, flag("N", "as many as take a fraction of a second")] = 0

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from mnist_ray.data.patience import ANSWERS, NotAFileError, patiently
 from mnist_ray.data.storage import absolute, is_local, resolve
@@ -31,6 +31,8 @@ class ImageFile(NamedTuple):
 
     entry: FileEntry
     truth: int | None
+    kept: tuple[Any, ...] = ()
+    """What a manifest says in the columns that `--keep` names; empty if it has no such columns."""
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -13,6 +13,7 @@ from mnist_ray.data.images import IMAGE_SUFFIXES, digit_of, label_of
 from mnist_ray.data.listing import FileEntry, ImageFile, stat_files, walk
 from mnist_ray.errors import DataError, UsageError
 from mnist_ray.scoring import manifest
+from mnist_ray.scoring.tables import Kept
 
 _TABLE = ".parquet"
 _SUFFIXES = (*IMAGE_SUFFIXES, _TABLE)
@@ -26,8 +27,11 @@ class Listing:
     Each line of a manifest is an input, even if it repeats another line.
     """
 
-    def __init__(self, inputs: tuple[str, ...], truth: str, out: str) -> None:
-        """List the first file of each input. Raises DataError for an input with nothing to score, and UsageError."""
+    def __init__(self, inputs: tuple[str, ...], truth: str, out: str, kept: Kept) -> None:
+        """List the first file of each input. Notes the columns of manifests in `kept`.
+
+        Raises DataError for an input with nothing to score, and UsageError.
+        """
         self.tables: list[FileEntry] = []
         """Parquet files, and CSV files of pixels."""
         self.ignored = 0
@@ -36,7 +40,7 @@ class Listing:
         """Where true digits were found: folder names, or columns."""
         self._num_found = 0
         self._out = f"{out}/"
-        self._truth = truth
+        self._truth, self._kept = truth, kept
         self._seen: set[str] = set()
         self._remember = len(inputs) > 1 or glob.has_magic(inputs[0])
         for item in inputs:
@@ -62,7 +66,7 @@ class Listing:
         if storage.is_folder(item):
             return self._images_among(self._visible(item, walk(item)), item)
         if storage.is_file(item):  # a manifest, or a table, or an image with any suffix
-            lines = manifest.lines(item, self._truth, self.truths)
+            lines = manifest.lines(item, self._truth, self.truths, self._kept)
             return self._images_among(stat_files([item]), suffixes=("",)) if lines is None else lines
         if glob.has_magic(item):
             return self._images_among(self._visible(item, _glob(item)))

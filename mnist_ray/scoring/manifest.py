@@ -6,6 +6,7 @@ A CSV or Parquet file is a manifest if it holds no images and has a column of pa
 import io
 from collections.abc import Iterable, Iterator
 from itertools import repeat
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -15,22 +16,24 @@ from mnist_ray.data import columns, csv_table, storage
 from mnist_ray.data.images import digit_of
 from mnist_ray.data.listing import ImageFile, batches, stat_files
 from mnist_ray.errors import DataError
+from mnist_ray.scoring.tables import Kept
 
 _BATCH = 1 << 14
 
 
-def lines(item: str, truth: str, truths: set[str]) -> Iterator[ImageFile] | None:
-    """The image files that a manifest lists; None if the file is not a manifest. Adds to `truths` where truth is.
+def lines(item: str, truth: str, truths: set[str], kept: Kept) -> Iterator[ImageFile] | None:
+    """The image files that a manifest lists; None if the file is not a manifest.
 
-    A path without a file is an input, too: scoring quarantines it. Raises DataError.
+    Adds to `truths` where truth is, and its columns to `kept`. A path without a file is an input, too: scoring quarantines it.
+    Raises DataError.
     """
     name = item.lower()
     if name.endswith((".txt", ".lst")):
-        return _images(item, truth, ((batch, None) for batch in batches(_text(item), _BATCH)), truths)
+        return _images(item, truth, ((batch, None, None) for batch in batches(_text(item), _BATCH)), truths)
     if csv_table.is_csv(name) and not columns.pixel_columns(csv_table.read_header(item).names):
-        return _images(item, truth, _table(item, _csv(item), truth, truths), truths)
+        return _images(item, truth, _table(item, _csv(item, kept), truth, truths, kept), truths)
     if name.endswith(".parquet") and _lists_paths(item):
-        return _images(item, truth, _table(item, _parquet(item, truth), truth, truths), truths)
+        return _images(item, truth, _table(item, _parquet(item, truth, kept), truth, truths, kept), truths)
     return None
 
 
@@ -41,14 +44,13 @@ def _text(item: str) -> Iterator[str]:
                 yield path
 
 
-Batch = tuple[list[str], list[int | None] | None]
-"""Paths, and their true digits if the manifest has such a column."""
+Batch = tuple[list[str], list[int | None] | None, list[tuple[Any, ...]] | None]
+"""Paths, their true digits if the manifest has such a column, and the values of the kept columns."""
 
 
-def _table(item: str, found: Iterator[pa.RecordBatch], truth: str, truths: set[str]) -> Iterator[Batch]:
+def _table(item: str, found: Iterator[pa.RecordBatch], truth: str, truths: set[str], kept: Kept) -> Iterator[Batch]:
     row = 0
     for batch in found:
-        columns.require_unique(batch.schema, item)
         name = columns.path_column(batch.schema)
         if name is None:
             raise DataError(
@@ -61,26 +63,32 @@ def _table(item: str, found: Iterator[pa.RecordBatch], truth: str, truths: set[s
         paths = batch.column(name).cast(pa.string()).to_pylist()
         if None in paths:
             raise DataError(f"{item}: row {row + paths.index(None)} of column {name!r} is null; expected a path in every row")
-        yield paths, columns.truths(batch.column(column)).to_pylist() if column else None
+        labels = columns.truths(batch.column(column)).to_pylist() if column else None
+        values = (batch.column(name).to_pylist() for name in kept.names)
+        yield paths, labels, list(zip(*values, strict=True)) if kept.names else None
         row += batch.num_rows
 
 
-def _csv(item: str) -> Iterator[pa.RecordBatch]:
+def _csv(item: str, kept: Kept) -> Iterator[pa.RecordBatch]:
     with storage.open_stream(item) as stream:
-        yield from pa_csv.open_csv(
+        reader = pa_csv.open_csv(
             stream,
             parse_options=pa_csv.ParseOptions(delimiter=csv_table.delimiter(item)),
-            convert_options=pa_csv.ConvertOptions(column_types=dict.fromkeys(columns.PATH_NAMES, pa.string())),
+            convert_options=pa_csv.ConvertOptions(column_types=dict.fromkeys((*columns.PATH_NAMES, *kept.names), pa.string())),
         )
+        columns.require_unique(reader.schema, item)
+        kept.add(reader.schema, item)
+        yield from reader
 
 
-def _parquet(item: str, truth: str) -> Iterator[pa.RecordBatch]:
+def _parquet(item: str, truth: str, kept: Kept) -> Iterator[pa.RecordBatch]:
     try:
         with storage.open_input(item) as stream:
             parquet = pq.ParquetFile(stream)
             found = parquet.schema_arrow
             columns.require_unique(found, item)
-            wanted = {columns.path_column(found), columns.truth_column(found, truth, item)}
+            kept.add(found, item)
+            wanted = {columns.path_column(found), columns.truth_column(found, truth, item), *kept.names}
             yield from parquet.iter_batches(_BATCH, columns=[name for name in found.names if name in wanted])
     except OSError as error:  # a damaged page
         raise _unreadable(item, error) from None
@@ -104,7 +112,7 @@ def _images(item: str, truth: str, found: Iterable[Batch], truths: set[str]) -> 
     """The files of the paths. A relative path is relative to the folder of the manifest."""
     folder = item.rpartition("/")[0]
     try:
-        for paths, labels in found:
+        for paths, labels, kept in found:
             for path in paths:
                 if "\0" in path or path.lower().endswith(".parquet"):
                     raise DataError(f"{item}: lists {path[:60]!r}; expected the path of an image file (in UTF-8) on every line")
@@ -112,7 +120,7 @@ def _images(item: str, truth: str, found: Iterable[Batch], truths: set[str]) -> 
             if truth == "folder":
                 labels = [digit_of(uri) for uri in uris]
                 truths.add("folder names")
-            yield from map(ImageFile, stat_files(uris), labels or repeat(None))
+            yield from map(ImageFile, stat_files(uris), labels or repeat(None), kept or repeat(()))
     except pa.ArrowException as error:
         raise _unreadable(item, error) from None
 

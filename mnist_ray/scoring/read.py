@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mnist_ray.data import columns, csv_table, storage
@@ -78,6 +79,9 @@ def _read_files(rows: pa.Table, job: Job, crashed: Collection[int]) -> Chunk:
     if rejected and None not in sizes and min(sizes) >= 0:
         _require_visible([storage.from_text(source) for source in sources], [rejected.get(row) for row in range(len(sources))])
     keys = {"source": rows["source"], "row": rows["first_row"], "size_bytes": rows["size_bytes"], "truth": rows["truth"]}
+    if schema.KEPT in rows.column_names:
+        kept = rows[schema.KEPT].combine_chunks()
+        keys |= {field.name: pc.struct_field(kept, field.name).cast(field.type) for field in job.kept}
     return Chunk(digits, rejected, _with_nulls(keys, job), num_bytes, read_s, decode_s)
 
 

@@ -24,7 +24,7 @@ def draw(number: int, images: Iterable[ImageFile], ranges: Iterable[TableRange])
     num_rows = sum(run.num_rows for run in runs)
     number = min(number, num_images + num_rows)
     rows_left = min(num_rows, max(number - num_images, round(number * num_rows / max(1, num_images + num_rows))))
-    files = sorted(shuffled[: number - rows_left])
+    files = sorted(shuffled[: number - rows_left], key=lambda image: image.entry)
     chance.shuffle(runs)
     drawn: list[TableRange] = []
     while rows_left > 0:

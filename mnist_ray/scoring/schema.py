@@ -17,6 +17,8 @@ PLAN = pa.schema(
     ]
 )
 """The plan has a row for each image file and for each range of rows of a table. `first_byte` is known for CSV files only."""
+KEPT = "kept"
+"""A further column of the plan if `--keep` is given: what manifests state in the kept columns, as a struct."""
 
 _KEY = [pa.field("source", pa.string(), nullable=False), pa.field("row", pa.int64())]
 _PREDICTION = [pa.field("label", pa.uint8(), nullable=False), pa.field("confidence", pa.float32(), nullable=False)]

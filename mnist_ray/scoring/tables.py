@@ -41,19 +41,39 @@ class TableRange:
     """Where the first row begins in a CSV file."""
 
 
-def table_ranges(tables: list[FileEntry], config: ScoreConfig, truths: set[str]) -> tuple[pa.Schema, list[TableRange]]:
-    """The kept columns, and the row ranges that become units. Ranges follow the row groups. Adds to `truths` where truth is.
+class Kept:
+    """The columns that `--keep` names. All tables and manifests must have them, with the same types."""
 
-    Raises DataError if the columns of a file do not fit, and UsageError for `--keep` without tables.
+    def __init__(self, names: tuple[str, ...] = ()) -> None:
+        """Raises UsageError for a column that the prediction table has itself."""
+        self.names = names
+        self.schema: pa.Schema | None = None
+        """The columns as they are written; None before `add`."""
+        lists = (schema.predictions(schema.NOTHING, probabilities) for probabilities in (1, len(CLASSES)))
+        own = {name for table in (*lists, schema.QUARANTINE) for name in table.names}
+        if taken := [name for name in self.names if name in own]:
+            raise UsageError(f"--keep {','.join(taken)}: the tables have a column of this name; rename it in the input")
+
+    def add(self, found: pa.Schema, source: str) -> None:
+        """Note the columns of a file. Raises DataError if it lacks one, or if a file before it has another type."""
+        if missing := [name for name in self.names if name not in found.names]:
+            raise DataError(f"{source}: has no column {missing[0]!r} for --keep; its columns: {columns.describe(found)}")
+        for name in self.names:
+            columns.require_known_types(found.field(name), source)
+        own = pa.schema([(name, _PLAIN.get(found.field(name).type, found.field(name).type)) for name in self.names])
+        if self.schema is not None and not self.schema.equals(own):
+            raise DataError(
+                f"{source}: its columns for --keep are {columns.describe(own)}; "
+                f"the files before it have {columns.describe(self.schema)}"
+            )
+        self.schema = own
+
+
+def table_ranges(tables: list[FileEntry], config: ScoreConfig, truths: set[str], kept: Kept) -> list[TableRange]:
+    """The row ranges that become units. Ranges follow the row groups. Adds to `kept`, and to `truths` where truth is.
+
+    Raises DataError if the columns of a file do not fit.
     """
-    names = config.kept_columns()
-    lists = (schema.predictions(schema.NOTHING, probabilities) for probabilities in (1, len(CLASSES)))
-    own = {name for table in (*lists, schema.QUARANTINE) for name in table.names}
-    if taken := [name for name in names if name in own]:
-        raise UsageError(f"--keep {','.join(taken)}: the tables have a column of this name; rename it in the input")
-    if names and not tables:
-        raise UsageError(f"--keep {config.keep}: copies columns of tables, and there is no table among the inputs")
-    kept: pa.Schema | None = None
     ranges: list[TableRange] = []
     unit_rows = config.unit_rows or UNIT_ROWS
     for entry, about in _headers(tables):
@@ -64,14 +84,14 @@ def table_ranges(tables: list[FileEntry], config: ScoreConfig, truths: set[str])
         columns.image_columns(found, config.image_column, entry.uri)
         if column := columns.truth_column(found, config.truth, entry.uri):
             truths.add(f"column {column}")
-        kept = _same_kept(kept, found, names, entry.uri)
+        kept.add(found, entry.uri)
         if isinstance(about, CsvHeader):  # a sample of it is drawn from whole ranges
             most = min(unit_rows, SAMPLE_RUN) if config.sample else unit_rows
             ranges += [TableRange(entry, *part) for part in csv_table.ranges(entry.uri, about, most, UNIT_BYTES)]
         else:
             sizes = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
             ranges += [TableRange(entry, first, rows) for first, rows in row_ranges(sizes, unit_rows)]
-    return kept or schema.NOTHING, ranges
+    return ranges
 
 
 def _headers(tables: list[FileEntry]) -> Iterator[tuple[FileEntry, pq.FileMetaData | CsvHeader | None]]:
@@ -86,24 +106,12 @@ def _header(entry: FileEntry) -> pq.FileMetaData | CsvHeader | None:
 
     Raises StorageError, and DataError for a CSV file without a header.
     """
-    if csv_table.is_csv(entry.uri):
-        return csv_table.read_header(entry.uri)
-    with suppress(OSError, pa.ArrowException), storage.open_input(entry.uri) as stream:
-        return pq.read_metadata(stream)
+    with suppress(OSError, pa.ArrowException):
+        if csv_table.is_csv(entry.uri):
+            return csv_table.read_header(entry.uri)
+        with storage.open_input(entry.uri) as stream:
+            return pq.read_metadata(stream)
     return None
-
-
-def _same_kept(kept: pa.Schema | None, found: pa.Schema, names: tuple[str, ...], source: str) -> pa.Schema:
-    if missing := [name for name in names if name not in found.names]:
-        raise DataError(f"{source}: has no column {missing[0]!r} for --keep; its columns: {columns.describe(found)}")
-    for name in names:
-        columns.require_known_types(found.field(name), source)
-    own = pa.schema([(name, _PLAIN.get(found.field(name).type, found.field(name).type)) for name in names])
-    if kept is not None and not kept.equals(own):
-        raise DataError(
-            f"{source}: its columns for --keep are {columns.describe(own)}; the files before it have {columns.describe(kept)}"
-        )
-    return own
 
 
 def row_ranges(group_sizes: list[int], unit_rows: int) -> Iterator[tuple[int, int]]:

@@ -15,6 +15,7 @@ from mnist_ray.data.digits import Splits
 from mnist_ray.data.images import Grey, encode_png
 from mnist_ray.errors import DataError
 from mnist_ray.scoring.inputs import Listing
+from mnist_ray.scoring.tables import Kept
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,7 @@ def test_a_manifest_with_two_path_columns_is_refused(tmp_path: Path) -> None:
     paths = pa.array(["a.png"])
     pq.write_table(pa.Table.from_arrays([paths, paths], names=["path", "path"]), tmp_path / "t.parquet")
     with pytest.raises(DataError, match=r"t.parquet: has two columns of the same name"):
-        Listing((str(tmp_path / "t.parquet"),), "auto", str(tmp_path / "out"))
+        Listing((str(tmp_path / "t.parquet"),), "auto", str(tmp_path / "out"), Kept())
 
 
 def test_a_usual_name_decides_between_several_image_columns() -> None:

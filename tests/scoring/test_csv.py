@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mnist_ray.data import csv_table, datasets
 from mnist_ray.data.csv_table import Refused
 from mnist_ray.data.digits import Splits
-from mnist_ray.errors import DataError
+from mnist_ray.errors import DataError, UsageError
 from mnist_ray.run.probe import _inputs
 from mnist_ray.scoring.job import Job
 from mnist_ray.scoring.plan import load_plan
@@ -158,3 +158,39 @@ def test_a_csv_file_beside_images_is_no_input(run: Run, mnist5k: Splits, tmp_pat
     pa_csv.write_csv(pixel_table(mnist5k, 10), tmp_path / "train.csv")
     with pytest.raises(DataError, match="holds nothing to score"):
         run(tmp_path, out=out)
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_columns_of_a_manifest_are_kept(
+    form: str, run: Run, run_dir: Path, digit_folder: Path, tmp_path: Path, out: Path
+) -> None:
+    images = sorted(digit_folder.rglob("*.png"))[:40]
+    site = pa.array(["Bonn", 'a "b", c', None, ""] * 10)
+    table = pa.table({"path": [str(image) for image in images], "site": site, "taken": pa.array(range(40), pa.timestamp("ms"))})
+    if form == "csv":
+        pa_csv.write_csv(table, tmp_path / "list.csv")
+    else:
+        table = table.set_column(1, "site", site.dictionary_encode())
+        pq.write_table(table, tmp_path / "list.parquet")
+    command = ["score", str(tmp_path / f"list.{form}"), str(digit_folder / "5"), "--model", str(run_dir), "--out", str(out)]
+    assert cli(*command, "--workers", "0", "--keep", "taken,site", "--unit-rows", "16").returncode == 0
+    found = {row["source"]: row for row in rows(out)}
+    number = len(list((digit_folder / "5").iterdir()))
+    assert len(found) == verify(str(out)).inputs == 40 + number
+    for image, name, taken in zip(images, site.to_pylist(), table["taken"].to_pylist(), strict=True):
+        expected = (name or "", f"{taken}.{taken.microsecond // 1000:03d}"[:23]) if form == "csv" else (name, taken)
+        assert (found[str(image)]["site"], found[str(image)]["taken"]) == expected
+    assert {found[str(image)]["site"] for image in (digit_folder / "5").iterdir()} == {None}
+
+
+def test_kept_columns_of_tables_and_manifests_must_agree(run: Run, mnist5k: Splits, tmp_path: Path, out: Path) -> None:
+    pq.write_table(pa.table({"path": ["a.png"], "id": [1]}), tmp_path / "list.parquet")
+    pa_csv.write_csv(pixel_table(mnist5k, 10, id=range(10)), tmp_path / "train.csv")
+    with pytest.raises(DataError, match=r"train.csv: its columns for --keep are id \(string\); .* id \(int64\)"):
+        run(tmp_path / "list.parquet", tmp_path / "train.csv", out=out, keep="id")
+    (tmp_path / "list.txt").write_text("a.png\n")
+    with pytest.raises(UsageError, match="--keep id: copies columns of tables and manifests"):
+        run(tmp_path / "list.txt", out=out, keep="id")
+    with pytest.raises(DataError, match=r"list.parquet: has no column 'site' for --keep; its columns: path \(string\), id"):
+        run(tmp_path / "list.parquet", out=out, keep="site")
+    assert not out.exists()

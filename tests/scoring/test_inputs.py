@@ -11,6 +11,7 @@ from mnist_ray.data.digits import Splits
 from mnist_ray.data.listing import ImageFile
 from mnist_ray.errors import DataError, StorageError
 from mnist_ray.scoring.inputs import Listing
+from mnist_ray.scoring.tables import Kept
 from tests.conftest import write_pickled_table
 
 
@@ -29,7 +30,7 @@ def listed(*inputs: object) -> tuple[list[ImageFile], Listing]:
 
 
 def listed_with(truth: str, *inputs: object) -> tuple[list[ImageFile], Listing]:
-    listing = Listing(tuple(str(item) for item in inputs), truth, "/nowhere/out")
+    listing = Listing(tuple(str(item) for item in inputs), truth, "/nowhere/out", Kept())
     return list(listing.images()), listing
 
 
@@ -166,7 +167,7 @@ def test_names_that_are_not_utf8_are_listed(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_listed_as_it_is_asked_for(tree: Path) -> None:
-    images = Listing((str(tree),), "auto", "/nowhere/out").images()
+    images = Listing((str(tree),), "auto", "/nowhere/out", Kept()).images()
     assert Path(next(images).entry.uri).name == "a.png"
     (tree / "7" / "b.JPG").unlink()
     assert [Path(image.entry.uri).name for image in images] == ["c.webp"], (
@@ -180,8 +181,8 @@ def test_a_manifest_is_read_without_its_other_columns(digit_folder: Path, small:
     write_pickled_table(tmp_path / "t.parquet", small.test, tmp_path / "it-ran", path=paths)
     table = pq.read_table(tmp_path / "t.parquet")
     pq.write_table(table.drop_columns(["image"]), tmp_path / "list.parquet")
-    found = list(Listing((str(tmp_path / "list.parquet"),), "auto", "out").images())
+    found = list(Listing((str(tmp_path / "list.parquet"),), "auto", "out", Kept()).images())
     assert [image.entry.uri for image in found] == paths
-    both = Listing((str(tmp_path / "t.parquet"),), "auto", "out")
+    both = Listing((str(tmp_path / "t.parquet"),), "auto", "out", Kept())
     assert (list(both.images()), len(both.tables)) == ([], 1)
     assert not (tmp_path / "it-ran").exists()
