@@ -23,6 +23,7 @@ from mnist_ray.data.containers import Reason
 from mnist_ray.data.digits import CLASSES
 from mnist_ray.errors import EXIT_STATUSES
 from mnist_ray.scoring import schema
+from mnist_ray.scoring.ignored import Why
 
 FOLDER = Path(__file__).resolve().parent / "reference"
 COLUMNS = {
@@ -38,6 +39,7 @@ COLUMNS = {
     "detail": "what was found, as text",
     "size_bytes": "size of the file when the job listed it; -1 if it was missing, null for a row of a Parquet file",
     "change": "`changed` or `vanished`",
+    "why": "why the file is not scored: `hidden`, `other_suffix` or `no_image`, as below",
 }
 """What the columns of the tables hold."""
 
@@ -94,13 +96,15 @@ def _columns(columns: Iterable[pa.Field]) -> str:
 def _parts() -> dict[str, str]:
     """The generated parts of files.md and commands.md by their names, which the markers in the pages carry."""
     every, some = ([*schema.predictions(schema.NOTHING, number)] for number in (len(CLASSES), 3))
-    reasons = _docstrings(Reason)
+    reasons, whys = _docstrings(Reason), _docstrings(Why)
     return {
         "commands": "\n".join(part for kind in _COMMANDS for part in _command(kind)),
         "statuses": _table("Status, Meaning", ((f"{status}", meaning) for status, meaning in EXIT_STATUSES.items())),
         "predictions": _columns([*every[:-1], *some[-3:]]),
         "quarantine": _columns(schema.QUARANTINE),
         "changes": _columns(schema.CHANGES),
+        "ignored": _columns(schema.IGNORED),
+        "whys": _table("Why, Meaning", ((f"`{why}`", whys[why.name]) for why in Why)),
         "reasons": _table("Reason, Meaning", ((f"`{reason}`", reasons[reason.name]) for reason in Reason)),
     }
 

@@ -81,6 +81,8 @@ def score(config: ScoreConfig, console: Console) -> None:
     lines = [f"{summary['inputs']:,} inputs = {counts}{accuracy}"]
     if stale := summary.get("changed", 0) + summary.get("vanished", 0):
         lines.append(f"{stale:,} inputs have changed or are gone since they were scored: {out}/changes.parquet")
+    if summary["ignored"]:
+        lines.append(f"{summary['ignored']:,} other files were ignored: {out}/ignored.parquet lists them")
     lines += [f"  quarantined, {reason}: {count:,}" for reason, count in summary["reasons"].items()]
     lines.append(f"{summary['images_per_second']:,.0f} images/s over {summary['seconds']['total']:.1f} s")
     lines.append(f"predictions: {out}/predictions, summary: {out}/summary.json")

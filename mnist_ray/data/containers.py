@@ -11,6 +11,9 @@ MAX_PIXELS = 1 << 24
 MAX_BYTES = 64 << 20
 """Larger files are rejected: 64 MiB."""
 
+HEAD_BYTES = 256
+"""Bytes at the start of a file that are enough to recognise its format."""
+
 
 class Reason(StrEnum):
     """Why an input has no prediction. This list is complete."""
@@ -109,7 +112,7 @@ def _brands(data: bytes) -> frozenset[bytes]:
     """The brands that a file of boxes declares, such as HEIF, AVIF and MP4 files; empty for other files."""
     if data[4:8] != b"ftyp":
         return frozenset()
-    end = min(int.from_bytes(data[:4], "big"), len(data), 256)
+    end = min(int.from_bytes(data[:4], "big"), len(data), HEAD_BYTES)
     return frozenset(data[start : start + 4] for start in (8, *range(16, end, 4)))
 
 

@@ -67,7 +67,9 @@ class Plan:
     num_units: int = 0
     num_inputs: int = 0
     ignored: int = 0
-    """Files in input folders that are neither images nor Parquet."""
+    """Files in input folders that are not scored."""
+    ignored_digest: str = ""
+    """SHA-256 of the file that lists them; empty if there are none."""
     truths: tuple[str, ...] = ()
     """Where true digits were found: folder names, or columns."""
     fingerprint: str = ""

@@ -30,6 +30,9 @@ QUARANTINE = pa.schema([*_KEY, *_REASON, pa.field("size_bytes", pa.int64())])
 CHANGES = pa.schema([("source", pa.string()), ("change", pa.string())])
 """The table of changed inputs has a row for each planned source that has changed or is gone."""
 
+IGNORED = pa.schema([("source", pa.string()), ("size_bytes", pa.int64()), ("why", pa.string())])
+"""The table of ignored files has a row for each file of an input folder that is not scored."""
+
 NOTHING = pa.schema([])
 
 

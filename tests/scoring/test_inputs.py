@@ -8,8 +8,10 @@ import pytest
 
 from mnist_ray.data import patience
 from mnist_ray.data.digits import Splits
-from mnist_ray.data.listing import ImageFile
+from mnist_ray.data.images import encode_png
+from mnist_ray.data.listing import FileEntry, ImageFile
 from mnist_ray.errors import DataError, StorageError
+from mnist_ray.scoring.ignored import Ignored, Why
 from mnist_ray.scoring.inputs import Listing
 from mnist_ray.scoring.tables import Kept
 from tests.conftest import write_pickled_table
@@ -66,7 +68,7 @@ def test_a_folder_is_listed_to_its_depths(tree: Path) -> None:
     _, listing = listed(tree)
     assert shown(tree) == [("a.png", 3), ("b.JPG", 7), ("c.webp", None)]
     assert [Path(entry.uri).name for entry in listing.tables] == ["t.parquet"]
-    assert listing.ignored == 1
+    assert listing.ignored.count == 1
 
 
 def test_hidden_files_are_ignored(tree: Path) -> None:
@@ -75,8 +77,44 @@ def test_hidden_files_are_ignored(tree: Path) -> None:
         (tree / name).write_bytes(b"x")
     for item in (tree, f"{tree}/", f"{tree}/**"):
         assert [Path(image.entry.uri).name for image in listed(item)[0]] == ["a.png", "b.JPG", "c.webp"], item
-    assert listed(tree)[1].ignored == 1 + 4
+    assert listed(tree)[1].ignored.count == 1 + 4
     assert shown(tree / ".trash") == [("x.png", 7)], "a folder that is named is not hidden"
+
+
+def test_images_are_found_by_name_or_by_content(tree: Path, small: Splits) -> None:
+    """A file without a suffix is looked into. What is ignored is named with the reason."""
+    png = encode_png(small.test.images[0])
+    for name in ("3/scan", "7/whatsapp.JFIF", "7/phone.heic", "7/IMG.0001", "README", "a.b/scan", ".hidden/scan"):
+        (tree / name).parent.mkdir(exist_ok=True)
+        (tree / name).write_bytes(png if name.endswith("scan") else b"x")
+    found, listing = listed_with("folder", tree)
+    assert [(Path(image.entry.uri).name, image.truth) for image in found] == [
+        *[
+            ("a.png", 3),
+            ("scan", None),
+            ("b.JPG", 7),
+            ("phone.heic", 7),
+            ("whatsapp.JFIF", 7),
+            ("scan", None),
+            ("c.webp", None),
+        ],
+    ]
+    rows = pq.read_table(pa.BufferReader(listing.ignored.to_parquet())).to_pylist()
+    assert {row["source"].removeprefix(f"{tree}/"): row["why"] for row in rows} == {
+        ".hidden/scan": "hidden",
+        "7/IMG.0001": "other_suffix",
+        "README": "no_image",
+        "notes.txt": "other_suffix",
+    }
+    assert {row["size_bytes"] for row in rows} == {1, len(png)}
+
+
+def test_many_ignored_files_are_all_listed() -> None:
+    ignored = Ignored()
+    for number in range(40_000):
+        ignored.add(FileEntry(f"/data/{number}.txt", number, ""), Why.OTHER_SUFFIX)
+    table = pq.read_table(pa.BufferReader(ignored.to_parquet()))
+    assert (ignored.count, table["size_bytes"].to_pylist()) == (40_000, list(range(40_000)))
 
 
 def test_what_is_found_twice_is_listed_once(tree: Path) -> None:
