@@ -18,7 +18,8 @@ T = TypeVar("T")
 class FileEntry(NamedTuple):
     """A listed file: its path or URI, its size in bytes (-1 if unknown) and its version.
 
-    The version is the time of the last change of a local file, the ETag of an object, and empty if there is neither.
+    The version is the time of the last change of a local file, the ETag of an object, and empty if there is neither. For a file
+    of a manifest that is not there, it is the other place at which the file was looked for.
     """
 
     uri: str

@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 
 from mnist_ray.data import columns, csv_table, storage
 from mnist_ray.data.images import digit_of
-from mnist_ray.data.listing import ImageFile, batches, stat_files
+from mnist_ray.data.listing import FileEntry, ImageFile, batches, stat_files
 from mnist_ray.errors import DataError
 from mnist_ray.scoring.tables import Kept
 
 _BATCH = 1 << 14
+_STATS_AT_ONCE = 1024
 
 
 def lines(item: str, truth: str, truths: set[str], kept: Kept) -> Iterator[ImageFile] | None:
@@ -109,20 +110,42 @@ def _lists_paths(item: str) -> bool:
 
 
 def _images(item: str, truth: str, found: Iterable[Batch], truths: set[str]) -> Iterator[ImageFile]:
-    """The files of the paths. A relative path is relative to the folder of the manifest."""
+    """The files of the paths."""
     folder = item.rpartition("/")[0]
     try:
         for paths, labels, kept in found:
             for path in paths:
                 if "\0" in path or path.lower().endswith(".parquet"):
                     raise DataError(f"{item}: lists {path[:60]!r}; expected the path of an image file (in UTF-8) on every line")
-            uris = [path if "://" in path or path.startswith("/") else storage.join(folder, path) for path in paths]
-            if truth == "folder":
-                labels = [digit_of(uri) for uri in uris]
-                truths.add("folder names")
-            yield from map(ImageFile, stat_files(uris), labels or repeat(None), kept or repeat(()))
+            rows = zip(paths, labels or repeat(None), kept or repeat(()), strict=False)
+            for some in batches(rows, _STATS_AT_ONCE):
+                entries = _look_up([path for path, _, _ in some], folder)
+                for entry, (_, label, values) in zip(entries, some, strict=True):
+                    if truth == "folder":
+                        label = digit_of(entry.uri)
+                        truths.add("folder names")
+                    yield ImageFile(entry, label, values)
     except pa.ArrowException as error:
         raise _unreadable(item, error) from None
+
+
+def _look_up(paths: list[str], folder: str) -> list[FileEntry]:
+    """The entries of the paths. A relative one is in the folder of the manifest, or else in the working directory.
+
+    If it is in neither, the version of its entry says what was tried second.
+    """
+    relative = [not (path.startswith("/") or "://" in path) for path in paths]
+    uris = [storage.join(folder, path) if inside else path for path, inside in zip(paths, relative, strict=True)]
+    entries = list(stat_files(uris))
+    places = [place for place, inside in enumerate(relative) if inside and entries[place].size < 0]
+    seconds = [storage.absolute(paths[place]) for place in places]
+    for place, second in zip(places, stat_files(seconds), strict=True):
+        missing = entries[place]
+        if second.size >= 0:
+            entries[place] = second
+        elif second.uri != storage.absolute(missing.uri):
+            entries[place] = missing._replace(version=storage.to_text(second.uri))
+    return entries
 
 
 def _unreadable(item: str, error: Exception) -> DataError:

@@ -60,18 +60,23 @@ def read_unit(unit: WorkUnit, job: Job, crashed: Collection[int] = ()) -> Iterat
 
 
 def _read_files(rows: pa.Table, job: Job, crashed: Collection[int]) -> Chunk:
-    sources, sizes = rows["source"].to_pylist(), rows["size_bytes"].to_pylist()
+    sources, sizes, versions = (rows[name].to_pylist() for name in ("source", "size_bytes", "version"))
     contents = read_many([storage.from_text(source) for source in sources], MAX_BYTES)
     read_s, num_bytes = 0.0, 0
 
     def decoded() -> Iterator[Grey | Rejection]:
         nonlocal read_s, num_bytes
-        for position, (source, size) in enumerate(zip(sources, sizes, strict=True)):
+        for position, (source, size, version) in enumerate(zip(sources, sizes, versions, strict=True)):
             started = time.perf_counter()
             data = next(contents)
             read_s += time.perf_counter() - started
             num_bytes += len(data) if isinstance(data, bytes) else 0
-            yield _CRASHED if position in crashed else _changed(data, size) or to_grey(source, data)
+            if position in crashed:
+                yield _CRASHED
+            elif isinstance(data, FileNotFoundError) and size < 0 and version:
+                yield Rejection(Reason.MISSING, f"there is no such file, and no {version}")
+            else:
+                yield _changed(data, size) or to_grey(source, data)
 
     started = time.perf_counter()
     digits, rejected = normalise(decoded())

@@ -47,3 +47,28 @@ def test_ignored_files_are_counted_and_named(mixed: Path, run_dir: Path, run: Ru
     assert "other files were ignored" not in cli(*command, "--extend").stdout
     assert not (out / "ignored.parquet").exists()
     verify(str(out))
+
+
+@pytest.mark.parametrize("form", ["txt", "csv"])
+def test_relative_paths_of_a_manifest(
+    form: str, digit_folder: Path, run_dir: Path, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the folder of the manifest, else against the working directory. The quarantine says what was tried."""
+    images = sorted(digit_folder.rglob("*.png"))
+    for name, place in (("lists/both.png", 0), ("work/both.png", 299), ("work/sub/here.png", 299)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(images[place].read_bytes())
+    manifest = tmp_path / "lists" / f"list.{form}"
+    manifest.write_text("path\n" * (form == "csv") + "both.png\nsub/here.png\nsub/gone.png\n/gone.png\n")
+    monkeypatch.chdir(tmp_path / "work")
+    done = cli("score", f"../lists/list.{form}", "--model", str(run_dir), "--out", str(out), "--workers", "0")
+    assert done.returncode == 0, done.stderr
+    assert [(row["source"], row["label"]) for row in rows(out)] == [
+        (str(tmp_path / "lists/both.png"), 0),
+        (str(tmp_path / "work/sub/here.png"), 5),
+    ]
+    assert [(row["source"], row["detail"]) for row in rows(out, "quarantine")] == [
+        ("/gone.png", "there is no such file"),
+        (str(tmp_path / "lists/sub/gone.png"), f"there is no such file, and no {tmp_path / 'work/sub/gone.png'}"),
+    ]
+    verify(str(out))
