@@ -113,6 +113,7 @@ def score(
     image_column: str = "",
     truth: str = "auto",
     probabilities: str = "all",
+    max_quarantined: int | str = "",
     unit_rows: int = 0,
     sample: int = 0,
     address: str = "",
@@ -127,9 +128,10 @@ def score(
 
     In a script, call it below `if __name__ == "__main__":`, because it starts processes.
 
-    Raises `mnist_ray.errors.MnistRayError`: UsageError for a wrong argument, DataError if there is nothing to score or no image
-    can be read, ModelError for a damaged model, OutputError if `out` holds another job, ClusterError if Ray cannot be reached
-    or a process was killed, StorageError if storage fails.
+    Raises `mnist_ray.errors.MnistRayError`: UsageError for a wrong argument, DataError if there is nothing to score,
+    NothingScoredError if no input can be read, QuarantineError if more cannot be read than `max_quarantined` allows, ModelError
+    for a damaged model, OutputError if `out` holds another job, ClusterError if Ray cannot be reached or a process was killed,
+    StorageError if storage fails.
 
     >>> summary = mnist_ray.score("scans", model="runs/digits", out="tables/scans")
     >>> summary["inputs"] == summary["predicted"] + summary["quarantined"]
@@ -152,6 +154,7 @@ def score(
         image_column=image_column,
         truth=truth,
         probabilities=probabilities,
+        max_quarantined=str(max_quarantined),
         unit_rows=unit_rows,
         sample=sample,
         address=address,

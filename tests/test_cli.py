@@ -29,7 +29,7 @@ FLAGS = {
     ),
     ScoreConfig: (
         "inputs model image_column truth sample out resume extend rescore_changed overwrite keep probabilities "
-        "unit_rows workers processes device address dry_run price_per_node_hour log_format quiet"
+        "max_quarantined unit_rows workers processes device address dry_run price_per_node_hour log_format quiet"
     ),
     EvaluateConfig: "model data out device log_format quiet",
     PredictConfig: "images model",
@@ -138,7 +138,7 @@ def test_every_exit_status_is_documented() -> None:
         for error in vars(errors).values()
         if isinstance(error, type) and issubclass(error, errors.MnistRayError)
     }
-    assert statuses == {*range(1, 9), 143}
+    assert statuses == {*range(1, 11), 143}
     assert set(errors.EXIT_STATUSES) == statuses | {0, 130}
     for status in errors.EXIT_STATUSES:
         assert f"{status} " in DESCRIPTION
@@ -157,6 +157,12 @@ def test_every_exit_status_is_documented() -> None:
         ("score x --model nowhere --out OUT", 4, "nowhere: is neither a model bundle nor a finished run"),
         ("score x --model m --out OUT --resume --overwrite", 2, "--extend adds to it, and --overwrite replaces it"),
         ("score x --model m --out OUT --sample 5 --extend", 2, "--sample and --extend: give only one"),
+        (
+            "score x --model m --out OUT --max-quarantined few",
+            2,
+            "--max-quarantined few: expected a number of inputs (100), or",
+        ),
+        ("score x --model m --out OUT --max-quarantined 101%", 2, "--max-quarantined 101%: expected"),
         ("score x --model m --out OUT --sample -1", 2, "--sample -1: expected a number of inputs"),
         ("evaluate --model nowhere", 4, "nowhere: is neither"),
         ("verify nowhere", 5, "holds no scoring job"),

@@ -7,11 +7,11 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from mnist_ray.config.common import Output, Switch, flag
-from mnist_ray.flags import Device, probabilities, require, scoring_pool
+from mnist_ray.flags import Device, most_quarantined, probabilities, require, scoring_pool
 
 _RESOURCES = {
     *("model", "out", "workers", "processes", "device", "resume", "extend", "rescore_changed", "overwrite", "address"),
-    *("dry_run", "price_per_node_hour", "log_format", "quiet"),
+    *("max_quarantined", "dry_run", "price_per_node_hour", "log_format", "quiet"),
 }
 """Flags that cannot change the rows of the table."""
 
@@ -53,6 +53,8 @@ class _Table:
     """Columns of tables and manifests to copy into the prediction table."""
     probabilities: Annotated[str, flag("all|none|topN")] = "all"
     """Probabilities to write for each image: all (one for each class), none, or only the highest (top1 to top9)."""
+    max_quarantined: Annotated[str, flag("N|P%", "no limit")] = ""
+    """Stop as soon as more inputs than this are sure to be quarantined. The table so far is kept, and --resume continues it."""
     unit_rows: Annotated[int, flag("N", "as many as take a fraction of a second")] = 0
     """Images per unit of work. Each unit becomes one file of the table."""
 
@@ -94,6 +96,7 @@ class ScoreConfig(Output, _Worker, _Table, _Input):
         scoring_pool(self.workers)
         require(self.processes >= 0, f"--processes {self.processes}: expected at least 1, or 0 for one per CPU")
         probabilities(self.probabilities)
+        most_quarantined(self.max_quarantined, None)
         rows = self.unit_rows
         require(rows >= 0, f"--unit-rows {rows}: expected at least 1, or 0 to choose the size by the number of bytes")
         require(self.sample >= 0, f"--sample {self.sample}: expected a number of inputs, or 0 for all")

@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mnist_ray.errors import QuarantineError
 from mnist_ray.scoring.verify import verify
 from tests.conftest import cli
-from tests.scoring.conftest import Run, rows
+from tests.scoring.conftest import Run, parts, rows
 
 
 @pytest.fixture
@@ -71,4 +72,45 @@ def test_relative_paths_of_a_manifest(
         ("/gone.png", "there is no such file"),
         (str(tmp_path / "lists/sub/gone.png"), f"there is no such file, and no {tmp_path / 'work/sub/gone.png'}"),
     ]
+    verify(str(out))
+
+
+@pytest.fixture
+def damaged(digit_folder: Path, tmp_path: Path) -> Path:
+    """200 inputs, of which the first 20 are no images."""
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    for number, path in enumerate(sorted(digit_folder.rglob("*.png"))[:200]):
+        (folder / path.name).write_bytes(b"no" if number < 20 else path.read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize(("allowed", "done"), [("5", 10), ("4%", 10), ("15", 20), ("19", 20), ("20", 200), ("10%", 200)])
+def test_a_job_stops_early_if_too_many_inputs_are_quarantined(
+    allowed: str, done: int, run: Run, damaged: Path, out: Path
+) -> None:
+    if done == 200:
+        assert run(damaged, out=out, unit_rows=10, max_quarantined=allowed)["quarantined"] == 20
+        return
+    with pytest.raises(QuarantineError, match=rf"{done} of the first {done} inputs .* --max-quarantined {allowed} allows"):
+        run(damaged, out=out, unit_rows=10, max_quarantined=allowed)
+    kept = parts(out)
+    assert len(kept) >= done // 10
+    summary = run(damaged, out=out, unit_rows=10, max_quarantined="10%", resume=True)
+    assert (summary["predicted"], summary["quarantined"]) == (180, 20)
+    assert kept.items() <= parts(out).items()
+    verify(str(out))
+
+
+def test_the_last_inputs_do_not_hide_that_too_many_are_quarantined(run: Run, damaged: Path, out: Path) -> None:
+    with pytest.raises(QuarantineError, match=r"20 of 200 inputs .* allows \(not_an_image: 20\); .* The table is complete"):
+        run(damaged, out=out, unit_rows=1000, max_quarantined="1%")
+    verify(str(out))
+
+
+def test_a_job_that_scored_nothing_has_a_status_of_its_own(run_dir: Path, run: Run, tmp_path: Path, out: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no")
+    done = cli("score", str(tmp_path / "bad.png"), "--model", str(run_dir), "--out", str(out), "--workers", "0")
+    assert done.returncode == 9
+    assert "none of 1 inputs could be scored (not_an_image: 1)" in done.stderr
     verify(str(out))
