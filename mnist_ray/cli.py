@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -25,8 +26,8 @@ from mnist_ray.config import (
     VerifyConfig,
 )
 from mnist_ray.console import Console
-from mnist_ray.errors import EXIT_STATUSES, MnistRayError, UsageError
-from mnist_ray.flags import output_path
+from mnist_ray.errors import EXIT_STATUSES, MnistRayError, StorageError, UsageError
+from mnist_ray.flags import expand_home, output_path
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -139,7 +140,7 @@ def predict(config: PredictConfig, console: Console) -> None:
     from mnist_ray.artifact import bundle
     from mnist_ray.artifact.predictor import Predictor, pick_device
     from mnist_ray.data.bulk import read_many
-    from mnist_ray.data.containers import MAX_BYTES, Rejection
+    from mnist_ray.data.containers import MAX_BYTES, Reason, Rejection
     from mnist_ray.data.digits import CLASSES
     from mnist_ray.data.images import to_digits
     from mnist_ray.errors import DataError
@@ -150,6 +151,7 @@ def predict(config: PredictConfig, console: Console) -> None:
     for name, data in zip(config.images, read_many(list(config.images), MAX_BYTES), strict=True):
         grey = to_grey(name, data)
         if isinstance(grey, Rejection):
+            _require_no_inputs_of_score(name, grey.reason in (Reason.MISSING, Reason.UNREADABLE), config.model)
             num_rejected += 1
             console.line(f"{name}: {grey.reason}: {grey.detail}")
             continue
@@ -157,6 +159,18 @@ def predict(config: PredictConfig, console: Console) -> None:
         console.line(f"{name}: {CLASSES[predictions.labels[0]]} (confidence {predictions.confidence[0]:.1%})")
     if num_rejected:
         raise DataError(f"{num_rejected} of {len(config.images)} images could not be read; the reasons are printed above")
+
+
+def _require_no_inputs_of_score(name: str, unread: bool, model: str) -> None:
+    """Raise UsageError if what is no image is an input of `score`: a table, a manifest, or, if it was not read, a folder."""
+    from mnist_ray.data import storage
+
+    is_folder = False
+    with suppress(StorageError):  # such as one whose storage may not be listed
+        is_folder = unread and storage.is_folder(name)
+    if is_folder or name.lower().endswith((".parquet", ".csv", ".tsv", ".txt", ".lst")):
+        command = shlex.join(["mnist-ray", "score", name, "--model", model, "--out", "TABLE"])
+        raise UsageError(f"{name}: predict takes image files; for a folder, a table or a manifest, use `{command}`")
 
 
 def verify(config: VerifyConfig, console: Console) -> None:
@@ -277,7 +291,7 @@ def _parse(args: list[str]) -> Any:
 
 def main(args: list[str] | None = None) -> int:
     """Run the command that `args` (default: those of this process) name, and return its exit status."""
-    args = sys.argv[1:] if args is None else args
+    args = [expand_home(arg) for arg in (sys.argv[1:] if args is None else args)]
     console, config = Console(), None
     try:
         if args == ["--version"]:

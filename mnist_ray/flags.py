@@ -20,6 +20,11 @@ def require(holds: bool, message: str) -> None:
         raise UsageError(message)
 
 
+def expand_home(text: str) -> str:
+    """A path, or a flag with a path behind `=`, whose `~` is replaced by the home folder. A shell does not do it there."""
+    return re.sub(r"^(--[\w-]+=)?~(?=/|$)", lambda found: f"{found[1] or ''}{Path.home()}", text)
+
+
 def output_path(out: str) -> str:
     """The absolute path, or the URI, that `--out` names.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import mnist_ray
 from mnist_ray import __version__, errors
 from mnist_ray.cli import _COMMANDS, DESCRIPTION, _parse, main
 from mnist_ray.config import (
@@ -21,6 +22,7 @@ from mnist_ray.config import (
     VerifyConfig,
 )
 from mnist_ray.recipes import RECIPES
+from tests.conftest import cli
 
 FLAGS = {
     TrainConfig: (
@@ -203,6 +205,31 @@ def test_predict_prints_every_image(
     assert f"{seven}: 0" in out
     assert "no.png: missing" in out
     assert err == "error: 2 of 3 images could not be read; the reasons are printed above\n"
+
+
+def test_predict_names_score_for_its_inputs(run_dir: Path, digit_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a.png")
+    for item in (str(digit_folder), str(tmp_path / "list.txt")):
+        done = cli("predict", item, "--model", str(run_dir))
+        assert done.returncode == 2
+        assert f"{item}: predict takes image files" in done.stderr
+        assert f"`mnist-ray score {item} --model {run_dir} --out TABLE`" in done.stderr
+
+
+@pytest.mark.parametrize("form", ["--out=~/tab", "--out ~/tab"])
+def test_the_home_folder_is_found_behind_a_flag(
+    form: str, run_dir: Path, digit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "0").symlink_to(digit_folder / "0")
+    (tmp_path / "run").symlink_to(run_dir)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    done = cli("score", "~/0/*.png", "--model=~/run", *form.split(), "--workers", "0", "--sample", "5")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "tab" / "commit.json").exists()
+    assert not (tmp_path / "~").exists()
+    assert len(mnist_ray.read_table("~/tab")) == 5
+    assert len(mnist_ray.read_table(Path("~/tab"))) == 5
 
 
 def test_evaluate_writes_what_it_prints(run_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
