@@ -1,8 +1,42 @@
-"""The columns of the plan, of the prediction table and of the quarantine table."""
+"""The columns of the plan and of the tables that a job writes. Those of the tables carry their unit and meaning."""
+
+from collections.abc import Iterable
 
 import pyarrow as pa
 
 from mnist_ray.data.digits import CLASSES
+
+MEANINGS = {
+    "source": ("", "path or URI of the input file: an image, or the table that holds the image"),
+    "row": ("rows", "position in the table, from 0; null for an image file"),
+    "label": ("class", f"predicted class: the position of its name, from 0 to {len(CLASSES) - 1}"),
+    "confidence": ("probability", "probability of the predicted class, from 0 to 1"),
+    "probabilities": ("probability", "probability of each class, in their order; the sum is 1"),
+    "top_labels": (
+        "class",
+        "with `--probabilities topN` instead of `probabilities`: the most probable classes, the first one first",
+    ),
+    "top_probabilities": ("probability", "the probabilities of `top_labels`"),
+    "truth": ("class", "true class; null if it is unknown"),
+    "reason": ("", "why the input has no prediction: one of the reasons below"),
+    "detail": ("", "what was found, as text"),
+    "size_bytes": ("bytes", "size of the file when the job listed it; -1 if it was missing, null for a row of a table"),
+    "change": ("", "`changed` or `vanished`"),
+    "why": ("", "why the file is not scored: `hidden`, `other_suffix` or `no_image`"),
+}
+"""The unit and the meaning of each column. A column without a unit is text."""
+_COPIED = ("as in the input", "copied from the input, as `--keep` says")
+
+
+def _described(fields: Iterable[pa.Field], kept: Iterable[pa.Field] = ()) -> pa.Schema:
+    """Columns that carry their unit and meaning as metadata, which Parquet files keep. The kept columns follow the key."""
+    own = [_with_meaning(field, *MEANINGS[field.name]) for field in fields]
+    return pa.schema([*own[: len(_KEY)], *(_with_meaning(field, *_COPIED) for field in kept), *own[len(_KEY) :]])
+
+
+def _with_meaning(field: pa.Field, unit: str, meaning: str) -> pa.Field:
+    return field.with_metadata({"unit": unit, "description": meaning})
+
 
 PLAN = pa.schema(
     [
@@ -24,13 +58,13 @@ _KEY = [pa.field("source", pa.string(), nullable=False), pa.field("row", pa.int6
 _PREDICTION = [pa.field("label", pa.uint8(), nullable=False), pa.field("confidence", pa.float32(), nullable=False)]
 _TRUTH = pa.field("truth", pa.uint8())
 _REASON = [pa.field("reason", pa.string(), nullable=False), pa.field("detail", pa.string(), nullable=False)]
-QUARANTINE = pa.schema([*_KEY, *_REASON, pa.field("size_bytes", pa.int64())])
+QUARANTINE = _described([*_KEY, *_REASON, pa.field("size_bytes", pa.int64())])
 """The quarantine table has a row for each rejected input."""
 
-CHANGES = pa.schema([("source", pa.string()), ("change", pa.string())])
+CHANGES = _described([pa.field("source", pa.string()), pa.field("change", pa.string())])
 """The table of changed inputs has a row for each planned source that has changed or is gone."""
 
-IGNORED = pa.schema([("source", pa.string()), ("size_bytes", pa.int64()), ("why", pa.string())])
+IGNORED = _described([pa.field("source", pa.string()), pa.field("size_bytes", pa.int64()), pa.field("why", pa.string())])
 """The table of ignored files has a row for each file of an input folder that is not scored."""
 
 NOTHING = pa.schema([])
@@ -43,4 +77,4 @@ def predictions(kept: pa.Schema, probabilities: int) -> pa.Schema:
     else:
         columns = {"top_labels": pa.uint8(), "top_probabilities": pa.float32()} if probabilities else {}
     lists = [pa.field(name, pa.list_(kind, probabilities), nullable=False) for name, kind in columns.items()]
-    return pa.schema([*_KEY, *kept, *_PREDICTION, *lists, _TRUTH])
+    return _described([*_KEY, *_PREDICTION, *lists, _TRUTH], kept)

@@ -4,11 +4,13 @@ import io
 from pathlib import Path
 
 import pillow_heif
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from mnist_ray.errors import QuarantineError
+from mnist_ray.scoring import schema
 from mnist_ray.scoring.verify import verify
 from tests.conftest import cli
 from tests.scoring.conftest import Run, parts, rows
@@ -113,4 +115,20 @@ def test_a_job_that_scored_nothing_has_a_status_of_its_own(run_dir: Path, run: R
     done = cli("score", str(tmp_path / "bad.png"), "--model", str(run_dir), "--out", str(out), "--workers", "0")
     assert done.returncode == 9
     assert "none of 1 inputs could be scored (not_an_image: 1)" in done.stderr
+    verify(str(out))
+
+
+@pytest.mark.parametrize("probabilities", ["all", "top3"])
+def test_every_column_carries_its_unit_and_meaning(
+    probabilities: str, run: Run, damaged: Path, tmp_path: Path, out: Path
+) -> None:
+    paths = [str(path) for path in sorted(damaged.iterdir())[15:25]]
+    pq.write_table(pa.table({"path": paths, "why": range(10)}), tmp_path / "list.parquet")
+    run(tmp_path / "list.parquet", out=out, keep="why", probabilities=probabilities)
+    for table in ("predictions", "quarantine"):
+        for field in pq.read_schema(next((out / table).iterdir())):
+            about = {name.decode(): text.decode() for name, text in field.metadata.items()}
+            copied = ("as in the input", "copied from the input, as `--keep` says")
+            expected = copied if field.name == "why" else schema.MEANINGS[field.name]
+            assert (about["unit"], about["description"]) == expected
     verify(str(out))
