@@ -23,25 +23,9 @@ from mnist_ray.data.containers import Reason
 from mnist_ray.data.digits import CLASSES
 from mnist_ray.errors import EXIT_STATUSES
 from mnist_ray.scoring import schema
+from mnist_ray.scoring.ignored import Why
 
 FOLDER = Path(__file__).resolve().parent / "reference"
-COLUMNS = {
-    "source": "path or URI of the image file, or of the Parquet file that holds the image",
-    "row": "position in the Parquet file, from 0; null for an image file",
-    "label": "predicted digit",
-    "confidence": "probability of the predicted digit, from 0 to 1",
-    "digit_likeness": "share of the model's held-out digits that look less like a digit, from 0 to 1; below 0.01: no digit",
-    "needs_review": "with `--target-error`: the confidence is too low for the promise, or `digit_likeness` is below 0.01",
-    "probabilities": "probability of each digit, 0 to 9",
-    "top_labels": "with `--probabilities topN` instead of `probabilities`: the N most probable digits, the most probable first",
-    "top_probabilities": "the probabilities of `top_labels`",
-    "truth": "true digit; null if it is unknown",
-    "reason": "why the input has no prediction: one of the reasons below",
-    "detail": "what was found, as text",
-    "size_bytes": "size of the file when the job listed it; -1 if it was missing, null for a row of a Parquet file",
-    "change": "`changed` or `vanished`",
-}
-"""What the columns of the tables hold."""
 
 
 def _docstrings(kind: type) -> dict[str, str]:
@@ -87,22 +71,36 @@ def _command(kind: type) -> Iterator[str]:
         yield (f"**{str(group.__doc__).rstrip('.')}**\n\n" if groups else "") + _table("Flag, Default, Meaning", rows)
 
 
-def _columns(columns: Iterable[pa.Field]) -> str:
-    """The columns of a table."""
-    kinds = {column.name: re.sub(r"fixed_size_list<item: (\w+)>.*", r"list of \1", str(column.type)) for column in columns}
-    return _table("Column, Type, Content", ((f"`{name}`", kind, COLUMNS[name]) for name, kind in kinds.items()))
+def _columns(tables: dict[str, Iterable[pa.Field]]) -> str:
+    """The columns of tables. A column that several have is one row."""
+    found: dict[str, tuple[pa.Field, list[str]]] = {}
+    for table, columns in tables.items():
+        for column in columns:
+            found.setdefault(column.name, (column, []))[1].append(table)
+    rows = []
+    for name, (column, inside) in found.items():
+        kind = re.sub(r"fixed_size_list<item: (\w+)>.*", r"list of \1", str(column.type))
+        unit, meaning = schema.MEANINGS[name]
+        rows.append((f"`{name}`", ", ".join(inside), kind, unit, meaning))
+    return _table("Column, Table, Type, Unit, Meaning", rows)
 
 
 def _parts() -> dict[str, str]:
     """The generated parts of files.md and commands.md by their names, which the markers in the pages carry."""
     every, some = ([*schema.predictions(schema.NOTHING, number, review=True)] for number in (len(CLASSES), 3))
-    reasons = _docstrings(Reason)
+    reasons, whys = _docstrings(Reason), _docstrings(Why)
     return {
         "commands": "\n".join(part for kind in _COMMANDS for part in _command(kind)),
         "statuses": _table("Status, Meaning", ((f"{status}", meaning) for status, meaning in EXIT_STATUSES.items())),
-        "predictions": _columns([*every[:-1], *some[-3:]]),
-        "quarantine": _columns(schema.QUARANTINE),
-        "changes": _columns(schema.CHANGES),
+        "columns": _columns(
+            {
+                "predictions": [*every[:-1], *some[-3:]],
+                "quarantine": schema.QUARANTINE,
+                "changes": schema.CHANGES,
+                "ignored": schema.IGNORED,
+            }
+        ),
+        "whys": _table("Why, Meaning", ((f"`{why}`", whys[why.name]) for why in Why)),
         "reasons": _table("Reason, Meaning", ((f"`{reason}`", reasons[reason.name]) for reason in Reason)),
     }
 

@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -27,7 +28,7 @@ from mnist_ray.config import (
 )
 from mnist_ray.console import Console, StandardFile, standard_streams
 from mnist_ray.errors import EXIT_STATUSES, MnistRayError, StorageError, UsageError
-from mnist_ray.flags import output_path
+from mnist_ray.flags import expand_home, output_path
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -82,6 +83,8 @@ def score(config: ScoreConfig, console: Console) -> None:
     lines = [f"{summary['inputs']:,} inputs = {counts}{accuracy}"]
     if stale := summary.get("changed", 0) + summary.get("vanished", 0):
         lines.append(f"{stale:,} inputs have changed or are gone since they were scored: {out}/changes.parquet")
+    if summary["ignored"]:
+        lines.append(f"{summary['ignored']:,} other files were ignored: {out}/ignored.parquet lists them")
     if summary["unlike"]:
         lines.append(
             f"  not like a digit: {summary['unlike']:,} ({summary['unlike'] / summary['predicted']:.1%}; 1 % is usual)"
@@ -144,7 +147,7 @@ def predict(config: PredictConfig, console: Console) -> None:
     from mnist_ray.artifact import bundle
     from mnist_ray.artifact.predictor import Predictor, pick_device
     from mnist_ray.data.bulk import read_many
-    from mnist_ray.data.containers import MAX_BYTES, Rejection
+    from mnist_ray.data.containers import MAX_BYTES, Reason, Rejection
     from mnist_ray.data.digits import CLASSES, UNLIKE
     from mnist_ray.data.images import to_digits
     from mnist_ray.errors import DataError
@@ -155,6 +158,7 @@ def predict(config: PredictConfig, console: Console) -> None:
     for name, data in zip(config.images, read_many(list(config.images), MAX_BYTES), strict=True):
         grey = to_grey(name, data)
         if isinstance(grey, Rejection):
+            _require_no_inputs_of_score(name, grey.reason in (Reason.MISSING, Reason.UNREADABLE), config.model)
             num_rejected += 1
             console.line(f"{name}: {grey.reason}: {grey.detail}")
             continue
@@ -163,6 +167,18 @@ def predict(config: PredictConfig, console: Console) -> None:
         console.line(f"{name}: {CLASSES[predictions.labels[0]]} (confidence {predictions.confidence[0]:.1%}{doubt})")
     if num_rejected:
         raise DataError(f"{num_rejected} of {len(config.images)} images could not be read; the reasons are printed above")
+
+
+def _require_no_inputs_of_score(name: str, unread: bool, model: str) -> None:
+    """Raise UsageError if what is no image is an input of `score`: a table, a manifest, or, if it was not read, a folder."""
+    from mnist_ray.data import storage
+
+    is_folder = False
+    with suppress(StorageError):  # such as one whose storage may not be listed
+        is_folder = unread and storage.is_folder(name)
+    if is_folder or name.lower().endswith((".parquet", ".csv", ".tsv", ".txt", ".lst")):
+        command = shlex.join(["mnist-ray", "score", name, "--model", model, "--out", "TABLE"])
+        raise UsageError(f"{name}: predict takes image files; for a folder, a table or a manifest, use `{command}`")
 
 
 def verify(config: VerifyConfig, console: Console) -> None:
@@ -286,7 +302,7 @@ def main(args: list[str] | None = None) -> int:
     if args is None:
         _take_names_for_utf8()
     with standard_streams() as out:
-        return _run(sys.argv[1:] if args is None else args, out)
+        return _run([expand_home(arg) for arg in (sys.argv[1:] if args is None else args)], out)
 
 
 def _take_names_for_utf8() -> None:

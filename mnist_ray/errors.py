@@ -14,6 +14,8 @@ EXIT_STATUSES = {
     6: "inputs and table do not add up",
     7: "the Ray cluster is unreachable or too small, or lost its workers",
     8: "storage failed",
+    9: "no input could be scored",
+    10: "more inputs are quarantined than --max-quarantined allows",
     130: "interrupted",
     143: "stopped on request, with finished work kept",
 }
@@ -65,6 +67,18 @@ class StorageError(MnistRayError):
     """Storage failed to list, read or write."""
 
     exit_status = 8
+
+
+class NothingScoredError(MnistRayError):
+    """A scoring job has quarantined all its inputs."""
+
+    exit_status = 9
+
+
+class QuarantineError(MnistRayError):
+    """A scoring job has quarantined more inputs than `--max-quarantined` allows."""
+
+    exit_status = 10
 
 
 class DefectError(Exception):

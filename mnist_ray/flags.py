@@ -1,7 +1,8 @@
-"""Checks the values of flags, and parses --workers, --checkpoint-every and --probabilities."""
+"""Checks the values of flags, and parses --workers, --checkpoint-every, --probabilities and --max-quarantined."""
 
 import os
 import re
+from math import inf
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,11 @@ def require(holds: bool, message: str) -> None:
     """Raise UsageError with this message if a condition does not hold."""
     if not holds:
         raise UsageError(message)
+
+
+def expand_home(text: str) -> str:
+    """A path, or a flag with a path behind `=`, whose `~` is replaced by the home folder. A shell does not do it there."""
+    return re.sub(r"^(--[\w-]+=)?~(?=/|$)", lambda found: f"{found[1] or ''}{Path.home()}", text)
 
 
 def output_path(out: str) -> str:
@@ -75,3 +81,16 @@ def probabilities(wanted: str) -> int | None:
     if not found:
         raise UsageError(f"--probabilities {wanted}: expected none, all, or top1 to top9")
     return int(found[1] or 0) if wanted != "all" else None
+
+
+def most_quarantined(allowed: str, inputs: int | None) -> float:
+    """How many inputs `--max-quarantined` allows to be quarantined: `10` is 10, and `1%` a share of `inputs`.
+
+    Empty text has no limit. A share of an unknown number of inputs has no limit yet. Raises UsageError for other text.
+    """
+    found = re.fullmatch(r"(\d+)|(\d+\.?\d*|\.\d+) ?%", allowed or "0")
+    if not found or float(found[2] or 0) > 100:
+        raise UsageError(f"--max-quarantined {allowed}: expected a number of inputs (100), or a share of them (1%)")
+    if found[1]:
+        return float(allowed) if allowed else inf
+    return inf if inputs is None else float(found[2]) / 100 * inputs

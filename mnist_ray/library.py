@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mnist_ray.config import Device, Precision, ScoreConfig, TrainConfig
 from mnist_ray.console import Console, Quiet
 from mnist_ray.errors import AccountingError, DataError, UsageError, first_line
+from mnist_ray.flags import expand_home
 from mnist_ray.recipes import RecipeName
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 """Modes of PIL images that a PNG file can hold."""
 _READERS = 16
 """Files of a table that are read at once."""
+
+
+def _text(path: Path) -> str:
+    return expand_home(os.fspath(path))
 
 
 def train(
@@ -76,8 +81,8 @@ def train(
     from mnist_ray.train_job import train as run_training
 
     config = TrainConfig(
-        out=os.fspath(out),
-        data=os.fspath(data),
+        out=_text(out),
+        data=_text(data),
         recipe=recipe,
         workers=str(workers),
         device=device,
@@ -114,6 +119,7 @@ def score(
     truth: str = "auto",
     probabilities: str = "all",
     target_error: str = "",
+    max_quarantined: int | str = "",
     unit_rows: int = 0,
     sample: int = 0,
     address: str = "",
@@ -128,9 +134,10 @@ def score(
 
     In a script, call it below `if __name__ == "__main__":`, because it starts processes.
 
-    Raises `mnist_ray.errors.MnistRayError`: UsageError for a wrong argument, DataError if there is nothing to score or no image
-    can be read, ModelError for a damaged model, OutputError if `out` holds another job, ClusterError if Ray cannot be reached
-    or a process was killed, StorageError if storage fails.
+    Raises `mnist_ray.errors.MnistRayError`: UsageError for a wrong argument, DataError if there is nothing to score,
+    NothingScoredError if no input can be read, QuarantineError if more cannot be read than `max_quarantined` allows, ModelError
+    for a damaged model, OutputError if `out` holds another job, ClusterError if Ray cannot be reached or a process was killed,
+    StorageError if storage fails.
 
     >>> summary = mnist_ray.score("scans", model="runs/digits", out="tables/scans")
     >>> summary["inputs"] == summary["predicted"] + summary["quarantined"]
@@ -139,9 +146,9 @@ def score(
     from mnist_ray.score_job import score as run_scoring
 
     config = ScoreConfig(
-        inputs=tuple(os.fspath(item) for item in ([inputs] if isinstance(inputs, str | os.PathLike) else inputs)),
-        model=os.fspath(model),
-        out=os.fspath(out),
+        inputs=tuple(_text(item) for item in ([inputs] if isinstance(inputs, str | os.PathLike) else inputs)),
+        model=_text(model),
+        out=_text(out),
         workers=str(workers),
         processes=processes,
         device=device,
@@ -154,6 +161,7 @@ def score(
         truth=truth,
         probabilities=probabilities,
         target_error=target_error,
+        max_quarantined=str(max_quarantined),
         unit_rows=unit_rows,
         sample=sample,
         address=address,
@@ -223,7 +231,7 @@ def _decoded(images: Iterable[OneImage]) -> Iterator["Grey | Rejection"]:
     from mnist_ray.data.images import decode
     from mnist_ray.scoring.read import to_grey
 
-    contents = read_many([os.fspath(image) for image in images if isinstance(image, str | os.PathLike)], MAX_BYTES)
+    contents = read_many([_text(image) for image in images if isinstance(image, str | os.PathLike)], MAX_BYTES)
     for image in images:
         if isinstance(image, str | os.PathLike):
             yield to_grey(os.fspath(image), next(contents))
@@ -264,7 +272,7 @@ def load_model(model: Path, *, device: Device = "auto") -> Model:
     from mnist_ray.artifact import bundle
     from mnist_ray.artifact.predictor import Predictor, pick_device
 
-    loaded = bundle.load(os.fspath(model))
+    loaded = bundle.load(_text(model))
     return Model(Predictor.ready(loaded, pick_device(device)), loaded.card, loaded.digest)
 
 
@@ -295,7 +303,7 @@ def read_table(
     from mnist_ray.data import storage
     from mnist_ray.scoring.parts import DAMAGE, PREDICTIONS, QUARANTINE, part_name
 
-    folder = storage.absolute(os.fspath(out))
+    folder = storage.absolute(_text(out))
     schema, parts = _committed(folder, quarantine)
     expression = pq.filters_to_expression(where) if isinstance(where, list) else where
     empty = _select(schema.empty_table(), columns, expression)

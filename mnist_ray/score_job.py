@@ -15,8 +15,8 @@ from mnist_ray.config import ScoreConfig
 from mnist_ray.console import Console
 from mnist_ray.data import storage
 from mnist_ray.data.measures import review_below
-from mnist_ray.errors import DataError, OutputError, StorageError, UsageError, first_line
-from mnist_ray.flags import output_path, scoring_pool, share
+from mnist_ray.errors import NothingScoredError, OutputError, QuarantineError, StorageError, UsageError, first_line
+from mnist_ray.flags import most_quarantined, output_path, scoring_pool, share
 from mnist_ray.run import processes
 from mnist_ray.run.clock import Clock
 from mnist_ray.run.owner import Owner, owning, require_free
@@ -102,19 +102,40 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
             begin(planner.plan, config.out, replace=held is None)
         clock.ready()
         with _few_objects_to_collect():
-            tally = _score(results, planner, finished.values(), clock, owner, console)
+            tally = _score(results, planner, finished.values(), clock, owner, config, console)
             plan = planner.complete()
         for unit in planner.units.keys() & finished:
             tally.add(finished[unit])
         sweep(config.out, {unit: quarantined for unit, (_, quarantined) in tally.parts.items()})
         summary = commit(plan, planner.units, job, tally, {**clock.report(tally.total.seconds, workers), **planner.changes})
         _report(config, summary, card, console)
-    if not summary["predicted"]:
-        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in summary["reasons"].items())
-        raise DataError(
-            f"{config.out}: none of {summary['inputs']:,} inputs could be scored ({reasons}); {config.out}/quarantine says why"
-        )
+    _require_predictions(config, summary)
     return summary
+
+
+def _require_predictions(config: ScoreConfig, summary: dict[str, Any]) -> None:
+    """Raise an error if a complete table has no prediction, or more quarantined inputs than allowed."""
+    inputs, quarantined = summary["inputs"], summary["quarantined"]
+    reasons = ", ".join(f"{reason}: {count:,}" for reason, count in summary["reasons"].items())
+    why = f"({reasons}); {config.out}/quarantine says why"
+    if not summary["predicted"]:
+        raise NothingScoredError(f"{config.out}: none of {inputs:,} inputs could be scored {why}")
+    if quarantined > most_quarantined(config.max_quarantined, inputs):
+        raise QuarantineError(
+            f"{config.out}: {quarantined:,} of {inputs:,} inputs are quarantined, more than --max-quarantined "
+            f"{config.max_quarantined} allows {why}. The table is complete"
+        )
+
+
+def _require_few_quarantined(config: ScoreConfig, planner: Planner, done: int, quarantined: int) -> None:
+    """Raise QuarantineError if too many of the `done` inputs are quarantined, and there are others to score."""
+    known = planner.num_inputs if planner.listed else None
+    if quarantined > most_quarantined(config.max_quarantined, known) and done != known:
+        raise QuarantineError(
+            f"{config.out}: {quarantined:,} of the first {done:,} inputs are quarantined, more than --max-quarantined "
+            f"{config.max_quarantined} allows; {config.out}/quarantine says why. The other inputs are not scored: run again "
+            "with --resume and a higher --max-quarantined to score them"
+        )
 
 
 def _report(config: ScoreConfig, summary: dict[str, Any], card: dict[str, Any], console: Console) -> None:
@@ -230,6 +251,7 @@ def _score(
     earlier: Collection[UnitResult],
     clock: Clock,
     owner: Owner,
+    config: ScoreConfig,
     console: Console,
 ) -> Tally:
     """Count the results of the units; None among them says that none came for a while.
@@ -237,13 +259,14 @@ def _score(
     `earlier` are those that an earlier start of the job has scored.
     """
     tally = Tally()
-    done, quarantined = sum(unit.inputs for unit in earlier), sum(unit.quarantined for unit in earlier)
+    before = UnitResult("", sum(unit.predicted for unit in earlier), sum(unit.quarantined for unit in earlier))
     with closing(results):
         for result in results:
             if result and tally.add(result):
                 clock.scored(result)
-                total = tally.total
-                _show(planner, done + total.inputs, quarantined + total.quarantined, clock.images_per_second(), console)
+                done, quarantined = before.inputs + tally.total.inputs, before.quarantined + tally.total.quarantined
+                _show(planner, done, quarantined, clock.images_per_second(), console)
+                _require_few_quarantined(config, planner, done, quarantined)
             owner.require()
             owner.raise_if_stopped("run again with --resume to score the rest")
     return tally

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import mnist_ray
 from mnist_ray import __version__, errors
 from mnist_ray.cli import _COMMANDS, DESCRIPTION, _parse, main
 from mnist_ray.config import (
@@ -21,6 +22,7 @@ from mnist_ray.config import (
     VerifyConfig,
 )
 from mnist_ray.recipes import RECIPES
+from tests.conftest import cli
 
 FLAGS = {
     TrainConfig: (
@@ -29,7 +31,7 @@ FLAGS = {
     ),
     ScoreConfig: (
         "inputs model image_column truth sample out resume extend rescore_changed overwrite keep probabilities target_error "
-        "unit_rows workers processes device address dry_run price_per_node_hour log_format quiet"
+        "max_quarantined unit_rows workers processes device address dry_run price_per_node_hour log_format quiet"
     ),
     EvaluateConfig: "model data out device log_format quiet",
     PredictConfig: "images model",
@@ -138,7 +140,7 @@ def test_every_exit_status_is_documented() -> None:
         for error in vars(errors).values()
         if isinstance(error, type) and issubclass(error, errors.MnistRayError)
     }
-    assert statuses == {*range(1, 9), 143}
+    assert statuses == {*range(1, 11), 143}
     assert set(errors.EXIT_STATUSES) == statuses | {0, 130}
     for status in errors.EXIT_STATUSES:
         assert f"{status} " in DESCRIPTION
@@ -157,6 +159,12 @@ def test_every_exit_status_is_documented() -> None:
         ("score x --model nowhere --out OUT", 4, "nowhere: is neither a model bundle nor a finished run"),
         ("score x --model m --out OUT --resume --overwrite", 2, "--extend adds to it, and --overwrite replaces it"),
         ("score x --model m --out OUT --sample 5 --extend", 2, "--sample and --extend: give only one"),
+        (
+            "score x --model m --out OUT --max-quarantined few",
+            2,
+            "--max-quarantined few: expected a number of inputs (100), or",
+        ),
+        ("score x --model m --out OUT --max-quarantined 101%", 2, "--max-quarantined 101%: expected"),
         ("score x --model m --out OUT --sample -1", 2, "--sample -1: expected a number of inputs"),
         ("evaluate --model nowhere", 4, "nowhere: is neither"),
         ("verify nowhere", 5, "holds no scoring job"),
@@ -197,6 +205,31 @@ def test_predict_prints_every_image(
     assert f"{seven}: 0" in out
     assert "no.png: missing" in out
     assert err == "error: 2 of 3 images could not be read; the reasons are printed above\n"
+
+
+def test_predict_names_score_for_its_inputs(run_dir: Path, digit_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a.png")
+    for item in (str(digit_folder), str(tmp_path / "list.txt")):
+        done = cli("predict", item, "--model", str(run_dir))
+        assert done.returncode == 2
+        assert f"{item}: predict takes image files" in done.stderr
+        assert f"`mnist-ray score {item} --model {run_dir} --out TABLE`" in done.stderr
+
+
+@pytest.mark.parametrize("form", ["--out=~/tab", "--out ~/tab"])
+def test_the_home_folder_is_found_behind_a_flag(
+    form: str, run_dir: Path, digit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "0").symlink_to(digit_folder / "0")
+    (tmp_path / "run").symlink_to(run_dir)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    done = cli("score", "~/0/*.png", "--model=~/run", *form.split(), "--workers", "0", "--sample", "5")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "tab" / "commit.json").exists()
+    assert not (tmp_path / "~").exists()
+    assert len(mnist_ray.read_table("~/tab")) == 5
+    assert len(mnist_ray.read_table(Path("~/tab"))) == 5
 
 
 def test_evaluate_writes_what_it_prints(run_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

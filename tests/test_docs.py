@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -164,6 +165,9 @@ def reader(place: Path, run_dir: Path, table: Path, small: Splits, small_idx: Pa
     files = [encode_png(image) for image in digits.images[:50]]
     pq.write_table(pa.table({"image": files, "label": digits.labels[:50], "id": range(50)}), "digits.parquet")
     Path("scans.csv").write_text("path,label\nscans/7/seven.png,7\nscans/3/three.png,3\n")
+    pixels = digits.images[:50].reshape(50, 784)
+    kaggle = pa.table({"label": digits.labels[:50]} | {f"pixel{i}": pixels[:, i] for i in range(784)})
+    pyarrow.csv.write_csv(kaggle, "train.csv")
     shutil.copytree("scans", "digits")
     for copy in ("tables/scans", "tables/old", "tables/new"):
         shutil.copytree(table, copy)

@@ -7,11 +7,11 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from mnist_ray.config.common import Output, Switch, flag
-from mnist_ray.flags import Device, probabilities, require, scoring_pool, share
+from mnist_ray.flags import Device, most_quarantined, probabilities, require, scoring_pool, share
 
 _RESOURCES = {
     *("model", "out", "workers", "processes", "device", "resume", "extend", "rescore_changed", "overwrite", "address"),
-    *("dry_run", "price_per_node_hour", "log_format", "quiet"),
+    *("max_quarantined", "dry_run", "price_per_node_hour", "log_format", "quiet"),
 }
 """Flags that cannot change the rows of the table."""
 
@@ -21,14 +21,16 @@ class _Input:
     """What is scored."""
 
     inputs: Annotated[tyro.conf.Positional[tuple[str, ...]], flag("INPUT ...", "")]
-    """Folders, globs, image files, Parquet files, or manifests that list paths (.txt, .csv, .parquet); paths or URIs."""
+    """Folders, globs, image files, tables of images (.parquet, .csv), or manifests that list paths (.txt, .csv, .parquet);
+    paths or URIs."""
     model: Annotated[str, flag("PATH|URI")]
     """Run directory or model bundle."""
     image_column: Annotated[str, flag("NAME", "found by its type")] = ""
     """Image column of Parquet inputs."""
     truth: Annotated[str, flag("auto|none|folder|COLUMN")] = "auto"
-    """Where true digits are found: nowhere, in the name of the folder that holds an image, or in a column of Parquet inputs and
-    manifests. auto: a column truth, label, labels, digit or target, and the folders of an INPUT if all have names of digits."""
+    """Where true digits are found: nowhere, in the name of the folder that holds an image, or in a column of tables and
+    manifests. auto: a column truth, label, labels, digit, target or class, and the folders of an INPUT if all have names of
+    digits."""
     sample: Annotated[int, flag("N", "all inputs")] = 0
     """Score only this many inputs, drawn at random; the same inputs are drawn each time."""
 
@@ -48,11 +50,13 @@ class _Table:
     overwrite: Switch = False
     """Replace the job in the output folder."""
     keep: Annotated[str, flag("NAME,NAME,...", "none")] = ""
-    """Columns of Parquet inputs to copy into the table."""
+    """Columns of tables and manifests to copy into the prediction table."""
     probabilities: Annotated[str, flag("all|none|topN")] = "all"
     """Probabilities to write for each image: all (one for each class), none, or only the highest (top1 to top9)."""
     target_error: Annotated[str, flag("SHARE", "no review")] = ""
     """Add a column needs_review, so that at most this share of the other predictions is wrong, such as 0.1%."""
+    max_quarantined: Annotated[str, flag("N|P%", "no limit")] = ""
+    """Stop as soon as more inputs than this are sure to be quarantined. The table so far is kept, and --resume continues it."""
     unit_rows: Annotated[int, flag("N", "as many as take a fraction of a second")] = 0
     """Images per unit of work. Each unit becomes one file of the table."""
 
@@ -95,6 +99,7 @@ class ScoreConfig(Output, _Worker, _Table, _Input):
         require(self.processes >= 0, f"--processes {self.processes}: expected at least 1, or 0 for one per CPU")
         probabilities(self.probabilities)
         share("--target-error", self.target_error)
+        most_quarantined(self.max_quarantined, None)
         rows = self.unit_rows
         require(rows >= 0, f"--unit-rows {rows}: expected at least 1, or 0 to choose the size by the number of bytes")
         require(self.sample >= 0, f"--sample {self.sample}: expected a number of inputs, or 0 for all")

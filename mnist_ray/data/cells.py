@@ -4,14 +4,18 @@ A cell holds one of these:
 
 - the bytes of an image file;
 - a struct with a field `bytes` that holds them, as Ray and Hugging Face write it (`{bytes, path}`);
-- pixels: 784 bytes that are not an image file, a list of 784 integers, or 28 lists of 28 integers;
-- a tensor of integers, in Ray's tensor types or Arrow's fixed-shape tensor type.
+- pixels: 784 bytes that are not an image file, a list of 784 numbers, or 28 lists of 28 numbers;
+- a tensor of numbers, in Ray's tensor types or Arrow's fixed-shape tensor type;
+- one pixel, if the table has 784 columns of them.
+
+Pixels are numbers from 0 to 255. An image of floating-point numbers, or of pixel columns, whose largest value is at most 1 has
+pixels from 0 to 1.
 
 Tensors are read through their storage type. Only the needed fields of a struct are read.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +24,30 @@ from numpy.typing import NDArray
 
 from mnist_ray.data.columns import is_binary, is_list
 from mnist_ray.data.containers import Reason, Rejection, has_signature
-from mnist_ray.data.images import SIDE, Grey, decode
+from mnist_ray.data.images import SIDE, Grey, decode, grey_levels
 
+_NOT_PIXELS = "pixel values other than numbers from 0 to 255, or from 0 to 1"
 _WRONG_LENGTH = f"expected {SIDE * SIDE} pixel values"
+
+
+def decode_rows(rows: pa.RecordBatch, names: Sequence[str]) -> Iterable[Grey | Rejection] | Grey:
+    """The images in the columns `names` of a table, in the forms of `decode_cells`. The names are those of `image_columns`."""
+    if len(names) == 1:
+        return decode_cells(rows.column(names[0]))
+    return _levels(rows.select(list(names)).to_tensor(null_to_nan=True).to_numpy())
+
+
+def _levels(values: NDArray[np.generic]) -> Iterable[Grey | Rejection] | Grey:
+    """Pixels, [N, 784] of any numeric type, as grey levels. If an image has another value or NaN, the result is no array."""
+    low, high = values.min(axis=1), values.max(axis=1)
+    good = (low >= 0) & (high <= 255)  # false for NaN
+    levels = np.zeros(values.shape, np.uint8)
+    levels[good] = np.round(values[good] * np.where(high[good] <= 1, 255, 1)[:, None])
+    images = levels.reshape(-1, SIDE, SIDE)
+    if good.all():
+        return images
+    rejection = Rejection(Reason.BAD_PIXELS, _NOT_PIXELS)
+    return [image if fits else rejection for image, fits in zip(images, good, strict=True)]
 
 
 def decode_cells(cells: pa.Array) -> Iterable[Grey | Rejection] | Grey:
@@ -85,12 +110,14 @@ def _decode_tensor(data: list[int] | None, shape: list[int] | None) -> Grey | Re
 
 
 def _pixels(values: NDArray[np.generic]) -> Grey | Rejection:
-    """Integers from 0 to 255, [H, W] or the flat pixels of a square image, as uint8[H, W]."""
+    """Numbers, [H, W] or the flat pixels of a square image, as uint8[H, W]."""
     side = math.isqrt(values.size)
     if values.ndim == 1 and side * side == values.size:
         values = values.reshape(side, side)
     if values.ndim != 2 or values.size == 0:
         return Rejection(Reason.WRONG_SHAPE, f"{values.size} values; {_WRONG_LENGTH}")
+    if values.dtype.kind == "f":
+        return grey_levels(values)
     if values.dtype.kind not in "iu" or int(values.min()) < 0 or int(values.max()) > 255:
         return Rejection(Reason.BAD_PIXELS, "pixel values other than integers from 0 to 255")
     return values.astype(np.uint8)
@@ -103,7 +130,7 @@ def _whole_pixels(cells: pa.Array) -> Grey | None:
         if cells.null_count or not pc.all(pc.equal(pc.list_value_length(cells), length)).as_py():
             return None
         cells = cells.flatten()
-    if cells.null_count or not len(cells):
+    if cells.null_count or not len(cells) or pa.types.is_floating(cells.type):
         return None
     span = pc.min_max(cells)
     if span["min"].as_py() < 0 or span["max"].as_py() > 255:

@@ -1,11 +1,16 @@
 """Finds the columns of a table that hold images, true digits or paths, and reads columns of Parquet files.
 
+An image is one cell of an image column, or it is spread over `NUM_PIXELS` columns of numbers, one for each pixel: `pixel0` to
+`pixel783`, `pixel1` to `pixel784`, any other name with such numbers, or `1x1` to `28x28`.
+
 A Parquet file names the extension types of its columns. A program that knows such a type may run code when it reads a value:
 Ray unpickles values of `ray.data.arrow_pickled_object`. For this reason a column is used only if it contains no extension
 types other than `KNOWN_EXTENSIONS`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import accumulate
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,9 +22,13 @@ from mnist_ray.data.store import REQUEST_BYTES
 from mnist_ray.errors import DataError
 
 IMAGE_NAMES = ("image", "img", "images", "bytes", "pixels", "content", "data")
-TRUTH_NAMES = ("truth", "label", "labels", "digit", "target")
+TRUTH_NAMES = ("truth", "label", "labels", "digit", "target", "class")
 PATH_NAMES = ("path", "source", "image", "image_path", "file", "filename", "uri")
 
+NUM_PIXELS = SIDE * SIDE
+"""Columns of an image that is spread over one column for each pixel."""
+MOST_DESCRIBED = 12
+"""Columns that a message names. The others are counted."""
 BATCH_BYTES = 32 << 20
 """About how many bytes of cells are in memory at once."""
 ROWS_AT_ONCE = 32
@@ -52,23 +61,30 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def _is_integer_list(kind: pa.DataType | None) -> bool:
-    return kind is not None and is_list(kind) and bool(pa.types.is_integer(kind.value_type))
+Fits = Callable[[pa.DataType], bool]
+
+
+def _is_number_list(kind: pa.DataType | None, is_number: Fits) -> bool:
+    return kind is not None and is_list(kind) and is_number(kind.value_type)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def _storage(kind: pa.DataType) -> pa.DataType:
     return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
 
 
-def _can_hold_images(kind: pa.DataType) -> bool:
+def _can_hold_images(kind: pa.DataType, is_pixel: Fits = pa.types.is_integer) -> bool:
     kind = _storage(kind)
     if pa.types.is_struct(kind):
         fields = {field.name: field.type for field in kind}
         if "bytes" in fields:
             return is_binary(fields["bytes"]) or pa.types.is_null(fields["bytes"])
-        return _is_integer_list(fields.get("data")) and _is_integer_list(fields.get("shape"))
+        return _is_number_list(fields.get("data"), is_pixel) and _is_number_list(fields.get("shape"), pa.types.is_integer)
     if is_list(kind):
-        return _is_integer_list(kind) or _is_integer_list(kind.value_type)
+        return _is_number_list(kind, is_pixel) or _is_number_list(kind.value_type, is_pixel)
     return is_binary(kind)
 
 
@@ -105,11 +121,37 @@ def require_unique(schema: pa.Schema, source: str) -> None:
 
 
 def describe(schema: pa.Schema) -> str:
-    """The names and types of all columns in one line, for messages."""
-    return ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
+    """The names and types of the columns in one line, for messages. Of many columns, the first ones and their number."""
+    shown = [f"{field.name} ({field.type})" for field in list(schema)[:MOST_DESCRIBED]]
+    more = len(schema) - len(shown)
+    return ", ".join([*shown, f"and {more:,} more"] if more else shown) or "none"
 
 
-def _require_column(schema: pa.Schema, name: str, source: str, fits: Callable[[pa.DataType], bool], expected: str) -> None:
+def pixel_columns(names: Iterable[str]) -> tuple[str, ...]:
+    """The columns that hold one pixel each, in the order of the pixels, row by row. Empty if there are not `NUM_PIXELS`.
+
+    The names tell the order: a common text and the numbers 0 to 783 or 1 to 784, or row and column such as `1x1`, from 1.
+    """
+    numbered: dict[str, dict[int, str]] = {}
+    for name in names:
+        if found := re.fullmatch(r"(\d{1,2})x(\d{1,2})", name):
+            row, column = int(found[1]) - 1, int(found[2]) - 1
+            if 0 <= row < SIDE and 0 <= column < SIDE:
+                numbered.setdefault("RxC", {})[SIDE * row + column] = name
+        elif found := re.fullmatch(r"(\D*)(\d{1,3})", name):
+            numbered.setdefault(found[1], {})[int(found[2])] = name
+    for by_number in numbered.values():
+        numbers = sorted(by_number)
+        if len(numbers) == NUM_PIXELS and numbers[0] in (0, 1) and numbers[-1] - numbers[0] == NUM_PIXELS - 1:
+            return tuple(by_number[number] for number in numbers)
+    return ()
+
+
+def _numbers(schema: pa.Schema) -> list[str]:
+    return [field.name for field in schema if _is_number(field.type)]
+
+
+def _require_column(schema: pa.Schema, name: str, source: str, fits: Fits, expected: str) -> None:
     """Raise DataError if the column that a flag names is missing, has an unknown extension type, or another wrong type."""
     if name not in schema.names:
         raise DataError(f"{source}: has no column {name!r}; its columns: {describe(schema)}")
@@ -118,25 +160,39 @@ def _require_column(schema: pa.Schema, name: str, source: str, fits: Callable[[p
         raise DataError(f"{source}: column {name!r} is {kind}; expected {expected}")
 
 
-def image_column(schema: pa.Schema, wanted: str, source: str) -> str:
-    """The name of the image column.
+def image_columns(schema: pa.Schema, wanted: str, source: str) -> tuple[str, ...]:
+    """The names of the columns that hold the images: one image column, or `NUM_PIXELS` columns of pixels in their order.
 
-    This is `wanted` if given, else the only column whose type can hold images, else the first of `IMAGE_NAMES` among them.
-    Raises DataError if there is no such column.
+    This is the column `wanted` if given; else the columns of pixels; else the only column whose type can hold images; else the
+    first of `IMAGE_NAMES` among them. Raises DataError if there is no such column.
     """
     require_unique(schema, source)
     if wanted:
-        _require_column(schema, wanted, source, _can_hold_images, f"image bytes or {SIDE * SIDE} integer pixels")
-        return wanted
+        _require_column(schema, wanted, source, _can_hold_numbers, f"image bytes or {NUM_PIXELS} pixels")
+        return (wanted,)
+    if pixels := pixel_columns(_numbers(schema)):
+        return pixels
     fields = [field for field in schema if _can_hold_images(field.type)]
+    fields = fields or [field for field in schema if _can_hold_numbers(field.type)]
     usable: list[str] = [field.name for field in fields if not _unknown_extension(field)]
     if fields and not usable:
         require_known_types(fields[0], source)
     preferred = usable if len(usable) == 1 else [name for name in IMAGE_NAMES if name in usable]
     if preferred:
-        return preferred[0]
-    found = f"several columns that may hold images ({', '.join(usable)})" if usable else "no column that holds images"
-    raise DataError(f"{source}: has {found}; name one with --image-column. Its columns: {describe(schema)}")
+        return (preferred[0],)
+    if usable:
+        found = f"several columns that may hold images ({', '.join(usable)}); name one with --image-column"
+    else:
+        found = (
+            f"no column that holds images; expected image bytes, {NUM_PIXELS} pixels in a list, "
+            f"or {NUM_PIXELS} columns of pixels such as pixel0 to pixel{NUM_PIXELS - 1}"
+        )
+    raise DataError(f"{source}: has {found}. Its columns: {describe(schema)}")
+
+
+def _can_hold_numbers(kind: pa.DataType) -> bool:
+    """Whether a column can hold images whose pixels may be floating-point numbers. Embeddings can look like that, too."""
+    return _can_hold_images(kind, _is_number)
 
 
 def holds_refused_images(schema: pa.Schema) -> bool:
@@ -144,7 +200,7 @@ def holds_refused_images(schema: pa.Schema) -> bool:
     return any(_can_hold_images(field.type) and _unknown_extension(field) not in ("", _extension(field)) for field in schema)
 
 
-def _first_readable(schema: pa.Schema, names: tuple[str, ...], fits: Callable[[pa.DataType], bool]) -> str | None:
+def _first_readable(schema: pa.Schema, names: tuple[str, ...], fits: Fits) -> str | None:
     """The first of `names` whose column has a fitting type and only known extension types."""
     fields = {field.name: field for field in schema}
     found = (fields[name] for name in names if name in fields)
@@ -152,23 +208,32 @@ def _first_readable(schema: pa.Schema, names: tuple[str, ...], fits: Callable[[p
 
 
 def truth_column(schema: pa.Schema, truth: str, source: str) -> str | None:
-    """The name of the integer column of true digits, if there is one.
+    """The name of the column of true digits, integers or the names of classes, if there is one.
 
     `truth` is that column, or `auto` for the first of `TRUTH_NAMES`, or `none` or `folder` for no column. Raises DataError if
-    the column is missing or does not hold integers.
+    the column is missing or holds something else.
     """
     if truth in ("none", "folder"):
         return None
     if truth != "auto":
-        _require_column(schema, truth, source, pa.types.is_integer, f"integers from 0 to {len(CLASSES) - 1}")
+        _require_column(schema, truth, source, _can_hold_truths, f"integers from 0 to {len(CLASSES) - 1}, or names of classes")
         return truth
-    return _first_readable(schema, TRUTH_NAMES, pa.types.is_integer)
+    return _first_readable(schema, TRUTH_NAMES, pa.types.is_integer) or _first_readable(schema, TRUTH_NAMES, _is_text)
 
 
-def column_chunks(group: pq.RowGroupMetaData, name: str) -> list[pq.ColumnChunkMetaData]:
-    """What a row group holds of a column: one chunk, or one for each field of a struct."""
-    chunks = map(group.column, range(group.num_columns))
-    return [chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(f"{name}.")]
+def _can_hold_truths(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind)) or _is_text(kind)
+
+
+def column_chunks(group: pq.RowGroupMetaData, names: Collection[str]) -> list[pq.ColumnChunkMetaData]:
+    """What a row group holds of these columns: one chunk for each, or one for each field of a struct."""
+    chunks, wanted = map(group.column, range(group.num_columns)), frozenset(names)
+    return [chunk for chunk in chunks if not wanted.isdisjoint(_prefixes(chunk.path_in_schema))]
+
+
+def _prefixes(path: str) -> Iterator[str]:
+    """A path such as `a.b.c`, and the paths above it: `a`, `a.b` and `a.b.c`."""
+    return accumulate(path.split("."), lambda above, name: f"{above}.{name}")
 
 
 def read_rows(
@@ -177,7 +242,7 @@ def read_rows(
     """The rows of these row groups and columns: at most `most` at once, and about `BATCH_BYTES` of memory."""
     stored, row_bytes = 0, 1.0
     for group in map(metadata.row_group, groups):
-        wanted = [chunk for name in names for chunk in column_chunks(group, name)]
+        wanted = column_chunks(group, names)
         stored += sum(chunk.total_compressed_size for chunk in wanted)
         row_bytes = max(row_bytes, sum(chunk.total_uncompressed_size for chunk in wanted) / max(group.num_rows, 1))
     rows = max(1, min(most, ROWS_AT_ONCE, int(BATCH_BYTES / row_bytes)))
@@ -209,6 +274,9 @@ def path_column(schema: pa.Schema) -> str | None:
 
 
 def truths(column: pa.Array) -> pa.Array:
-    """Integers as true labels, uint8[N]. Values that are the label of no class become null."""
+    """Integers, or names of classes, as true labels, uint8[N]. Values that are the label of no class become null."""
+    if _is_text(column.type):
+        names = pc.cast(column, pa.large_string())
+        return pc.cast(pc.index_in(names, value_set=pa.array(CLASSES, names.type)), pa.uint8())
     known = pc.is_in(column, value_set=pa.array(range(len(CLASSES)), column.type))
     return pc.cast(pc.if_else(known, column, None), pa.uint8())

@@ -11,6 +11,9 @@ MAX_PIXELS = 1 << 24
 MAX_BYTES = 64 << 20
 """Larger files are rejected: 64 MiB."""
 
+HEAD_BYTES = 256
+"""Bytes at the start of a file that are enough to recognise its format."""
+
 
 class Reason(StrEnum):
     """Why an input has no prediction. This list is complete."""
@@ -22,7 +25,9 @@ class Reason(StrEnum):
     EMPTY = "empty"
     """The file has no bytes."""
     NOT_AN_IMAGE = "not_an_image"
-    """The bytes do not begin like a PNG, JPEG, GIF, BMP, TIFF or WebP file."""
+    """The bytes do not begin like a PNG, JPEG, GIF, BMP, TIFF, WebP, HEIF or AVIF file."""
+    UNSUPPORTED = "unsupported"
+    """The machine lacks the package that decodes this format. The detail says what to install."""
     TRUNCATED = "truncated"
     """The file ends too early."""
     CORRUPT = "corrupt"
@@ -80,6 +85,48 @@ def _check_jpeg(data: bytes) -> Rejection | None:
     return Rejection(Reason.TRUNCATED, f"JPEG ends after {len(data)} bytes without its end marker")
 
 
+def _check_boxes(data: bytes) -> Rejection | None:
+    """Check that the boxes of a HEIF or AVIF file are all there. Bytes that are no box may follow them."""
+    position = 0
+    while position + 8 <= len(data) and data[position + 4 : position + 8].isalnum():
+        size, kind = _CHUNK(data, position)
+        if size == 1 and position + 16 <= len(data):
+            size = int.from_bytes(data[position + 8 : position + 16], "big")
+        if size == 0:  # up to the end of the file
+            return None
+        if size < 8:
+            return Rejection(Reason.CORRUPT, f"box {kind!r} at byte {position} declares {size} bytes")
+        position += size
+        if position > len(data):
+            return Rejection(Reason.TRUNCATED, f"ends after {len(data)} bytes inside box {kind!r}")
+    return None
+
+
+_AVIF, _HEIF = (
+    frozenset((b"avif", b"avis")),
+    frozenset((b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")),
+)
+
+
+def _brands(data: bytes) -> frozenset[bytes]:
+    """The brands that a file of boxes declares, such as HEIF, AVIF and MP4 files; empty for other files."""
+    if data[4:8] != b"ftyp":
+        return frozenset()
+    end = min(int.from_bytes(data[:4], "big"), len(data), HEAD_BYTES)
+    return frozenset(data[start : start + 4] for start in (8, *range(16, end, 4)))
+
+
+def is_avif(data: bytes) -> bool:
+    """Whether the bytes begin like an AVIF file."""
+    return bool(_brands(data) & _AVIF)
+
+
+def is_heif(data: bytes) -> bool:
+    """Whether the bytes begin like a HEIF file, such as HEIC, but not AVIF."""
+    brands = _brands(data)
+    return bool(brands & _HEIF) and not brands & _AVIF
+
+
 _SIGNATURES: dict[bytes, Callable[[bytes], Rejection | None] | None] = {
     b"\x89PNG\r\n\x1a\n": _check_png,
     b"\xff\xd8\xff": _check_jpeg,
@@ -89,7 +136,7 @@ _SIGNATURES: dict[bytes, Callable[[bytes], Rejection | None] | None] = {
 
 def has_signature(data: bytes) -> bool:
     """Whether the bytes start with the signature of a supported image format."""
-    return data.startswith(tuple(_SIGNATURES))
+    return data.startswith(tuple(_SIGNATURES)) or is_heif(data) or is_avif(data)
 
 
 def check(data: bytes) -> Rejection | None:
@@ -101,9 +148,13 @@ def check(data: bytes) -> Rejection | None:
     for signature, check_content in _SIGNATURES.items():
         if data.startswith(signature) and (signature != b"RIFF" or data[8:12] == b"WEBP"):
             return check_content(data) if check_content else None
+    if is_heif(data) or is_avif(data):
+        return _check_boxes(data)
     if any(signature.startswith(data) for signature in _SIGNATURES):
         return Rejection(Reason.TRUNCATED, f"ends inside the signature, after {len(data)} bytes")
-    return Rejection(Reason.NOT_AN_IMAGE, f"begins with {data[:12]!r}, no signature of PNG, JPEG, GIF, BMP, TIFF or WebP")
+    return Rejection(
+        Reason.NOT_AN_IMAGE, f"begins with {data[:12]!r}, no signature of PNG, JPEG, GIF, BMP, TIFF, WebP, HEIF or AVIF"
+    )
 
 
 def explain(data: bytes) -> Rejection:

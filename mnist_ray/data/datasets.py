@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 
 from mnist_ray.data import columns, listing, storage
 from mnist_ray.data.bulk import read_many
-from mnist_ray.data.cells import decode_cells
+from mnist_ray.data.cells import decode_rows
 from mnist_ray.data.containers import MAX_BYTES, Rejection
 from mnist_ray.data.digits import CLASSES, LabelledDigits, Splits, checked, hold_out
 from mnist_ray.data.images import Grey, decode, digit_of, encode_png, to_digits
@@ -131,21 +132,23 @@ def _read_table(file: str) -> LabelledDigits:
     try:
         with storage.open_input(file) as stream:
             parquet = pq.ParquetFile(stream)
-            image = columns.image_column(parquet.schema_arrow, "", file)
+            images = columns.image_columns(parquet.schema_arrow, "", file)
             label = columns.truth_column(parquet.schema_arrow, "auto", file)
             if label is None:
                 raise DataError(
-                    f"{file}: has no integer column named {' or '.join(columns.TRUTH_NAMES)}; "
+                    f"{file}: has no column of digits named {' or '.join(columns.TRUTH_NAMES)}; "
                     f"its columns: {columns.describe(parquet.schema_arrow)}"
                 )
-            table = parquet.read([image, label])
+            table = parquet.read([*images, label])
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{file}: cannot be read as Parquet: {error}") from None
-    cells = decode_cells(table.column(image).combine_chunks())
+    cells = chain.from_iterable(decode_rows(batch, images) for batch in table.to_batches())
     greys = [_require_image(cell, f"{file}, row {row}") for row, cell in enumerate(cells)]
     labels = table.column(label).combine_chunks()
+    if not pa.types.is_integer(labels.type):
+        labels = columns.truths(labels)
     if labels.null_count:
-        raise DataError(f"{file}: column {label!r} has {labels.null_count} null labels; expected one in every row")
+        raise DataError(f"{file}: column {label!r} has {labels.null_count} null or unknown labels; expected one in every row")
     return checked(to_digits(greys), labels.to_numpy(), file)
 
 

@@ -2,7 +2,8 @@
 
 The preprocessing rule, in order:
 
-1. Decode PNG, JPEG, GIF, BMP, TIFF or WebP. The content decides the format, not the name. Take the first frame of an animation.
+1. Decode PNG, JPEG, GIF, BMP, TIFF, WebP, AVIF or HEIF. The content decides the format, not the name. Take the
+   first frame of an animation.
 2. Convert to grey levels by luminance. Scale 16 bits to 8. Lay a transparent image over a shade that contrasts with its ink.
 3. If most border pixels are brighter than the middle of the image's range, invert the image.
 4. If the image is now 28x28 with bright ink on a black background, as in MNIST, take it without change.
@@ -11,14 +12,16 @@ The preprocessing rule, in order:
 """
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.data.containers import MAX_PIXELS, Reason, Rejection, check, explain
+from mnist_ray.data.containers import MAX_PIXELS, Reason, Rejection, check, explain, is_avif, is_heif
 from mnist_ray.data.digits import CLASSES
+from mnist_ray.data.heif import decode_heif
 
 os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)  # OpenCV reads this at import
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
@@ -26,7 +29,7 @@ import cv2
 
 cv2.setNumThreads(0)  # images are small, and one process runs per core
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".heic", ".heif")
 SIDE = 28
 DIGIT_SIDE = 20
 NEAR_BLACK = 32
@@ -38,6 +41,7 @@ FLAT_INK = 64
 PIXELS_AT_ONCE = 1 << 22
 """Decoded pixels that `normalise` holds in memory before it converts them."""
 BLANK = np.zeros((SIDE, SIDE), np.uint8)
+_NO_AVIF = Rejection(Reason.UNSUPPORTED, "an AVIF image; to read it, pip install -U opencv-python-headless on every machine")
 _LABELS = {name: label for label, name in enumerate(CLASSES)}
 
 Grey = NDArray[np.uint8]
@@ -61,6 +65,9 @@ def decode(data: bytes) -> Grey | Rejection:
     """Steps 1 and 2 of the rule: convert the bytes of an image file to grey levels, uint8[H, W], or to a Rejection."""
     if (rejection := check(data)) is not None:
         return rejection
+    if is_heif(data):
+        decoded = decode_heif(data)
+        return decoded if isinstance(decoded, Rejection) else grey_levels(decoded)
     # IMREAD_GRAYSCALE applies a JPEG's rotation tag. Other formats may have transparency, which only IMREAD_UNCHANGED keeps.
     flags = cv2.IMREAD_GRAYSCALE if data.startswith(b"\xff\xd8") else cv2.IMREAD_UNCHANGED
     try:
@@ -70,8 +77,12 @@ def decode(data: bytes) -> Grey | Rejection:
             return Rejection(Reason.TOO_LARGE, f"declares more than {MAX_PIXELS} pixels")
         return Rejection(Reason.CORRUPT, f"the decoder stopped: {error.err}")
     if pixels is None or pixels.size == 0:
-        return explain(data)
+        return _NO_AVIF if is_avif(data) and _lacks_avif() else explain(data)
     return grey_levels(pixels)
+
+
+def _lacks_avif() -> bool:
+    return re.search(r"\bAVIF:\s+NO\b", cv2.getBuildInformation()) is not None
 
 
 def grey_levels(pixels: NDArray[Any]) -> Grey | Rejection:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from mnist_ray.data.patience import ANSWERS, NotAFileError, patiently
 from mnist_ray.data.storage import absolute, is_local, resolve
@@ -18,7 +18,8 @@ T = TypeVar("T")
 class FileEntry(NamedTuple):
     """A listed file: its path or URI, its size in bytes (-1 if unknown) and its version.
 
-    The version is the time of the last change of a local file, the ETag of an object, and empty if there is neither.
+    The version is the time of the last change of a local file, the ETag of an object, and empty if there is neither. For a file
+    of a manifest that is not there, it is the other place at which the file was looked for.
     """
 
     uri: str
@@ -31,6 +32,8 @@ class ImageFile(NamedTuple):
 
     entry: FileEntry
     truth: int | None
+    kept: tuple[Any, ...] = ()
+    """What a manifest says in the columns that `--keep` names; empty if it has no such columns."""
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -173,8 +173,17 @@ def open_file(uri: str) -> pa.NativeFile:
 
 def open_input(uri: str) -> pa.NativeFile:
     """Like `open_file` for a file of the user. Raises one of `patience.ANSWERS` for what is wrong with this file alone."""
+    return pa.PythonFile(_input(uri), mode="r")
+
+
+def open_lines(uri: str) -> io.BufferedReader:
+    """Open a file of the user to read lines of it. Raises the errors of `open_input`; so do its reads."""
+    return io.BufferedReader(_input(uri), 1 << 20)
+
+
+def _input(uri: str) -> _File:
     store, path = resolve(uri)
-    return pa.PythonFile(_File(uri, patiently(uri, "read", lambda: store.open(path)), patiently), mode="r")
+    return _File(uri, patiently(uri, "read", lambda: store.open(path)), patiently)
 
 
 def open_stream(uri: str) -> io.BufferedReader:

@@ -1,6 +1,6 @@
 """What the reports read: rows of the tables, and the pictures of inputs."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mnist_ray.data import storage
+from mnist_ray.data import csv_table, storage
 from mnist_ray.data.bulk import read_many
-from mnist_ray.data.cells import decode_cells
-from mnist_ray.data.columns import column_chunks, image_column, read_rows
+from mnist_ray.data.cells import decode_rows
+from mnist_ray.data.columns import column_chunks, image_columns, read_rows
 from mnist_ray.data.containers import MAX_BYTES, Reason, Rejection, check
 from mnist_ray.data.images import Grey, to_digits
 from mnist_ray.data.listing import REMOTE_READERS
-from mnist_ray.errors import MnistRayError, first_line
+from mnist_ray.errors import DataError, MnistRayError, first_line
 from mnist_ray.report.page import picture
 from mnist_ray.scoring.parts import part_name
 from mnist_ray.scoring.read import CHUNK_ROWS, to_grey
@@ -30,7 +30,7 @@ PREVIEW_SIDE = 56
 """Pixels of the longer side of the picture of a rejected file."""
 
 Key = tuple[str, int | None]
-"""An input: its source, and its row in a Parquet file."""
+"""An input: its source, and its row in a table."""
 
 
 class Shown(NamedTuple):
@@ -50,8 +50,8 @@ def rows(out: str, table: str, unit: str, columns: list[str]) -> Iterator[pa.Tab
 def pictures(inputs: Collection[Key], column: str) -> dict[Key, Shown]:
     """The digit of each input as the network sees it, or why it cannot be shown. A source that is gone is no error.
 
-    The inputs are read as they are now. `column` is the job's `--image-column`. After `MOST_TABLE_BYTES` of Parquet files, the
-    other rows are not read.
+    The inputs are read as they are now. `column` is the job's `--image-column`. After `MOST_TABLE_BYTES` of tables, the other
+    rows are not read.
     """
     contents = _read([source for source, row in inputs if row is None])
     found: dict[Key, Shown] = {(source, None): _digit(to_grey(source, data)) for source, data in contents.items()}
@@ -113,32 +113,57 @@ class _Budget:
 
     left: int
 
-    def spend(self, number: int) -> bool:
-        """Take bytes; returns whether there were so many."""
+    def require(self, number: int) -> None:
+        """Take bytes. Raises DataError if there are not so many."""
         self.left -= number
-        return self.left >= 0
+        if self.left < 0:
+            raise DataError("not read: the tables, or the row groups of the Parquet files, are large")
 
 
 def _cells(source: str, wanted: list[int], column: str, budget: _Budget) -> dict[int, Shown]:
-    """The pictures of rows of one Parquet file."""
+    """The pictures of rows of one table."""
     found: dict[int, Shown] = {}
     note = "the file has no such row now"
+    uri = storage.from_text(source)
     try:
-        with storage.open_input(storage.from_text(source)) as stream:
-            parquet = pq.ParquetFile(stream)
-            name = image_column(parquet.schema_arrow, column, source)
-            for group, first, rows_inside in _row_groups(parquet.metadata, wanted):
-                chunks = column_chunks(parquet.metadata.row_group(group), name)
-                if not budget.spend(sum(chunk.total_compressed_size for chunk in chunks)):
-                    note = "not read: the row groups of the Parquet files are large"
-                    break
-                batches = read_rows(stream, parquet.metadata, [group], [name], CHUNK_ROWS)
-                found |= _group_cells(batches, first, rows_inside)
+        for cells in _csv_cells(uri, wanted, budget) if csv_table.is_csv(uri) else _parquet_cells(uri, wanted, column, budget):
+            found |= cells
     except FileNotFoundError:
         note = "the source is gone"
     except (MnistRayError, OSError, pa.ArrowException) as error:
         note = first_line(error)
     return {row: found.get(row, Shown(note=note)) for row in wanted}
+
+
+def _csv_cells(uri: str, wanted: list[int], budget: _Budget) -> Iterator[dict[int, Shown]]:
+    """The pictures of rows of a CSV file. It is read up to the last of these rows."""
+    header = csv_table.read_header(uri)
+    names = list(image_columns(header.schema, "", uri))
+    places: dict[int, int] = {}
+    with storage.open_lines(uri) as stream:
+        for row, (position, line) in enumerate(csv_table.lines(stream, header.first_byte)):
+            budget.require(len(line))
+            if row in wanted:
+                places[row] = position
+                if len(places) == len(wanted):
+                    break
+        for row, position in places.items():
+            (rows,) = csv_table.read(stream, header, position, 1, names)
+            (cell,) = [rows.rejection] if isinstance(rows, csv_table.Refused) else decode_rows(rows, names)
+            yield {row: _digit(cell)}
+
+
+def _parquet_cells(uri: str, wanted: list[int], column: str, budget: _Budget) -> Iterator[dict[int, Shown]]:
+    """The pictures of rows of a Parquet file, those of one row group after the other."""
+    with storage.open_input(uri) as stream:
+        parquet = pq.ParquetFile(stream)
+        names = image_columns(parquet.schema_arrow, column, uri)
+        for group, first, rows_inside in _row_groups(parquet.metadata, wanted):
+            budget.require(
+                sum(chunk.total_compressed_size for chunk in column_chunks(parquet.metadata.row_group(group), names))
+            )
+            batches = read_rows(stream, parquet.metadata, [group], names, CHUNK_ROWS)
+            yield _group_cells(batches, first, rows_inside, names)
 
 
 def _row_groups(metadata: pq.FileMetaData, wanted: list[int]) -> Iterator[tuple[int, int, list[int]]]:
@@ -150,13 +175,13 @@ def _row_groups(metadata: pq.FileMetaData, wanted: list[int]) -> Iterator[tuple[
         yield group, first, [row for row, place in zip(wanted, places, strict=True) if place == group]
 
 
-def _group_cells(batches: Iterable[pa.RecordBatch], first: int, wanted: list[int]) -> dict[int, Shown]:
+def _group_cells(batches: Iterable[pa.RecordBatch], first: int, wanted: list[int], names: Sequence[str]) -> dict[int, Shown]:
     """The pictures of rows of one row group, which starts at the row `first` of the file."""
     found: dict[int, Shown] = {}
     for batch in batches:
         inside = [row for row in wanted if first <= row < first + batch.num_rows]
         if inside:
-            cells = decode_cells(batch.column(0).take(pa.array([row - first for row in inside])))
+            cells = decode_rows(batch.take(pa.array([row - first for row in inside])), names)
             found |= {row: _digit(cell) for row, cell in zip(inside, cells, strict=True)}
         first += batch.num_rows
     return found

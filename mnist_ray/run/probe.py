@@ -5,8 +5,12 @@ The inputs are read one by one in a process of their own. It prints the position
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import astuple
+from itertools import islice, repeat
+from typing import Any
 
+from mnist_ray.data import csv_table, storage
 from mnist_ray.errors import MnistRayError
 from mnist_ray.scoring.job import Job
 from mnist_ray.scoring.plan import UnitRef, WorkUnit, load_plan, load_unit
@@ -14,7 +18,7 @@ from mnist_ray.scoring.read import read_unit
 
 _END = "end"
 MOST_IN_A_ROW = 3
-"""Rows of a Parquet file that crash one after the other. Then all later rows of the unit count as crashed, too."""
+"""Rows of a table that crash one after the other. Then all later rows of the unit count as crashed, too."""
 
 
 def crashing_inputs(out: str, ref: UnitRef) -> frozenset[int]:
@@ -41,13 +45,24 @@ def _first_crash(out: str, ref: UnitRef, start: int, stop: int) -> int | None:
     return None if not said or said[-1] == _END else int(said[-1])
 
 
-def _input(unit: WorkUnit, position: int) -> WorkUnit:
-    """One input of a unit, as a unit."""
+def _inputs(unit: WorkUnit) -> Iterator[WorkUnit]:
+    """Each input of a unit, as a unit."""
     if unit.rows["first_row"].null_count:
-        return WorkUnit(unit.id, unit.rows.slice(position, 1))
+        for position in range(unit.rows.num_rows):
+            yield WorkUnit(unit.id, unit.rows.slice(position, 1))
+        return
     row = unit.rows.to_pylist()[0]
-    row |= {"first_row": row["first_row"] + position, "num_rows": 1}
-    return WorkUnit(unit.id, unit.rows.from_pylist([row], schema=unit.rows.schema))
+    for position, first_byte in zip(range(row["num_rows"]), _first_bytes(row), strict=False):
+        one = row | {"first_row": row["first_row"] + position, "num_rows": 1, "first_byte": first_byte}
+        yield WorkUnit(unit.id, unit.rows.from_pylist([one], schema=unit.rows.schema))
+
+
+def _first_bytes(row: dict[str, Any]) -> Iterator[int | None]:
+    """Where the rows of a unit begin in a CSV file."""
+    if row["first_byte"] is None:
+        yield from repeat(None)
+    with storage.open_lines(storage.from_text(row["source"])) as stream:
+        yield from (position for position, _ in csv_table.lines(stream, row["first_byte"]))
 
 
 def _say(word: str) -> None:
@@ -59,9 +74,9 @@ def main(out: str, unit_id: str, part: str, row_group: str, num_inputs: str, sta
     """Read the inputs at these positions of a unit, and print each position before."""
     unit = load_unit(out, UnitRef(unit_id, part, int(row_group), int(num_inputs)))
     job = Job.of(load_plan(out), out)
-    for position in range(int(start), int(stop)):
+    for position, one in islice(enumerate(_inputs(unit)), int(start), int(stop)):
         _say(str(position))
-        for _ in read_unit(_input(unit, position), job):
+        for _ in read_unit(one, job):
             pass
 
 

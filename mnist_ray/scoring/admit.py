@@ -4,6 +4,7 @@ from mnist_ray.config import ScoreConfig
 from mnist_ray.data import storage
 from mnist_ray.errors import OutputError
 from mnist_ray.scoring.commit import COMMIT, REPORT, REPORT_FACTS, SUMMARY
+from mnist_ray.scoring.ignored import IGNORED
 from mnist_ray.scoring.known import CHANGES
 from mnist_ray.scoring.parts import PREDICTIONS, QUARANTINE
 from mnist_ray.scoring.plan import FOLDER, PLAN, Plan, load_plan
@@ -44,7 +45,7 @@ def begin(plan: Plan, out: str, *, replace: bool) -> None:
     First delete the commit record, the summary, the report and the files of a plan that was never completed. With `replace`,
     also delete the tables that the folder may hold. Their plan is replaced last: until then, --overwrite can start again.
     """
-    for name in (COMMIT, SUMMARY, REPORT, REPORT_FACTS, *((CHANGES, PREDICTIONS, QUARANTINE) if replace else ())):
+    for name in (COMMIT, SUMMARY, REPORT, REPORT_FACTS, *((CHANGES, IGNORED, PREDICTIONS, QUARANTINE) if replace else ())):
         storage.delete(storage.join(out, name))
     for name in storage.names(storage.join(out, FOLDER)):
         if name not in plan.parts:

@@ -7,6 +7,7 @@ from typing import Any
 import mnist_ray
 from mnist_ray.data import storage
 from mnist_ray.errors import AccountingError
+from mnist_ray.scoring.ignored import IGNORED
 from mnist_ray.scoring.job import Job, Tally, UnitResult
 from mnist_ray.scoring.known import CHANGES
 from mnist_ray.scoring.parts import PREDICTIONS, QUARANTINE, digests, part_name
@@ -29,6 +30,7 @@ def commit(plan: Plan, units: dict[str, int], job: Job, tally: Tally, about: dic
     """
     total = tally.total
     _require_all(plan, units, job, tally)
+    require_ignored(plan, job.out)
     counts = {"inputs": total.inputs, "predicted": total.predicted, "quarantined": total.quarantined}
     names = {"job": job.id, "model_digest": job.model, "version": mnist_ray.__version__}
     summary = {
@@ -87,6 +89,12 @@ def require_records(out: str, record: dict[str, Any]) -> None:
     for name in RECORDS:
         if _record_digest(out, name) != record["records"].get(name):
             raise AccountingError(f"{out}/{name}: has changed since the job ended; run again with --resume")
+
+
+def require_ignored(plan: Plan, out: str) -> None:
+    """Raise AccountingError if the list of ignored files is not the one that the plan names."""
+    if _record_digest(out, IGNORED) != plan.ignored_digest:
+        raise AccountingError(f"{out}/{IGNORED}: has changed since the inputs were listed; give --overwrite to list them again")
 
 
 def _slow(unit: UnitResult) -> dict[str, Any]:

@@ -160,8 +160,8 @@ class Estimate:
         images, rows, workers = self.inventory.images, self.inventory.rows, self.workers
         each = " and ".join(f"{number:.3g} {name}" for name, number in workers.needs.items())
         lines = [
-            f"inputs: {images.files:,} image files ({_size(images.bytes)}) and {rows.inputs:,} rows of {rows.files:,} Parquet "
-            f"files ({_size(rows.bytes)}), in {self.inventory.units:,} units; {self.ignored:,} other files are ignored",
+            f"inputs: {images.files:,} image files ({_size(images.bytes)}) and {rows.inputs:,} rows of {rows.files:,} "
+            f"tables ({_size(rows.bytes)}), in {self.inventory.units:,} units; {self.ignored:,} other files are ignored",
             f"workers: {self.number:,} with {each} each; {workers.place}",
             *_sample("image files", images),
             *_sample("rows", rows),

@@ -4,18 +4,27 @@ import glob
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 
 from fsspec.utils import glob_translate
 
-from mnist_ray.data import storage
+from mnist_ray.data import csv_table, storage
+from mnist_ray.data.bulk import read_many
+from mnist_ray.data.containers import HEAD_BYTES, has_signature
 from mnist_ray.data.images import IMAGE_SUFFIXES, digit_of, label_of
-from mnist_ray.data.listing import FileEntry, ImageFile, stat_files, walk
+from mnist_ray.data.listing import FileEntry, ImageFile, batches, stat_files, walk
 from mnist_ray.errors import DataError, UsageError
 from mnist_ray.scoring import manifest
+from mnist_ray.scoring.ignored import Ignored, Why
+from mnist_ray.scoring.tables import Kept
 
 _TABLE = ".parquet"
 _SUFFIXES = (*IMAGE_SUFFIXES, _TABLE)
+"""Files that are scored if they are found. A CSV file, which is often something else, must be an input itself."""
+
+
+_HEADS_AT_ONCE = 256
+"""Files without a suffix that are looked into together."""
 
 
 class Listing:
@@ -25,17 +34,20 @@ class Listing:
     Each line of a manifest is an input, even if it repeats another line.
     """
 
-    def __init__(self, inputs: tuple[str, ...], truth: str, out: str) -> None:
-        """List the first file of each input. Raises DataError for an input with nothing to score, and UsageError."""
+    def __init__(self, inputs: tuple[str, ...], truth: str, out: str, kept: Kept) -> None:
+        """List the first file of each input. Notes the columns of manifests in `kept`.
+
+        Raises DataError for an input with nothing to score, and UsageError.
+        """
         self.tables: list[FileEntry] = []
-        """Parquet files."""
-        self.ignored = 0
-        """Files in input folders that are hidden, or neither images nor Parquet."""
+        """Parquet files, and CSV files of pixels."""
+        self.ignored = Ignored()
+        """Files in input folders that are not scored."""
         self.truths: set[str] = set()
         """Where true digits were found: folder names, or columns."""
         self._num_found = 0
         self._out = f"{out}/"
-        self._truth = truth
+        self._truth, self._kept = truth, kept
         self._seen: set[str] = set()
         self._remember = len(inputs) > 1 or glob.has_magic(inputs[0])
         for item in inputs:
@@ -53,54 +65,73 @@ class Listing:
         if not first and self._num_found == before:
             raise DataError(
                 f"{item}: holds nothing to score: no {' '.join(IMAGE_SUFFIXES)} and no {_TABLE}; "
-                f"{self.ignored} other files were ignored"
+                f"{self.ignored.count} other files were ignored. A CSV file must be named itself"
             )
         return chain(first, stream)
 
     def _images_of(self, item: str) -> Iterator[ImageFile]:
         if storage.is_folder(item):
             return self._images_among(self._visible(item, walk(item)), item)
-        if storage.is_file(item):  # a manifest, or a Parquet file, or an image with any suffix
-            lines = manifest.lines(item, self._truth, self.truths)
+        if storage.is_file(item):  # a manifest, or a table, or an image with any suffix
+            lines = manifest.lines(item, self._truth, self.truths, self._kept)
             return self._images_among(stat_files([item]), suffixes=("",)) if lines is None else lines
         if glob.has_magic(item):
             return self._images_among(self._visible(item, _glob(item)))
         raise DataError(f"{item}: there is no such file or folder; expected a folder, a glob, an image or a manifest")
 
     def _visible(self, item: str, entries: Iterable[FileEntry]) -> Iterator[FileEntry]:
-        """The files below an input without hidden ones, such as `._7.png` of macOS, which count as ignored."""
+        """The files below an input without hidden ones, such as `._7.png` of macOS, which are ignored."""
         fixed = len(_fixed_part(item) if glob.has_magic(item) else item.rstrip("/"))
         for entry in entries:
             if "/." in entry.uri[fixed:]:
-                self.ignored += 1
+                self.ignored.add(entry, Why.HIDDEN)
             else:
                 yield entry
 
     def _images_among(
         self, entries: Iterable[FileEntry], folder: str = "", suffixes: tuple[str, ...] = _SUFFIXES
     ) -> Iterator[ImageFile]:
-        """The images among these files, of a folder if it is given. Adds Parquet files to `tables`; counts ignored files."""
+        """The images among these files, of a folder if it is given. Adds tables to `tables`, and others to `ignored`."""
         sources: dict[str, Callable[[str], int | None]] = {"folder": digit_of, "auto": _FirstLevel(folder)}
         truth_of = sources.get(self._truth, _unknown)
-        for entry in entries:
-            name = entry.uri.lower()
-            if entry.uri.startswith(self._out):
-                continue
-            if not name.endswith(suffixes):
-                self.ignored += 1
-                continue
+        for entry in self._recognised(entries, suffixes):
             self._num_found += 1
             if entry.uri in self._seen:
                 continue
             if self._remember:
                 self._seen.add(entry.uri)
-            if name.endswith(_TABLE):
+            if entry.uri.lower().endswith((_TABLE, *csv_table.SUFFIXES)):
                 self.tables.append(entry)
             else:
                 truth = truth_of(entry.uri)
                 if truth is not None:
                     self.truths.add("folder names")
                 yield ImageFile(entry, truth)
+
+    def _recognised(self, entries: Iterable[FileEntry], suffixes: tuple[str, ...]) -> Iterator[FileEntry]:
+        """The files with one of these suffixes, and those without a suffix whose content is an image. Ignores the others."""
+        outside = (entry for entry in entries if not entry.uri.startswith(self._out))
+        for kind, group in groupby(outside, lambda entry: _kind(entry.uri, suffixes)):
+            if kind == "known":
+                yield from group
+            elif kind == "none":
+                for some in batches(group, _HEADS_AT_ONCE):
+                    heads = read_many([entry.uri for entry in some], HEAD_BYTES)
+                    for entry, head in zip(some, heads, strict=True):
+                        if isinstance(head, bytes) and has_signature(head):
+                            yield entry
+                        else:
+                            self.ignored.add(entry, Why.NO_IMAGE)
+            else:
+                for entry in group:
+                    self.ignored.add(entry, Why.OTHER_SUFFIX)
+
+
+def _kind(uri: str, suffixes: tuple[str, ...]) -> str:
+    """Whether the suffix of a file is `known`, or another one, or none."""
+    if uri.lower().endswith(suffixes):
+        return "known"
+    return "other" if "." in uri.rpartition("/")[2] else "none"
 
 
 def _unknown(_uri: str) -> None:

@@ -26,7 +26,7 @@ class Job:
     probabilities: int
     """How many probabilities of an image are written."""
     kept: pa.Schema
-    """The columns of Parquet inputs that are passed through."""
+    """The columns of tables and manifests that are passed through."""
     id: str
     """Hash of the model and of the options."""
     model: str

@@ -19,7 +19,7 @@ class Known:
         """Read the plan. Raises AccountingError if it is damaged."""
         self.changed: list[str] = []
         """Listed sources that have another size or version than planned."""
-        rows = pa.concat_tables([schema.PLAN.empty_table(), *(unit.rows for unit in plan.units(out))])
+        rows = pa.concat_tables([schema.PLAN.empty_table(), *(unit.rows.select(schema.PLAN.names) for unit in plan.units(out))])
         self._planned = rows.select(["unit", "source"])
         last = [("size_bytes", "last"), ("version", "last")]
         files = [("first_row", "count", pc.CountOptions(mode="only_null"))]

@@ -1,33 +1,40 @@
-"""Manifests: files that list the paths of images. They are read as a stream."""
+"""Manifests: files that list the paths of images. They are read as a stream.
+
+A CSV or Parquet file is a manifest if it holds no images and has a column of paths. Its columns decide.
+"""
 
 import io
 from collections.abc import Iterable, Iterator
 from itertools import repeat
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from mnist_ray.data import columns, storage
+from mnist_ray.data import columns, csv_table, storage
 from mnist_ray.data.images import digit_of
-from mnist_ray.data.listing import ImageFile, batches, stat_files
+from mnist_ray.data.listing import FileEntry, ImageFile, batches, stat_files
 from mnist_ray.errors import DataError
+from mnist_ray.scoring.tables import Kept
 
 _BATCH = 1 << 14
+_STATS_AT_ONCE = 1024
 
 
-def lines(item: str, truth: str, truths: set[str]) -> Iterator[ImageFile] | None:
-    """The image files that a manifest lists; None if the file is not a manifest. Adds to `truths` where truth is.
+def lines(item: str, truth: str, truths: set[str], kept: Kept) -> Iterator[ImageFile] | None:
+    """The image files that a manifest lists; None if the file is not a manifest.
 
-    A path without a file is an input, too: scoring quarantines it. Raises DataError.
+    Adds to `truths` where truth is, and its columns to `kept`. A path without a file is an input, too: scoring quarantines it.
+    Raises DataError.
     """
     name = item.lower()
     if name.endswith((".txt", ".lst")):
-        return _images(item, truth, ((batch, None) for batch in batches(_text(item), _BATCH)), truths)
-    if name.endswith((".csv", ".tsv")):
-        return _images(item, truth, _table(item, _csv(item), truth, truths), truths)
+        return _images(item, truth, ((batch, None, None) for batch in batches(_text(item), _BATCH)), truths)
+    if csv_table.is_csv(name) and not columns.pixel_columns(csv_table.read_header(item).names):
+        return _images(item, truth, _table(item, _csv(item, kept), truth, truths, kept), truths)
     if name.endswith(".parquet") and _lists_paths(item):
-        return _images(item, truth, _table(item, _parquet(item, truth), truth, truths), truths)
+        return _images(item, truth, _table(item, _parquet(item, truth, kept), truth, truths, kept), truths)
     return None
 
 
@@ -38,18 +45,18 @@ def _text(item: str) -> Iterator[str]:
                 yield path
 
 
-Batch = tuple[list[str], list[int | None] | None]
-"""Paths, and their true digits if the manifest has such a column."""
+Batch = tuple[list[str], list[int | None] | None, list[tuple[Any, ...]] | None]
+"""Paths, their true digits if the manifest has such a column, and the values of the kept columns."""
 
 
-def _table(item: str, found: Iterator[pa.RecordBatch], truth: str, truths: set[str]) -> Iterator[Batch]:
+def _table(item: str, found: Iterator[pa.RecordBatch], truth: str, truths: set[str], kept: Kept) -> Iterator[Batch]:
     row = 0
     for batch in found:
-        columns.require_unique(batch.schema, item)
         name = columns.path_column(batch.schema)
         if name is None:
             raise DataError(
-                f"{item}: a manifest needs a text column named {', '.join(columns.PATH_NAMES)}; "
+                f"{item}: holds neither images nor paths; expected a text column named {', '.join(columns.PATH_NAMES)}, "
+                f"or {columns.NUM_PIXELS} columns of pixels such as pixel0 to pixel{columns.NUM_PIXELS - 1}; "
                 f"its columns: {columns.describe(batch.schema)}"
             )
         if column := columns.truth_column(batch.schema, truth, item):
@@ -57,27 +64,32 @@ def _table(item: str, found: Iterator[pa.RecordBatch], truth: str, truths: set[s
         paths = batch.column(name).cast(pa.string()).to_pylist()
         if None in paths:
             raise DataError(f"{item}: row {row + paths.index(None)} of column {name!r} is null; expected a path in every row")
-        yield paths, columns.truths(batch.column(column)).to_pylist() if column else None
+        labels = columns.truths(batch.column(column)).to_pylist() if column else None
+        values = (batch.column(name).to_pylist() for name in kept.names)
+        yield paths, labels, list(zip(*values, strict=True)) if kept.names else None
         row += batch.num_rows
 
 
-def _csv(item: str) -> Iterator[pa.RecordBatch]:
-    delimiter = "\t" if item.lower().endswith(".tsv") else ","
+def _csv(item: str, kept: Kept) -> Iterator[pa.RecordBatch]:
     with storage.open_stream(item) as stream:
-        yield from pa_csv.open_csv(
+        reader = pa_csv.open_csv(
             stream,
-            parse_options=pa_csv.ParseOptions(delimiter=delimiter),
-            convert_options=pa_csv.ConvertOptions(column_types=dict.fromkeys(columns.PATH_NAMES, pa.string())),
+            parse_options=pa_csv.ParseOptions(delimiter=csv_table.delimiter(item)),
+            convert_options=pa_csv.ConvertOptions(column_types=dict.fromkeys((*columns.PATH_NAMES, *kept.names), pa.string())),
         )
+        columns.require_unique(reader.schema, item)
+        kept.add(reader.schema, item)
+        yield from reader
 
 
-def _parquet(item: str, truth: str) -> Iterator[pa.RecordBatch]:
+def _parquet(item: str, truth: str, kept: Kept) -> Iterator[pa.RecordBatch]:
     try:
         with storage.open_input(item) as stream:
             parquet = pq.ParquetFile(stream)
             found = parquet.schema_arrow
             columns.require_unique(found, item)
-            wanted = {columns.path_column(found), columns.truth_column(found, truth, item)}
+            kept.add(found, item)
+            wanted = {columns.path_column(found), columns.truth_column(found, truth, item), *kept.names}
             yield from parquet.iter_batches(_BATCH, columns=[name for name in found.names if name in wanted])
     except OSError as error:  # a damaged page
         raise _unreadable(item, error) from None
@@ -91,27 +103,49 @@ def _lists_paths(item: str) -> bool:
     except (OSError, pa.ArrowException):
         return False
     try:
-        columns.image_column(schema, "", item)
+        columns.image_columns(schema, "", item)
     except DataError:
         return columns.path_column(schema) is not None and not columns.holds_refused_images(schema)
     return False
 
 
 def _images(item: str, truth: str, found: Iterable[Batch], truths: set[str]) -> Iterator[ImageFile]:
-    """The files of the paths. A relative path is relative to the folder of the manifest."""
+    """The files of the paths."""
     folder = item.rpartition("/")[0]
     try:
-        for paths, labels in found:
+        for paths, labels, kept in found:
             for path in paths:
                 if "\0" in path or path.lower().endswith(".parquet"):
                     raise DataError(f"{item}: lists {path[:60]!r}; expected the path of an image file (in UTF-8) on every line")
-            uris = [path if "://" in path or path.startswith("/") else storage.join(folder, path) for path in paths]
-            if truth == "folder":
-                labels = [digit_of(uri) for uri in uris]
-                truths.add("folder names")
-            yield from map(ImageFile, stat_files(uris), labels or repeat(None))
+            rows = zip(paths, labels or repeat(None), kept or repeat(()), strict=False)
+            for some in batches(rows, _STATS_AT_ONCE):
+                entries = _look_up([path for path, _, _ in some], folder)
+                for entry, (_, label, values) in zip(entries, some, strict=True):
+                    if truth == "folder":
+                        label = digit_of(entry.uri)
+                        truths.add("folder names")
+                    yield ImageFile(entry, label, values)
     except pa.ArrowException as error:
         raise _unreadable(item, error) from None
+
+
+def _look_up(paths: list[str], folder: str) -> list[FileEntry]:
+    """The entries of the paths. A relative one is in the folder of the manifest, or else in the working directory.
+
+    If it is in neither, the version of its entry says what was tried second.
+    """
+    relative = [not (path.startswith("/") or "://" in path) for path in paths]
+    uris = [storage.join(folder, path) if inside else path for path, inside in zip(paths, relative, strict=True)]
+    entries = list(stat_files(uris))
+    places = [place for place, inside in enumerate(relative) if inside and entries[place].size < 0]
+    seconds = [storage.absolute(paths[place]) for place in places]
+    for place, second in zip(places, stat_files(seconds), strict=True):
+        missing = entries[place]
+        if second.size >= 0:
+            entries[place] = second
+        elif second.uri != storage.absolute(missing.uri):
+            entries[place] = missing._replace(version=storage.to_text(second.uri))
+    return entries
 
 
 def _unreadable(item: str, error: Exception) -> DataError:

@@ -22,7 +22,7 @@ from mnist_ray.scoring import schema
 
 PLAN = "plan.json"
 FOLDER = "plan"
-FORMAT = 2
+FORMAT = 3
 _UNITS = b"units"
 
 
@@ -56,7 +56,7 @@ class Plan:
     request: dict[str, Any]
     model_digest: str
     kept: pa.Schema = schema.NOTHING
-    """The columns of Parquet inputs that are passed through."""
+    """The columns of tables and manifests that are passed through."""
     review_below: float | None = None
     """The confidence up to which predictions need a review; None without `--target-error`."""
     complete: bool = False
@@ -69,7 +69,9 @@ class Plan:
     num_units: int = 0
     num_inputs: int = 0
     ignored: int = 0
-    """Files in input folders that are neither images nor Parquet."""
+    """Files in input folders that are not scored."""
+    ignored_digest: str = ""
+    """SHA-256 of the file that lists them; empty if there are none."""
     truths: tuple[str, ...] = ()
     """Where true digits were found: folder names, or columns."""
     fingerprint: str = ""
@@ -171,7 +173,8 @@ def part_refs(out: str, part: str) -> list[UnitRef]:
 
 
 def _read_unit(parquet: pq.ParquetFile, ref: UnitRef) -> WorkUnit:
-    return WorkUnit(ref.id, parquet.read_row_group(ref.row_group).cast(schema.PLAN))
+    rows = parquet.read_row_group(ref.row_group)
+    return WorkUnit(ref.id, rows.cast(pa.schema([*schema.PLAN, *list(rows.schema)[len(schema.PLAN) :]])))
 
 
 def load_unit(out: str, ref: UnitRef) -> WorkUnit:
@@ -185,7 +188,9 @@ def write_units(out: str, part: str, units: Sequence[WorkUnit]) -> tuple[list[Un
     counts = [(unit.id, unit.num_inputs) for unit in units]
     sink = pa.BufferOutputStream()
     # Dictionaries and statistics would double the size of these short row groups, and the time to write them.
-    with pq.ParquetWriter(sink, schema.PLAN, compression="zstd", use_dictionary=False, write_statistics=False) as writer:
+    with pq.ParquetWriter(
+        sink, units[0].rows.schema, compression="zstd", use_dictionary=False, write_statistics=False
+    ) as writer:
         for unit in units:
             writer.write_table(unit.rows, row_group_size=unit.rows.num_rows)
         writer.add_key_value_metadata({_UNITS: json.dumps(counts)})

@@ -1,11 +1,14 @@
 """Planning: the inputs are listed, cut into units and written to the plan, as a stream."""
 
+import hashlib
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from itertools import chain, islice
 
 from mnist_ray.config import ScoreConfig
+from mnist_ray.data import storage
 from mnist_ray.errors import DataError
+from mnist_ray.scoring.ignored import IGNORED
 from mnist_ray.scoring.known import Known
 from mnist_ray.scoring.plan import Plan, UnitRef, WorkUnit, fingerprint, load_plan, write_units
 from mnist_ray.scoring.units import Units
@@ -68,8 +71,8 @@ class Planner:
 
     @property
     def ignored(self) -> int:
-        """Files in input folders that are neither images nor Parquet, among those listed so far."""
-        return self._units.listing.ignored if self.planning else self.plan.ignored
+        """Files in input folders that are not scored, among those listed so far."""
+        return self._units.listing.ignored.count if self.planning else self.plan.ignored
 
     @property
     def skip(self) -> frozenset[str]:
@@ -112,10 +115,21 @@ class Planner:
             num_inputs=sum(self.units.values()),
             fingerprint=fingerprint(self.units),
             ignored=self.ignored,
+            ignored_digest=self._write_ignored(),
             truths=tuple(sorted({*self.plan.truths, *self._units.listing.truths})),
         )
         self.plan.save(self._out)
         return self.plan
+
+    def _write_ignored(self) -> str:
+        """Write the list of ignored files, and return its SHA-256; empty if there are none."""
+        uri, ignored = storage.join(self._out, IGNORED), self._units.listing.ignored
+        if not ignored.count:
+            storage.delete(uri)
+            return ""
+        data = ignored.to_parquet()
+        storage.write(uri, data)
+        return hashlib.sha256(data).hexdigest()
 
     def fail(self, reason: str) -> None:
         """Record that planning has failed, for those who wait for the plan."""

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mnist_ray.data import columns, storage
+from mnist_ray.data import columns, csv_table, storage
 from mnist_ray.data.bulk import read_many
-from mnist_ray.data.cells import decode_cells
+from mnist_ray.data.cells import decode_rows
 from mnist_ray.data.containers import MAX_BYTES, Reason, Rejection
+from mnist_ray.data.csv_table import Refused
 from mnist_ray.data.images import SIDE, Digits, Grey, decode, normalise
 from mnist_ray.data.listing import stat_files
 from mnist_ray.data.patience import ANSWERS
@@ -58,18 +60,23 @@ def read_unit(unit: WorkUnit, job: Job, crashed: Collection[int] = ()) -> Iterat
 
 
 def _read_files(rows: pa.Table, job: Job, crashed: Collection[int]) -> Chunk:
-    sources, sizes = rows["source"].to_pylist(), rows["size_bytes"].to_pylist()
+    sources, sizes, versions = (rows[name].to_pylist() for name in ("source", "size_bytes", "version"))
     contents = read_many([storage.from_text(source) for source in sources], MAX_BYTES, sizes)
     read_s, num_bytes = 0.0, 0
 
     def decoded() -> Iterator[Grey | Rejection]:
         nonlocal read_s, num_bytes
-        for position, (source, size) in enumerate(zip(sources, sizes, strict=True)):
+        for position, (source, size, version) in enumerate(zip(sources, sizes, versions, strict=True)):
             started = time.perf_counter()
             data = next(contents)
             read_s += time.perf_counter() - started
             num_bytes += len(data) if isinstance(data, bytes) else 0
-            yield _CRASHED if position in crashed else _changed(data, size) or to_grey(source, data)
+            if position in crashed:
+                yield _CRASHED
+            elif isinstance(data, FileNotFoundError) and size < 0 and version:
+                yield Rejection(Reason.MISSING, f"there is no such file, and no {version}")
+            else:
+                yield _changed(data, size) or to_grey(source, data)
 
     started = time.perf_counter()
     digits, rejected = normalise(decoded())
@@ -77,6 +84,9 @@ def _read_files(rows: pa.Table, job: Job, crashed: Collection[int]) -> Chunk:
     if rejected and None not in sizes and min(sizes) >= 0:
         _require_visible([storage.from_text(source) for source in sources], [rejected.get(row) for row in range(len(sources))])
     keys = {"source": rows["source"], "row": rows["first_row"], "size_bytes": rows["size_bytes"], "truth": rows["truth"]}
+    if schema.KEPT in rows.column_names:
+        kept = rows[schema.KEPT].combine_chunks()
+        keys |= {field.name: pc.struct_field(kept, field.name).cast(field.type) for field in job.kept}
     return Chunk(digits, rejected, _with_nulls(keys, job), num_bytes, read_s, decode_s)
 
 
@@ -123,7 +133,7 @@ def _require_visible(uris: list[str], found: list[Rejection | None]) -> None:
 
 
 def _read_rows(row: dict[str, Any], job: Job, crashed: Collection[int]) -> Iterator[Chunk]:
-    """A range of rows of one Parquet file. If a page is damaged, the rows from there on are all rejected."""
+    """A range of rows of one table. If a page of a Parquet file is damaged, the rows from there on are all rejected."""
     source, first, num_rows = row["source"], row["first_row"], row["num_rows"]
     done = 0
     batches = _batches(row, job)
@@ -134,9 +144,11 @@ def _read_rows(row: dict[str, Any], job: Job, crashed: Collection[int]) -> Itera
         started = time.perf_counter()
         batch = next(batches)
         read_s = time.perf_counter() - started
-        if isinstance(batch, Rejection):
-            yield _rejected(batch, source, first + done, num_rows - done, job)
-            return
+        if isinstance(batch, Refused):
+            refused = min(batch.num_rows, num_rows - done)
+            yield _rejected(batch.rejection, source, first + done, refused, job)
+            done += refused
+            continue
         for piece in _pieces(batch, {position - done for position in crashed}):
             if isinstance(piece, int):
                 yield _rejected(_CRASHED, source, first + done, piece, job)
@@ -153,60 +165,69 @@ def _pieces(batch: pa.RecordBatch, crashed: Collection[int]) -> Iterator[pa.Reco
         yield len(positions) if is_crashed else batch.slice(positions[0], len(positions))
 
 
-def _batches(row: dict[str, Any], job: Job) -> Iterator[pa.RecordBatch | Rejection]:
-    """The record batches of a row range, or a Rejection instead of the first one that the file does not give.
+def _batches(row: dict[str, Any], job: Job) -> Iterator[pa.RecordBatch | Refused]:
+    """The record batches of a row range, and rows that the file does not give.
 
     Raises StorageError if the storage fails: the rows are not rejected then.
     """
     uri = storage.from_text(row["source"])
     (entry,) = stat_files([uri])
     if _differ(entry.size, row["size_bytes"], unknown=-1) or _differ(entry.version, row["version"], unknown=""):
-        yield Rejection(Reason.CHANGED, "the file is not the one that was there when the plan was made")
+        rejection = Rejection(Reason.CHANGED, "the file is not the one that was there when the plan was made")
+        yield Refused(rejection, row["num_rows"])
         return
     try:
-        with storage.open_input(uri) as stream:
-            yield from _range(stream, row, job)
+        yield from _lines(uri, row, job) if csv_table.is_csv(uri) else _range(uri, row, job)
     except ANSWERS as error:
         rejection = _rejection(error)
         _require_visible([uri], [rejection])
-        yield rejection
+        yield Refused(rejection, row["num_rows"])
     except (OSError, pa.ArrowException) as error:
-        yield Rejection(Reason.CORRUPT, first_line(error))
+        yield Refused(Rejection(Reason.CORRUPT, first_line(error)), row["num_rows"])
 
 
 def _differ(found: object, planned: object, unknown: object) -> bool:
     return found != planned and unknown not in (found, planned)
 
 
-def _range(stream: pa.NativeFile, row: dict[str, Any], job: Job) -> Iterator[pa.RecordBatch]:
-    """The record batches of a row range, from the row groups that hold it."""
-    parquet = pq.ParquetFile(stream)
-    first, left = row["first_row"], row["num_rows"]
-    sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.metadata.num_row_groups)]
-    ends = list(accumulate(sizes))
-    groups = [group for group, end in enumerate(ends) if end > first and end - sizes[group] < first + left]
-    skip = first - sum(sizes[: min(groups, default=0)])
-    names = _columns(parquet.schema_arrow, job, row["source"])
-    for batch in columns.read_rows(stream, parquet.metadata, groups, names, CHUNK_ROWS):
-        wanted = batch.slice(min(skip, batch.num_rows), left)
-        skip = max(skip - batch.num_rows, 0)
-        left -= wanted.num_rows
-        if wanted.num_rows:
-            yield wanted
-        if not left:
-            return
-    raise OSError(f"has {left} rows less than its footer says")
+def _lines(uri: str, row: dict[str, Any], job: Job) -> Iterator[pa.RecordBatch | Refused]:
+    """The rows of a range of a CSV file."""
+    header = csv_table.read_header(uri)
+    with storage.open_lines(uri) as stream:
+        names = _columns(header.schema, job, row["source"])
+        yield from csv_table.read(stream, header, row["first_byte"], row["num_rows"], names)
+
+
+def _range(uri: str, row: dict[str, Any], job: Job) -> Iterator[pa.RecordBatch]:
+    """The record batches of a row range, from the row groups of a Parquet file that hold it."""
+    with storage.open_input(uri) as stream:
+        parquet = pq.ParquetFile(stream)
+        first, left = row["first_row"], row["num_rows"]
+        sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.metadata.num_row_groups)]
+        ends = list(accumulate(sizes))
+        groups = [group for group, end in enumerate(ends) if end > first and end - sizes[group] < first + left]
+        skip = first - sum(sizes[: min(groups, default=0)])
+        names = _columns(parquet.schema_arrow, job, row["source"])
+        for batch in columns.read_rows(stream, parquet.metadata, groups, names, CHUNK_ROWS):
+            wanted = batch.slice(min(skip, batch.num_rows), left)
+            skip = max(skip - batch.num_rows, 0)
+            left -= wanted.num_rows
+            if wanted.num_rows:
+                yield wanted
+            if not left:
+                return
+        raise OSError(f"has {left} rows less than its footer says")
 
 
 def _columns(found: pa.Schema, job: Job, source: str) -> list[str]:
     truth = columns.truth_column(found, job.truth, source)
-    names = [columns.image_column(found, job.image_column, source), *([truth] if truth else []), *job.kept.names]
+    names = [*columns.image_columns(found, job.image_column, source), *([truth] if truth else []), *job.kept.names]
     return list(dict.fromkeys(names))
 
 
 def _chunk_of(batch: pa.RecordBatch, source: str, first: int, job: Job, read_s: float) -> Chunk:
     started = time.perf_counter()
-    digits, rejected = normalise(decode_cells(batch.column(columns.image_column(batch.schema, job.image_column, source))))
+    digits, rejected = normalise(decode_rows(batch, columns.image_columns(batch.schema, job.image_column, source)))
     truth = columns.truth_column(batch.schema, job.truth, source)
     keys = _row_keys(source, first, batch.num_rows) | {kept.name: batch.column(kept.name).cast(kept.type) for kept in job.kept}
     if truth:

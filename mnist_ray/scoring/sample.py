@@ -7,14 +7,11 @@ from dataclasses import replace
 from itertools import count
 
 from mnist_ray.data.listing import ImageFile
-from mnist_ray.scoring.tables import TableRange
-
-RUN = 256
-"""Rows of a Parquet file that are drawn together. To read a single row costs as much as to read its page."""
+from mnist_ray.scoring.tables import SAMPLE_RUN, TableRange
 
 
 def draw(number: int, images: Iterable[ImageFile], ranges: Iterable[TableRange]) -> tuple[list[ImageFile], list[TableRange]]:
-    """`number` inputs, in the order of the listing: image files one by one and rows of Parquet files in runs.
+    """`number` inputs, in the order of the listing: image files one by one and rows of tables in runs.
 
     There are as many of each as their shares of all inputs. `ranges` is read after `images`. Only drawn images stay in memory.
     """
@@ -27,7 +24,7 @@ def draw(number: int, images: Iterable[ImageFile], ranges: Iterable[TableRange])
     num_rows = sum(run.num_rows for run in runs)
     number = min(number, num_images + num_rows)
     rows_left = min(num_rows, max(number - num_images, round(number * num_rows / max(1, num_images + num_rows))))
-    files = sorted(shuffled[: number - rows_left])
+    files = sorted(shuffled[: number - rows_left], key=lambda image: image.entry)
     chance.shuffle(runs)
     drawn: list[TableRange] = []
     while rows_left > 0:
@@ -38,9 +35,9 @@ def draw(number: int, images: Iterable[ImageFile], ranges: Iterable[TableRange])
 
 
 def _runs(part: TableRange) -> Iterator[TableRange]:
-    if part.first_row is None:
+    if part.first_row is None or part.num_rows <= SAMPLE_RUN:
         yield part
         return
     end = part.first_row + part.num_rows
-    for first in range(part.first_row, end, RUN):
-        yield TableRange(part.entry, first, min(RUN, end - first))
+    for first in range(part.first_row, end, SAMPLE_RUN):
+        yield TableRange(part.entry, first, min(SAMPLE_RUN, end - first))

@@ -1,4 +1,4 @@
-"""Parquet inputs in the plan: their row ranges and the columns that are passed through."""
+"""Parquet and CSV inputs in the plan: their row ranges and the columns that are passed through."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,84 +9,109 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mnist_ray.config import ScoreConfig
-from mnist_ray.data import columns, storage
+from mnist_ray.data import columns, csv_table, storage
+from mnist_ray.data.csv_table import CsvHeader
 from mnist_ray.data.digits import CLASSES
 from mnist_ray.data.listing import REMOTE_READERS, FileEntry, batches
 from mnist_ray.errors import DataError, UsageError
 from mnist_ray.scoring import schema
 
+SAMPLE_RUN = 256
+"""Rows of a table that are drawn together for a sample. To read a single row costs as much as to read its page."""
 MAX_UNIT_ROWS = 1 << 15
 """Rows of the largest row group that one unit reads whole. A larger one is cut into pieces."""
 MAX_PIECES = 8
 """Most pieces of a row group. To read a piece, a unit must decode all rows of the group before it."""
 UNIT_ROWS = 1 << 13
 """Rows up to which small row groups are joined in one unit."""
+UNIT_BYTES = 16 << 20
+"""Bytes of a CSV file at which a unit ends, whatever its rows."""
 _PLAIN = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 """Types in which kept columns of other types are written. Few readers know view types."""
 
 
 @dataclass(frozen=True, slots=True)
 class TableRange:
-    """Rows `first_row` up to `first_row + num_rows` of a Parquet file. A damaged file is one input, without rows."""
+    """Rows `first_row` up to `first_row + num_rows` of a table. A damaged Parquet file is one input, without rows."""
 
     entry: FileEntry
     first_row: int | None
     num_rows: int
+    first_byte: int | None = None
+    """Where the first row begins in a CSV file."""
 
 
-def table_ranges(tables: list[FileEntry], config: ScoreConfig, truths: set[str]) -> tuple[pa.Schema, list[TableRange]]:
-    """The kept columns, and the row ranges that become units. Ranges follow the row groups. Adds to `truths` where truth is.
+class Kept:
+    """The columns that `--keep` names. All tables and manifests must have them, with the same types."""
 
-    Raises DataError if the columns of a file do not fit, and UsageError for `--keep` without Parquet inputs.
+    def __init__(self, names: tuple[str, ...] = ()) -> None:
+        """Raises UsageError for a column that the prediction table has itself."""
+        self.names = names
+        self.schema: pa.Schema | None = None
+        """The columns as they are written; None before `add`."""
+        lists = (schema.predictions(schema.NOTHING, probabilities, review=True) for probabilities in (1, len(CLASSES)))
+        own = {name for table in (*lists, schema.QUARANTINE) for name in table.names}
+        if taken := [name for name in self.names if name in own]:
+            raise UsageError(f"--keep {','.join(taken)}: the tables have a column of this name; rename it in the input")
+
+    def add(self, found: pa.Schema, source: str) -> None:
+        """Note the columns of a file. Raises DataError if it lacks one, or if a file before it has another type."""
+        if missing := [name for name in self.names if name not in found.names]:
+            raise DataError(f"{source}: has no column {missing[0]!r} for --keep; its columns: {columns.describe(found)}")
+        for name in self.names:
+            columns.require_known_types(found.field(name), source)
+        own = pa.schema([(name, _PLAIN.get(found.field(name).type, found.field(name).type)) for name in self.names])
+        if self.schema is not None and not self.schema.equals(own):
+            raise DataError(
+                f"{source}: its columns for --keep are {columns.describe(own)}; "
+                f"the files before it have {columns.describe(self.schema)}"
+            )
+        self.schema = own
+
+
+def table_ranges(tables: list[FileEntry], config: ScoreConfig, truths: set[str], kept: Kept) -> list[TableRange]:
+    """The row ranges that become units. Ranges follow the row groups. Adds to `kept`, and to `truths` where truth is.
+
+    Raises DataError if the columns of a file do not fit.
     """
-    names = config.kept_columns()
-    lists = (schema.predictions(schema.NOTHING, probabilities, review=True) for probabilities in (1, len(CLASSES)))
-    own = {name for table in (*lists, schema.QUARANTINE) for name in table.names}
-    if taken := [name for name in names if name in own]:
-        raise UsageError(f"--keep {','.join(taken)}: the tables have a column of this name; rename it in the input")
-    if names and not tables:
-        raise UsageError(f"--keep {config.keep}: passes columns of Parquet inputs through, and there is no Parquet input")
-    kept: pa.Schema | None = None
     ranges: list[TableRange] = []
-    for entry, metadata in _footers(tables):
-        if metadata is None:  # the unit will quarantine the file with the reason
+    unit_rows = config.unit_rows or UNIT_ROWS
+    for entry, about in _headers(tables):
+        if about is None:  # the unit will quarantine the file with the reason
             ranges.append(TableRange(entry, None, 1))
             continue
-        found = metadata.schema.to_arrow_schema()
-        columns.image_column(found, config.image_column, entry.uri)
+        found = about.schema if isinstance(about, CsvHeader) else about.schema.to_arrow_schema()
+        columns.image_columns(found, config.image_column, entry.uri)
         if column := columns.truth_column(found, config.truth, entry.uri):
             truths.add(f"column {column}")
-        kept = _same_kept(kept, found, names, entry.uri)
-        sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-        ranges += [TableRange(entry, first, rows) for first, rows in row_ranges(sizes, config.unit_rows or UNIT_ROWS)]
-    return kept or schema.NOTHING, ranges
+        kept.add(found, entry.uri)
+        if isinstance(about, CsvHeader):  # a sample of it is drawn from whole ranges
+            most = min(unit_rows, SAMPLE_RUN) if config.sample else unit_rows
+            ranges += [TableRange(entry, *part) for part in csv_table.ranges(entry.uri, about, most, UNIT_BYTES)]
+        else:
+            sizes = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
+            ranges += [TableRange(entry, first, rows) for first, rows in row_ranges(sizes, unit_rows)]
+    return ranges
 
 
-def _footers(tables: list[FileEntry]) -> Iterator[tuple[FileEntry, pq.FileMetaData | None]]:
-    """The files with their footers, in order. Several are read at once: in a bucket, each takes two requests."""
+def _headers(tables: list[FileEntry]) -> Iterator[tuple[FileEntry, pq.FileMetaData | CsvHeader | None]]:
+    """The files with their footers or headers, in order. Several are read at once: in a bucket, each takes two requests."""
     with ThreadPoolExecutor(REMOTE_READERS) as pool:
         for batch in batches(tables, 256):
-            yield from zip(batch, pool.map(_footer, batch), strict=True)
+            yield from zip(batch, pool.map(_header, batch), strict=True)
 
 
-def _footer(entry: FileEntry) -> pq.FileMetaData | None:
-    """The footer of a Parquet file, or None if the file is damaged or not accessible. Raises StorageError."""
-    with suppress(OSError, pa.ArrowException), storage.open_input(entry.uri) as stream:
-        return pq.read_metadata(stream)
+def _header(entry: FileEntry) -> pq.FileMetaData | CsvHeader | None:
+    """The footer of a Parquet file, or None if the file is damaged or not accessible; the header of a CSV file.
+
+    Raises StorageError, and DataError for a CSV file without a header.
+    """
+    with suppress(OSError, pa.ArrowException):
+        if csv_table.is_csv(entry.uri):
+            return csv_table.read_header(entry.uri)
+        with storage.open_input(entry.uri) as stream:
+            return pq.read_metadata(stream)
     return None
-
-
-def _same_kept(kept: pa.Schema | None, found: pa.Schema, names: tuple[str, ...], source: str) -> pa.Schema:
-    if missing := [name for name in names if name not in found.names]:
-        raise DataError(f"{source}: has no column {missing[0]!r} for --keep; its columns: {columns.describe(found)}")
-    for name in names:
-        columns.require_known_types(found.field(name), source)
-    own = pa.schema([(name, _PLAIN.get(found.field(name).type, found.field(name).type)) for name in names])
-    if kept is not None and not kept.equals(own):
-        raise DataError(
-            f"{source}: its columns for --keep are {columns.describe(own)}; the files before it have {columns.describe(kept)}"
-        )
-    return own
 
 
 def row_ranges(group_sizes: list[int], unit_rows: int) -> Iterator[tuple[int, int]]:

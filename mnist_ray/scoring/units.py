@@ -3,19 +3,20 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 
 from mnist_ray.config import ScoreConfig
 from mnist_ray.data import storage
 from mnist_ray.data.listing import FileEntry, ImageFile, batches
-from mnist_ray.errors import DataError
+from mnist_ray.errors import DataError, UsageError
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.inputs import Listing
 from mnist_ray.scoring.known import Known
 from mnist_ray.scoring.plan import WorkUnit
 from mnist_ray.scoring.sample import draw
-from mnist_ray.scoring.tables import TableRange, table_ranges
+from mnist_ray.scoring.tables import Kept, TableRange, table_ranges
 
 MIN_BYTES, MAX_BYTES = 2 << 20, 32 << 20
 """Smallest and largest size at which a unit of image files ends. The largest takes a core about a second."""
@@ -36,20 +37,24 @@ class Units:
 
         `number` distinguishes an extension of a plan from the plan before: equal units of both must have different ids.
         """
-        self.listing = Listing(config.inputs, config.truth, config.out)
+        self._kept = Kept(config.kept_columns())
+        self.listing = Listing(config.inputs, config.truth, config.out, self._kept)
         self.kept = schema.NOTHING
-        """The columns of Parquet inputs that are passed through."""
+        """The columns of tables and manifests that are passed through."""
         self._config = config
         self._job = f"{job_id}\nextension {number}" if number else job_id
         self._copies: Counter[str] = Counter()
         self._known = known
         self._images: Iterable[ImageFile] = self.listing.images()
-        if config.keep:  # every row of the table has the kept columns, so all Parquet files must be found first
+        if config.keep:  # every row of the table has the kept columns, so all tables must be found first
             self._images = list(self._images)
-            self.kept, _ = table_ranges(self.listing.tables, config, self.listing.truths)
+            table_ranges(self.listing.tables, config, self.listing.truths, self._kept)
+            if self._kept.schema is None and not self.listing.tables:
+                raise UsageError(f"--keep {config.keep}: copies columns of tables and manifests, and no input has columns")
+            self.kept = self._kept.schema or schema.NOTHING
 
     def __iter__(self) -> Iterator[WorkUnit]:
-        """The units of image files, then those of Parquet files. Raises DataError if nothing is listed and nothing is known."""
+        """The units of image files, then those of tables. Raises DataError if nothing is listed and nothing is known."""
         new = self._images
         if self._known:
             new = (image for image in self._images if self._known.is_new(image.entry))
@@ -57,20 +62,26 @@ class Units:
         if self._config.sample:
             new, ranges = draw(self._config.sample, new, ranges)
         for files in _cut(new, self._config.unit_rows):
-            entries, truths = zip(*files, strict=True)
-            yield self._unit(entries, truths)
+            entries, truths, kept = zip(*files, strict=True)
+            yield self._unit(entries, truths, kept)
         for part in ranges:
-            yield self._unit((part.entry,), (None,), part.first_row, part.num_rows)
+            yield self._unit((part.entry,), (None,), ((),), part.first_row, part.num_rows, part.first_byte)
         if not self._copies and not self._known:
-            raise DataError(f"{', '.join(self._config.inputs)}: the Parquet files have no rows; there is nothing to score")
+            raise DataError(f"{', '.join(self._config.inputs)}: the tables have no rows; there is nothing to score")
 
     def _ranges(self) -> Iterator[TableRange]:
         new = {entry.uri for entry in self.listing.tables if self._known.is_new(entry)}
-        _, ranges = table_ranges(self.listing.tables, self._config, self.listing.truths)
+        ranges = table_ranges(self.listing.tables, self._config, self.listing.truths, self._kept)
         yield from (part for part in ranges if part.entry.uri in new)
 
     def _unit(
-        self, entries: Sequence[FileEntry], truths: Sequence[int | None], first_row: int | None = None, num_rows: int = 1
+        self,
+        entries: Sequence[FileEntry],
+        truths: Sequence[int | None],
+        kept: Sequence[tuple[Any, ...]],
+        first_row: int | None = None,
+        num_rows: int = 1,
+        first_byte: int | None = None,
     ) -> WorkUnit:
         """A unit. Its id is a hash of its inputs, in order, and of the job. Equal units (repeated lines) are numbered."""
         uris, sizes, versions = zip(*entries, strict=True)
@@ -80,14 +91,25 @@ class Units:
         digest = hashlib.sha256(self._job.encode())
         for column in (uris, sizes, versions, truths, (first_row,) * number, (num_rows,) * number):
             digest.update("\0".join(map(str, column)).encode())
+        if self.kept.names:
+            digest.update("\0".join(map(str, kept)).encode("utf-8", "surrogateescape"))
         unit_id = digest.hexdigest()[:20]
         self._copies[unit_id] += 1
         if (copies := self._copies[unit_id]) > 1:
             digest.update(f"\ncopy {copies}".encode())
             unit_id = digest.hexdigest()[:20]
-        same = (pa.repeat(pa.scalar(value, pa.int64()), number) for value in (first_row, num_rows))
+        same = (pa.repeat(pa.scalar(value, pa.int64()), number) for value in (first_row, num_rows, first_byte))
         columns = (pa.repeat(pa.scalar(unit_id), number), uris, sizes, versions, truths, *same)
-        return WorkUnit(unit_id, pa.table(list(columns), schema=schema.PLAN))
+        rows = pa.table(list(columns), schema=schema.PLAN)
+        return WorkUnit(unit_id, rows.append_column(schema.KEPT, _structs(kept, self.kept)) if self.kept.names else rows)
+
+
+def _structs(kept: Sequence[tuple[Any, ...]], columns: pa.Schema) -> pa.Array:
+    """The values that manifests state in the kept columns, as a column of the plan. Null for files that no manifest lists."""
+    values = [dict(zip(columns.names, row, strict=True)) if row else None for row in kept]
+    # Parquet cannot hold an empty dictionary in a struct, so the plan has the values instead.
+    kinds = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in columns.types]
+    return pa.array(values, pa.struct(list(zip(columns.names, kinds, strict=True))))
 
 
 def _cut(images: Iterable[ImageFile], unit_rows: int) -> Iterator[list[ImageFile]]:

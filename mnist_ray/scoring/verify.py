@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mnist_ray.errors import AccountingError, OutputError
-from mnist_ray.scoring.commit import COMMIT, load_commit, require_records
+from mnist_ray.scoring.commit import COMMIT, load_commit, require_ignored, require_records
 from mnist_ray.scoring.job import Job, Tally, UnitResult
 from mnist_ray.scoring.parts import PREDICTIONS, PartError, part_name, read_part, strays
 from mnist_ray.scoring.plan import PLAN, Plan, WorkUnit, fingerprint, load_plan
@@ -106,3 +106,4 @@ def _compare_with_commit(plan: Plan, job: Job, found: Tally) -> None:
         if (record["parts"].get(unit), record["digests"].get(unit)) != (list(numbers), list(found.digests[unit])):
             raise AccountingError(f"{job.out}: {part_name(unit)} has changed since the job ended; run again with --resume")
     require_records(job.out, record)
+    require_ignored(plan, job.out)

@@ -5,15 +5,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 
 from mnist_ray.data import cells as cells_module
 from mnist_ray.data import columns
-from mnist_ray.data.cells import decode_cells
+from mnist_ray.data.cells import decode_cells, decode_rows
 from mnist_ray.data.containers import Reason, Rejection
 from mnist_ray.data.digits import Splits
 from mnist_ray.data.images import Grey, encode_png
 from mnist_ray.errors import DataError
 from mnist_ray.scoring.inputs import Listing
+from mnist_ray.scoring.tables import Kept
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def cells(images: Grey, kind: str) -> pa.Array:
 )
 def test_all_column_forms_give_the_same_images(kind: str, images: Grey) -> None:
     column = cells(images, kind)
-    assert columns.image_column(pa.schema([("id", pa.int64()), ("picture", column.type)]), "", "t") == "picture"
+    assert columns.image_columns(pa.schema([("id", pa.int64()), ("picture", column.type)]), "", "t") == ("picture",)
     assert np.array_equal(np.stack(list(decode_cells(column))), images)  # type: ignore[arg-type]
 
 
@@ -121,20 +123,20 @@ def test_null_bytes_in_a_struct_are_missing(inner: pa.DataType) -> None:
 
 def test_duplicate_column_names_are_refused() -> None:
     with pytest.raises(DataError, match="two columns of the same name"):
-        columns.image_column(pa.schema([("image", pa.binary()), ("image", pa.binary())]), "", "t")
+        columns.image_columns(pa.schema([("image", pa.binary()), ("image", pa.binary())]), "", "t")
 
 
 def test_a_manifest_with_two_path_columns_is_refused(tmp_path: Path) -> None:
     paths = pa.array(["a.png"])
     pq.write_table(pa.Table.from_arrays([paths, paths], names=["path", "path"]), tmp_path / "t.parquet")
     with pytest.raises(DataError, match=r"t.parquet: has two columns of the same name"):
-        Listing((str(tmp_path / "t.parquet"),), "auto", str(tmp_path / "out"))
+        Listing((str(tmp_path / "t.parquet"),), "auto", str(tmp_path / "out"), Kept())
 
 
 def test_a_usual_name_decides_between_several_image_columns() -> None:
     schema = pa.schema([("thumbnail", pa.binary()), ("image", pa.binary())])
-    assert columns.image_column(schema, "", "t") == "image"
-    assert columns.image_column(schema, "thumbnail", "t") == "thumbnail"
+    assert columns.image_columns(schema, "", "t") == ("image",)
+    assert columns.image_columns(schema, "thumbnail", "t") == ("thumbnail",)
 
 
 @pytest.mark.parametrize(
@@ -143,18 +145,18 @@ def test_a_usual_name_decides_between_several_image_columns() -> None:
         (pa.schema([("a", pa.binary()), ("b", pa.binary())]), "", "several columns that may hold images"),
         (pa.schema([("a", pa.int64())]), "", r"no column that holds images.*a \(int64\)"),
         (pa.schema([("a", pa.int64())]), "b", r"has no column 'b'; its columns: a \(int64\)"),
-        (pa.schema([("a", pa.list_(pa.float32()))]), "a", "expected image bytes or 784 integer pixels"),
+        (pa.schema([("a", pa.list_(pa.string()))]), "a", "expected image bytes or 784 pixels"),
     ],
 )
 def test_errors_list_the_existing_columns(schema: pa.Schema, wanted: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        columns.image_column(schema, wanted, "t")
+        columns.image_columns(schema, wanted, "t")
 
 
 def test_truths_outside_0_to_9_become_null() -> None:
     assert columns.truths(pa.array([0, 9, 10, -1, None])).to_pylist() == [0, 9, None, None, None]
     assert columns.truth_column(pa.schema([("label", pa.int64())]), "auto", "t") == "label"
-    assert columns.truth_column(pa.schema([("label", pa.string())]), "auto", "t") is None
+    assert columns.truth_column(pa.schema([("label", pa.float32())]), "auto", "t") is None
     with pytest.raises(DataError, match="expected integers"):
         columns.truth_column(pa.schema([("label", pa.string())]), "label", "t")
 
@@ -178,9 +180,9 @@ def unknown(kind: pa.DataType, name: str = "x") -> pa.Field:
 def test_unknown_extension_types_are_refused_at_any_depth(field: pa.Field) -> None:
     for wanted in ("x", ""):
         with pytest.raises(DataError, match=r"t: column 'x' holds values of the extension type 'someone.type'"):
-            columns.image_column(pa.schema([field]), wanted, "t")
+            columns.image_columns(pa.schema([field]), wanted, "t")
     plain = pa.field("scan", pa.binary())
-    assert columns.image_column(pa.schema([field, plain]), "", "t") == "scan"
+    assert columns.image_columns(pa.schema([field, plain]), "", "t") == ("scan",)
 
 
 def test_unknown_extension_types_are_not_used_for_truths_or_paths() -> None:
@@ -189,3 +191,51 @@ def test_unknown_extension_types_are_not_used_for_truths_or_paths() -> None:
     with pytest.raises(DataError, match=r"column 'label' .* 'someone.type'"):
         columns.truth_column(pa.schema([unknown(pa.int8(), "label")]), "label", "t")
     columns.require_known_types(pa.field("id", pa.uuid()), "t")
+
+
+@pytest.mark.parametrize("names", ["pixel{0}", "pixel{1}", "{2}x{3}", "{0}", "p_{1}"])
+def test_columns_of_pixels_are_found_in_any_order(names: str, images: Grey) -> None:
+    """Kaggle, OpenML and others name them so. The label is no pixel, although its name may be a number."""
+    named = [names.format(i, i + 1, i // 28 + 1, i % 28 + 1) for i in range(784)]
+    order = np.random.default_rng(0).permutation(784)
+    batch = pa.record_batch({"label": pa.array(range(50))} | {named[i]: images.reshape(50, 784)[:, i] for i in order})
+    found = columns.image_columns(batch.schema, "", "t")
+    assert found == tuple(named)
+    assert np.array_equal(np.asarray(decode_rows(batch, found)), images)
+    with pytest.raises(DataError, match=r"no column that holds images; expected .* 784 columns of pixels") as error:
+        columns.image_columns(batch.drop_columns([named[400]]).schema, "", "t")
+    assert len(str(error.value)) < 800
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64])
+@pytest.mark.parametrize("top", [1, 255])
+def test_pixels_are_numbers_up_to_1_or_to_255(kind: type, top: int, images: Grey) -> None:
+    levels = np.where(images > 127, 255, 0) if kind is np.int64 else images
+    pixels: NDArray[Any] = (levels.reshape(50, 784) * (top / 255)).astype(kind)
+    batch = pa.record_batch({f"pixel{i}": pixels[:, i] for i in range(784)})
+    assert np.array_equal(np.asarray(decode_rows(batch, batch.schema.names)), levels)
+    if kind is not np.int64:
+        lists = pa.record_batch({"picture": pa.array(list(pixels))})
+        assert columns.image_columns(lists.schema, "", "t") == ("picture",)
+        assert np.array_equal(np.stack(list(decode_rows(lists, ["picture"]))), levels)  # type: ignore[arg-type]
+
+
+def test_wrong_pixels_reject_only_their_row() -> None:
+    pixels: dict[str, list[float | None]] = {f"pixel{i}": [0.0, 0.5, 1.0, 3.0, 200.0] for i in range(784)}
+    pixels["pixel5"] = [None, float("nan"), 1.0, -1.0, 300.0]
+    found = list(decode_rows(pa.record_batch(pixels), list(pixels)))
+    assert [isinstance(image, Rejection) for image in found] == [True, True, False, True, True]
+
+
+def test_a_float_list_beside_images_is_no_image() -> None:
+    """It is an embedding."""
+    schema = pa.schema([("vector", pa.list_(pa.float32())), ("scan", pa.binary())])
+    assert columns.image_columns(schema, "", "t") == ("scan",)
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.dictionary(pa.int8(), pa.string()), pa.large_string()])
+def test_names_of_classes_are_truths(kind: pa.DataType) -> None:
+    """OpenML's `class` is a category."""
+    assert columns.truth_column(pa.schema([("class", kind)]), "auto", "t") == "class"
+    assert columns.truth_column(pa.schema([("class", kind), ("target", pa.int8())]), "auto", "t") == "target"
+    assert columns.truths(pa.array(["7", "x", None]).cast(kind)).to_pylist() == [7, None, None]

@@ -1,19 +1,23 @@
 import io
 import struct
+import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
 from mnist_ray.artifact import bundle
 from mnist_ray.artifact.predictor import Predictor, pick_device
+from mnist_ray.data import heif
 from mnist_ray.data.containers import MAX_BYTES, MAX_PIXELS, Reason, Rejection
 from mnist_ray.data.digits import Splits
 from mnist_ray.data.images import Grey, decode, encode_png, to_digits
 
-FORMATS = ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"]
+pillow_heif.register_heif_opener()
+FORMATS = ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "HEIF"]
 
 
 def encode(pixels: object, kind: str, **options: object) -> bytes:
@@ -43,7 +47,7 @@ def seven(mnist5k: Splits) -> Grey:
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_all_formats_are_decoded(kind: str, seven: Grey) -> None:
-    lossless = kind not in ("JPEG", "WEBP")
+    lossless = kind not in ("JPEG", "WEBP", "AVIF", "HEIF")
     difference = np.abs(grey(encode(seven, kind)).astype(int) - seven)
     assert difference.max() <= (0 if lossless else 60)
 
@@ -72,10 +76,33 @@ def test_reasons_of_rejections(seven: Grey) -> None:
     assert reason(b"hello\n") == Reason.NOT_AN_IMAGE
     assert reason(b"<html>") == Reason.NOT_AN_IMAGE
     assert reason(b"RIFF....WAVE") == Reason.NOT_AN_IMAGE
+    assert reason(b"\0\0\0\x14ftypisom\0\0\0\0mp41") == Reason.NOT_AN_IMAGE
     assert reason(png[:4]) == Reason.TRUNCATED
     assert reason(png[:100]) == Reason.TRUNCATED
     assert reason(bytes(flipped)) == Reason.CORRUPT
     assert reason(bytes(MAX_BYTES + 1)) == Reason.TOO_LARGE
+
+
+def test_photos_of_phones_are_upright_and_their_size_is_limited(seven: Grey, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HEIC photos lie on their side in the file, with an instruction to turn them."""
+    exif = Image.Exif()
+    exif[0x112] = 6
+    turned = Image.fromarray(np.rot90(np.repeat(np.repeat(seven, 8, 0), 8, 1))).convert("RGB")
+    photo = io.BytesIO()
+    pillow_heif.from_pillow(turned).save(photo, quality=90, exif=exif.tobytes())
+    found = grey(photo.getvalue())
+    assert np.abs(found[4::8, 4::8].astype(int) - seven).mean() < 10
+    monkeypatch.setattr(heif, "MAX_PIXELS", 100)
+    assert reason(encode(seven, "HEIF")) == Reason.TOO_LARGE
+
+
+def test_what_to_install_is_named(seven: Grey, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(seven, "HEIF")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    found = decode(data)
+    assert found == Rejection(
+        Reason.UNSUPPORTED, "a HEIF (HEIC) image; to read it, pip install 'mnist-ray[heif]' on every machine"
+    )
 
 
 def png_declaring(width: int, height: int) -> bytes:

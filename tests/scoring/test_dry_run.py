@@ -153,7 +153,16 @@ def test_a_cluster_is_asked_for_its_resources(ray_cluster: RayCluster, mixed: Pa
 def unit(number: int, rows: int) -> WorkUnit:
     """A unit of image files of 1,000 bytes each."""
     names = [f"{number}/{row}.png" for row in range(rows)]
-    columns = [[str(number)] * rows, names, [1000] * rows, ["1"] * rows, [None] * rows, [None] * rows, [1] * rows]
+    columns = [
+        [str(number)] * rows,
+        names,
+        [1000] * rows,
+        ["1"] * rows,
+        [None] * rows,
+        [None] * rows,
+        [1] * rows,
+        [None] * rows,
+    ]
     return WorkUnit(str(number), pa.table(columns, schema=PLAN))
 
 

@@ -8,9 +8,12 @@ import pytest
 
 from mnist_ray.data import patience
 from mnist_ray.data.digits import Splits
-from mnist_ray.data.listing import ImageFile
+from mnist_ray.data.images import encode_png
+from mnist_ray.data.listing import FileEntry, ImageFile
 from mnist_ray.errors import DataError, StorageError
+from mnist_ray.scoring.ignored import Ignored, Why
 from mnist_ray.scoring.inputs import Listing
+from mnist_ray.scoring.tables import Kept
 from tests.conftest import write_pickled_table
 
 
@@ -29,7 +32,7 @@ def listed(*inputs: object) -> tuple[list[ImageFile], Listing]:
 
 
 def listed_with(truth: str, *inputs: object) -> tuple[list[ImageFile], Listing]:
-    listing = Listing(tuple(str(item) for item in inputs), truth, "/nowhere/out")
+    listing = Listing(tuple(str(item) for item in inputs), truth, "/nowhere/out", Kept())
     return list(listing.images()), listing
 
 
@@ -65,7 +68,7 @@ def test_a_folder_is_listed_to_its_depths(tree: Path) -> None:
     _, listing = listed(tree)
     assert shown(tree) == [("a.png", 3), ("b.JPG", 7), ("c.webp", None)]
     assert [Path(entry.uri).name for entry in listing.tables] == ["t.parquet"]
-    assert listing.ignored == 1
+    assert listing.ignored.count == 1
 
 
 def test_hidden_files_are_ignored(tree: Path) -> None:
@@ -74,8 +77,44 @@ def test_hidden_files_are_ignored(tree: Path) -> None:
         (tree / name).write_bytes(b"x")
     for item in (tree, f"{tree}/", f"{tree}/**"):
         assert [Path(image.entry.uri).name for image in listed(item)[0]] == ["a.png", "b.JPG", "c.webp"], item
-    assert listed(tree)[1].ignored == 1 + 4
+    assert listed(tree)[1].ignored.count == 1 + 4
     assert shown(tree / ".trash") == [("x.png", 7)], "a folder that is named is not hidden"
+
+
+def test_images_are_found_by_name_or_by_content(tree: Path, small: Splits) -> None:
+    """A file without a suffix is looked into. What is ignored is named with the reason."""
+    png = encode_png(small.test.images[0])
+    for name in ("3/scan", "7/whatsapp.JFIF", "7/phone.heic", "7/IMG.0001", "README", "a.b/scan", ".hidden/scan"):
+        (tree / name).parent.mkdir(exist_ok=True)
+        (tree / name).write_bytes(png if name.endswith("scan") else b"x")
+    found, listing = listed_with("folder", tree)
+    assert [(Path(image.entry.uri).name, image.truth) for image in found] == [
+        *[
+            ("a.png", 3),
+            ("scan", None),
+            ("b.JPG", 7),
+            ("phone.heic", 7),
+            ("whatsapp.JFIF", 7),
+            ("scan", None),
+            ("c.webp", None),
+        ],
+    ]
+    rows = pq.read_table(pa.BufferReader(listing.ignored.to_parquet())).to_pylist()
+    assert {row["source"].removeprefix(f"{tree}/"): row["why"] for row in rows} == {
+        ".hidden/scan": "hidden",
+        "7/IMG.0001": "other_suffix",
+        "README": "no_image",
+        "notes.txt": "other_suffix",
+    }
+    assert {row["size_bytes"] for row in rows} == {1, len(png)}
+
+
+def test_many_ignored_files_are_all_listed() -> None:
+    ignored = Ignored()
+    for number in range(40_000):
+        ignored.add(FileEntry(f"/data/{number}.txt", number, ""), Why.OTHER_SUFFIX)
+    table = pq.read_table(pa.BufferReader(ignored.to_parquet()))
+    assert (ignored.count, table["size_bytes"].to_pylist()) == (40_000, list(range(40_000)))
 
 
 def test_what_is_found_twice_is_listed_once(tree: Path) -> None:
@@ -108,7 +147,9 @@ def test_manifests_keep_order_and_repetition(tree: Path) -> None:
     ("name", "content", "message"),
     [
         ("empty/x.doc", "", "holds nothing to score: .* 1 other files were ignored"),
-        ("m.csv", "a,b\n1,2\n", r"m.csv: a manifest needs a text column named .*; its columns: a \(int64\), b \(int64\)"),
+        ("m.csv", "a,b\n1,2\n", r"m.csv: holds neither images nor paths; .*; its columns: a \(int64\), b \(int64\)"),
+        ("m.csv", "5,0,0\n1,2,3\n", "m.csv: its first line holds only numbers; add a line before it"),
+        ("m.csv", ",".join(f"c{i}" for i in range(785)) + "\n" + "0," * 784 + "0\n", r"c11 \(int64\), and 773 more$"),
         ("m.csv", "path,label\nx.png\n", "m.csv: cannot be read as a manifest"),
         ("none.txt", "\n", "none.txt: holds nothing to score"),
     ],
@@ -164,7 +205,7 @@ def test_names_that_are_not_utf8_are_listed(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_listed_as_it_is_asked_for(tree: Path) -> None:
-    images = Listing((str(tree),), "auto", "/nowhere/out").images()
+    images = Listing((str(tree),), "auto", "/nowhere/out", Kept()).images()
     assert Path(next(images).entry.uri).name == "a.png"
     (tree / "7" / "b.JPG").unlink()
     assert [Path(image.entry.uri).name for image in images] == ["c.webp"], (
@@ -178,8 +219,8 @@ def test_a_manifest_is_read_without_its_other_columns(digit_folder: Path, small:
     write_pickled_table(tmp_path / "t.parquet", small.test, tmp_path / "it-ran", path=paths)
     table = pq.read_table(tmp_path / "t.parquet")
     pq.write_table(table.drop_columns(["image"]), tmp_path / "list.parquet")
-    found = list(Listing((str(tmp_path / "list.parquet"),), "auto", "out").images())
+    found = list(Listing((str(tmp_path / "list.parquet"),), "auto", "out", Kept()).images())
     assert [image.entry.uri for image in found] == paths
-    both = Listing((str(tmp_path / "t.parquet"),), "auto", "out")
+    both = Listing((str(tmp_path / "t.parquet"),), "auto", "out", Kept())
     assert (list(both.images()), len(both.tables)) == ([], 1)
     assert not (tmp_path / "it-ran").exists()

@@ -29,7 +29,7 @@ from mnist_ray.data import patience, storage
 from mnist_ray.data.digits import Predict, Splits
 from mnist_ray.data.images import Digits, encode_png
 from mnist_ray.data.listing import FileEntry, stat_files
-from mnist_ray.errors import AccountingError, ClusterError, DataError, OutputError, StorageError, UsageError
+from mnist_ray.errors import AccountingError, ClusterError, DataError, NothingScoredError, OutputError, StorageError, UsageError
 from mnist_ray.run import processes
 from mnist_ray.scoring import read
 from mnist_ray.scoring.known import CHANGES, Known
@@ -183,7 +183,7 @@ def test_kept_columns_must_agree(run: Run, mnist5k: Splits, tmp_path: Path, out:
     with pytest.raises(DataError, match=r"b.parquet: its columns for --keep are site \(int64\); .* site \(string\)"):
         run(tmp_path, out=out, keep="site")
     (tmp_path / "x.png").touch()
-    with pytest.raises(UsageError, match="there is no Parquet input"):
+    with pytest.raises(UsageError, match="no input has columns"):
         run(tmp_path / "x.png", out=out, keep="site")
 
 
@@ -326,7 +326,9 @@ def test_a_lost_quarantine_part_is_noticed(run: Run, digit_folder: Path, tmp_pat
 
 def test_a_job_that_could_score_nothing_is_an_error(run: Run, tmp_path: Path, out: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no")
-    with pytest.raises(DataError, match=r"none of 1 inputs could be scored \(not_an_image: 1\); .*/quarantine says why"):
+    with pytest.raises(
+        NothingScoredError, match=r"none of 1 inputs could be scored \(not_an_image: 1\); .*/quarantine says why"
+    ):
         run(tmp_path / "bad.png", out=out)
     assert verify(str(out)).quarantined == 1
 

@@ -25,12 +25,13 @@ UNIT_ROWS = 30
 
 @pytest.fixture(scope="module")
 def inputs(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """120 digits and 3 files that are no images."""
+    """120 digits, 3 files that are no images, and a file that is ignored."""
     folder = tmp_path_factory.mktemp("inputs")
     for path in sorted(digit_folder.rglob("*.png"))[::3][:120]:
         (folder / path.name).write_bytes(path.read_bytes())
     for number in range(3):
         (folder / f"{number}-text.png").write_text(f"text {number}")
+    (folder / "notes.txt").write_text("mine")
     return folder
 
 
@@ -151,9 +152,9 @@ def _quarantine(table: Path) -> Path:
     return next((table / "quarantine").iterdir())
 
 
-def _another_part(table: Path) -> str:
-    """The name of a part without quarantined inputs."""
-    return next(name for name in sorted(os.listdir(table / "predictions")) if not (table / "quarantine" / name).exists())
+def _other_part(table: Path) -> str:
+    """A part of predictions whose unit has no part in the quarantine."""
+    return min(set(os.listdir(table / "predictions")) - set(os.listdir(table / "quarantine")))
 
 
 def _edit_json(file: Path, **changes: Any) -> None:
@@ -190,7 +191,7 @@ CHANGES_OF_FILES: dict[str, tuple[bool, Callable[[Path], Any]]] = {
     "a quarantine row less": (True, lambda out: _rewrite(_quarantine(out), lambda table: table.slice(1))),
     "a quarantine part of another unit": (
         True,
-        lambda out: shutil.copy(_quarantine(out), out / "quarantine" / _another_part(out)),
+        lambda out: shutil.copy(_quarantine(out), out / "quarantine" / _other_part(out)),
     ),
     "a stray quarantine part": (True, lambda out: shutil.copy(_quarantine(out), out / "quarantine" / "part-00.parquet")),
     "a folder among the parts": (False, lambda out: shutil.copytree(out / "plan", out / "predictions" / "more")),
@@ -204,6 +205,11 @@ CHANGES_OF_FILES: dict[str, tuple[bool, Callable[[Path], Any]]] = {
     "another model in the plan": (False, lambda out: _edit_json(out / "plan.json", model_digest="0" * 64)),
     "fewer inputs in the plan": (False, lambda out: _edit_json(out / "plan.json", num_inputs=1)),
     "a plan row": (False, _edit_plan_row),
+    "another ignored file": (
+        False,
+        lambda out: _rewrite(out / "ignored.parquet", _replace("source", lambda table: ["x"] * table.num_rows)),
+    ),
+    "no list of ignored files": (False, lambda out: (out / "ignored.parquet").unlink()),
     "a file of the plan less": (False, lambda out: next((out / "plan").iterdir()).unlink()),
 }
 """Changes of files, and whether `--resume` mends them."""
