@@ -83,7 +83,7 @@ def standard_streams() -> Iterator[StandardFile]:
 def _unfailing(stream: TextIO | None, file: StandardFile) -> TextIO:
     """A stream that writes to a file, with the encoding of `stream`; `stream` itself if somebody has put it in place."""
     if stream not in (None, sys.__stdout__, sys.__stderr__):
-        return cast(TextIO, stream)
+        return stream
     encoding = stream.encoding if stream else "utf-8"
     return TextIOWrapper(BufferedWriter(file), encoding, "backslashreplace", line_buffering=file.fileno() == 2 or file.isatty())
 

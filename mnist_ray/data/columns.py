@@ -9,7 +9,7 @@ types other than `KNOWN_EXTENSIONS`.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import accumulate
 
 import pyarrow as pa
