@@ -12,7 +12,7 @@ EXIT_STATUSES = {
     4: "model missing or damaged",
     5: "the output folder holds something else, or another job writes to it",
     6: "inputs and table do not add up",
-    7: "the Ray cluster is unreachable or too small, or lost its workers",
+    7: "the Ray cluster is unreachable or too small, or lost its workers; or memory ran out",
     8: "storage failed",
     130: "interrupted",
     143: "stopped on request, with finished work kept",
