@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -32,7 +33,10 @@ _AGAIN = "run again with --resume to score the rest"
 
 def cores() -> int:
     """CPU cores that this process may use, by its affinity and by the limits of its container."""
-    from joblib import cpu_count
+    with warnings.catch_warnings(
+        action="ignore"
+    ):  # without shared memory, joblib says what it cannot do; this job says so, too
+        from joblib import cpu_count
 
     return int(cpu_count())
 
