@@ -33,9 +33,7 @@ _AGAIN = "run again with --resume to score the rest"
 
 def cores() -> int:
     """CPU cores that this process may use, by its affinity and by the limits of its container."""
-    with warnings.catch_warnings(
-        action="ignore"
-    ):  # without shared memory, joblib says what it cannot do; this job says so, too
+    with warnings.catch_warnings(action="ignore"):  # joblib warns if it has no shared memory
         from joblib import cpu_count
 
     return int(cpu_count())
