@@ -27,7 +27,7 @@ from mnist_ray.config import (
     VerifyConfig,
 )
 from mnist_ray.console import Console, StandardFile, standard_streams
-from mnist_ray.errors import EXIT_STATUSES, MnistRayError, StorageError, UsageError
+from mnist_ray.errors import EXIT_STATUSES, MnistRayError, StorageError, UsageError, first_line
 from mnist_ray.flags import expand_home, output_path
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ _GO_ON: dict[type, str] = {
     TrainConfig: "; run the same command again to continue from its newest checkpoint",
     ScoreConfig: "; run again with --resume to score the rest",
 }
-"""How to go on after Ctrl-C."""
+"""How to go on after Ctrl-C, or when memory ran out."""
 
 
 def _similar(word: str, known: Iterable[str], otherwise: str) -> str:
@@ -329,6 +329,18 @@ def _run(args: list[str], out: StandardFile) -> int:
     except KeyboardInterrupt:
         console.error(f"interrupted{_GO_ON.get(type(config), '')}", exit_status=130)
         return 130
+    except (MemoryError, ImportError, RuntimeError) as error:
+        if not _says_memory_ran_out(error):
+            raise
+        console.error(f"error: memory ran out: {first_line(error)}{_GO_ON.get(type(config), '')}", exit_status=7)
+        return 7
+
+
+def _says_memory_ran_out(error: Exception) -> bool:
+    """Whether memory ran out: for Python, for the dynamic linker while it loads a library, or for PyTorch on the CPU."""
+    return isinstance(error, MemoryError) or any(
+        text in str(error) for text in ("failed to map segment", "can't allocate memory")
+    )
 
 
 def _require_printed(config: Any, out: StandardFile, console: Console) -> None:

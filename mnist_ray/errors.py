@@ -12,7 +12,7 @@ EXIT_STATUSES = {
     4: "model missing or damaged",
     5: "the output folder holds something else, or another job writes to it",
     6: "inputs and table do not add up",
-    7: "the Ray cluster is unreachable or too small, or lost its workers",
+    7: "the Ray cluster is unreachable or too small, or lost its workers; or memory ran out",
     8: "storage failed",
     9: "no input could be scored",
     10: "more inputs are quarantined than --max-quarantined allows",

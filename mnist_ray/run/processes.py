@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -32,7 +33,8 @@ _AGAIN = "run again with --resume to score the rest"
 
 def cores() -> int:
     """CPU cores that this process may use, by its affinity and by the limits of its container."""
-    from joblib import cpu_count
+    with warnings.catch_warnings(action="ignore"):  # joblib warns if it has no shared memory
+        from joblib import cpu_count
 
     return int(cpu_count())
 
@@ -90,7 +92,10 @@ class _Pool:
     def _start(self) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__, "mnist_ray.artifact.predictor"])
-        self._executor = ProcessPoolExecutor(self._number, context, initializer=follow_parent)
+        try:
+            self._executor = ProcessPoolExecutor(self._number, context, initializer=follow_parent)
+        except OSError as error:  # its locks are files there
+            raise ClusterError(f"scoring processes cannot be started: {error.strerror}; free some space in /dev/shm") from None
         on_gpu = self._submit(_load, self._bundle, self._device).result()
         if on_gpu and self._number > 1 and not self._chosen:  # one process keeps a GPU busy
             self.end()
@@ -99,6 +104,8 @@ class _Pool:
 
     def end(self) -> None:
         """Wait until the processes have finished their units, or kill them after `END_S` or a KeyboardInterrupt."""
+        if not hasattr(self, "_executor"):  # it could not be made
+            return
         processes = list((self._executor._processes or {}).values())
         until = time.monotonic() + END_S
         try:
@@ -189,9 +196,18 @@ def _end_with_parent() -> None:
 
 
 def _load(bundle: str, device: str) -> bool:
-    """Load the model, which cannot cross the process boundary. Returns whether it is on a GPU."""
+    """Load the model, which cannot cross the process boundary. Returns whether it is on a GPU.
+
+    Raises ModelError, or ClusterError if there is no memory for PyTorch.
+    """
+    try:
+        import torch
+    except ImportError:  # the process that forked this one has seen the cause, and could not tell it
+        raise ClusterError(
+            "a scoring process cannot load PyTorch: memory is short (see `ulimit -v`), or PyTorch is damaged; "
+            "`python -c 'import torch'` says why"
+        ) from None
     predictor(bundle, device)
-    import torch
 
     return device != "cpu" and torch.cuda.is_available()
 
