@@ -35,7 +35,7 @@ class _Run:
     """What is read and written."""
 
     data: Annotated[str, flag("auto|mnist|mnist5k|PATH|URI")] = "auto"
-    """MNIST, its 5,000 digits that are installed (mnist5k), IDX files, a folder with one subfolder per digit, Parquet."""
+    """MNIST, its 5,000 digits that are installed (mnist5k), IDX files, a folder with one subfolder per digit, Parquet, CSV."""
     out: Annotated[str, flag("PATH|URI", "a folder in runs/ whose name contains a digest of the settings")] = ""
     """Run directory. `tensorboard --logdir PATH/tensorboard` shows its curves."""
     checkpoint_every: Annotated[str, flag("N|Nsteps|Ns", "1, an epoch")] = "1"

@@ -1,7 +1,7 @@
 """Loads the dataset that `--data` names: MNIST, the 5,000 installed digits, or the user's own files."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mnist_ray.data import columns, listing, storage
+from mnist_ray.data import columns, csv_table, listing, storage
 from mnist_ray.data.bulk import read_many
 from mnist_ray.data.cells import decode_rows
 from mnist_ray.data.containers import MAX_BYTES, Rejection
+from mnist_ray.data.csv_table import CsvHeader
 from mnist_ray.data.digits import CLASSES, LabelledDigits, Splits, checked, hold_out
 from mnist_ray.data.images import Grey, decode, digit_of, encode_png, to_digits
 from mnist_ray.data.mnist import MNIST_DIGESTS, MNIST_TERMS, download, find_idx, find_mnist, load_idx
@@ -70,12 +71,12 @@ def _mnist5k() -> Splits:
 
 
 def _load_path(uri: str) -> Splits:
-    """The digits in a Parquet file or a folder. A test part is held out if there is none."""
+    """The digits in a Parquet or CSV file, or in a folder. A test part is held out if there is none."""
     if storage.is_folder(uri):
         folder = find_idx(uri)
         digits, test = load_idx(folder) if folder else _read_folder(uri)
     elif storage.is_file(uri):
-        digits, test = _read_parquet([uri]), None
+        digits, test = _read_tables([uri]), None
     else:
         raise DataError(f"{uri}: there is no such file or folder; --data takes auto, mnist, mnist5k, a path or a URI")
     train, test = (digits, test) if test else hold_out(digits, uri)
@@ -96,7 +97,7 @@ def _read_folder(uri: str) -> tuple[LabelledDigits, LabelledDigits | None]:
     train = sorted(set(chosen) - set(test))
     if not train:
         raise DataError(f"{uri}: holds only a test part; expected training images")
-    read = _read_parquet if tables else _read_images
+    read = _read_tables if tables else _read_images
     return read(train), read(test) if test else None
 
 
@@ -122,34 +123,54 @@ def _read_images(files: list[str]) -> LabelledDigits:
     return checked(to_digits(greys), labels, files[0].rpartition("/")[0])
 
 
-def _read_parquet(files: list[str]) -> LabelledDigits:
+def _read_tables(files: list[str]) -> LabelledDigits:
     parts = [_read_table(file) for file in files]
     images = np.concatenate([part.images for part in parts])
     return LabelledDigits(images, np.concatenate([part.labels for part in parts]))
 
 
 def _read_table(file: str) -> LabelledDigits:
+    """The digits of a Parquet or CSV file."""
     try:
-        with storage.open_input(file) as stream:
-            parquet = pq.ParquetFile(stream)
-            images = columns.image_columns(parquet.schema_arrow, "", file)
-            label = columns.truth_column(parquet.schema_arrow, "auto", file)
-            if label is None:
-                raise DataError(
-                    f"{file}: has no column of digits named {' or '.join(columns.TRUTH_NAMES)}; "
-                    f"its columns: {columns.describe(parquet.schema_arrow)}"
-                )
-            table = parquet.read([*images, label])
+        if csv_table.is_csv(file):
+            header = csv_table.read_header(file)
+            images, label = _digit_columns(header.schema, file)
+            batches = list(_csv_rows(file, header, [*images, label]))
+        else:
+            with storage.open_input(file) as stream:
+                parquet = pq.ParquetFile(stream)
+                images, label = _digit_columns(parquet.schema_arrow, file)
+                batches = parquet.read([*images, label]).to_batches()
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file}: cannot be read as Parquet: {error}") from None
-    cells = chain.from_iterable(decode_rows(batch, images) for batch in table.to_batches())
+        raise DataError(f"{file}: cannot be read as a table: {error}") from None
+    cells = chain.from_iterable(decode_rows(batch, images) for batch in batches)
     greys = [_require_image(cell, f"{file}, row {row}") for row, cell in enumerate(cells)]
-    labels = table.column(label).combine_chunks()
-    if not pa.types.is_integer(labels.type):
-        labels = columns.truths(labels)
-    if labels.null_count:
-        raise DataError(f"{file}: column {label!r} has {labels.null_count} null or unknown labels; expected one in every row")
-    return checked(to_digits(greys), labels.to_numpy(), file)
+    labels = [batch.column(label) for batch in batches]
+    labels = [column if pa.types.is_integer(column.type) else columns.truths(column) for column in labels]
+    if unknown := sum(column.null_count for column in labels):
+        raise DataError(f"{file}: column {label!r} has {unknown} null or unknown labels; expected one in every row")
+    return checked(to_digits(greys), np.concatenate([np.empty(0, np.int64), *map(np.asarray, labels)]), file)
+
+
+def _digit_columns(schema: pa.Schema, file: str) -> tuple[tuple[str, ...], str]:
+    """The columns of images, and that of the digits. Raises DataError."""
+    images, label = columns.image_columns(schema, "", file), columns.truth_column(schema, "auto", file)
+    if label is None:
+        raise DataError(
+            f"{file}: has no column of digits named {' or '.join(columns.TRUTH_NAMES)}; its columns: {columns.describe(schema)}"
+        )
+    return images, label
+
+
+def _csv_rows(file: str, header: CsvHeader, names: list[str]) -> Iterator[pa.RecordBatch]:
+    with storage.open_lines(file) as stream:
+        for first, number, position in csv_table.ranges(file, header, csv_table.LINES_AT_ONCE, csv_table.MOST_LINE_BYTES):
+            for batch in csv_table.read(stream, header, position, number, names):
+                if isinstance(batch, csv_table.Refused):
+                    _require_image(batch.rejection, f"{file}, row {first}")
+                else:
+                    yield batch
+                first += batch.num_rows
 
 
 def write_folder(digits: LabelledDigits, folder: str) -> None:

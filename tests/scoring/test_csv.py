@@ -154,6 +154,21 @@ def test_a_model_is_trained_on_tables_of_pixels(small: Splits, tmp_path: Path) -
     assert np.array_equal(loaded.test.labels, small.test.labels)
 
 
+def test_a_model_is_trained_on_a_csv_file(small: Splits, tmp_path: Path) -> None:
+    digits, file = small.train, tmp_path / "train.csv"
+    pixels = digits.images.reshape(len(digits), 784)
+    pa_csv.write_csv(pa.table({"label": digits.labels} | {f"pixel{i}": pixels[:, i] for i in range(784)}), file)
+    loaded = datasets.load(str(file))
+    assert len(loaded.train) + len(loaded.test) == len(digits)
+    assert {image.tobytes() for image in loaded.train.images} <= {image.tobytes() for image in digits.images}
+    assert sorted([*loaded.train.labels, *loaded.test.labels]) == sorted(digits.labels)
+    lines = file.read_bytes().splitlines(keepends=True)
+    lines[588] = b"5,0,0\n"
+    file.write_bytes(b"".join(lines))
+    with pytest.raises(DataError, match=r"train.csv, row 587: wrong_shape: the line has 3 values; expected 785"):
+        datasets.load(str(file))
+
+
 def test_a_csv_file_beside_images_is_no_input(run: Run, mnist5k: Splits, tmp_path: Path, out: Path) -> None:
     pa_csv.write_csv(pixel_table(mnist5k, 10), tmp_path / "train.csv")
     with pytest.raises(DataError, match="holds nothing to score"):
