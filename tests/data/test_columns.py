@@ -158,7 +158,7 @@ def test_truths_outside_0_to_9_become_null() -> None:
     assert columns.truth_column(pa.schema([("label", pa.int64())]), "auto", "t") == "label"
     assert columns.truth_column(pa.schema([("label", pa.float32())]), "auto", "t") is None
     with pytest.raises(DataError, match="expected integers"):
-        columns.truth_column(pa.schema([("label", pa.string())]), "label", "t")
+        columns.truth_column(pa.schema([("label", pa.float32())]), "label", "t")
 
 
 def unknown(kind: pa.DataType, name: str = "x") -> pa.Field:

@@ -76,7 +76,7 @@ def test_it_prints_the_inputs_the_workers_the_speed_and_the_cost(mixed: Path, ru
     done = cli(*args, "--price-per-node-hour", "3600")
     assert done.returncode == 0, done.stderr
     assert "inputs: 21 image files (" in done.stdout
-    assert "and 101 rows of 2 Parquet files (" in done.stdout
+    assert "and 101 rows of 2 tables (" in done.stdout
     assert re.search(r"workers: \d+ with 1 CPU each; they are processes of this machine", done.stdout)
     assert re.search(r"sample: 21 image files .* images/s; 1 quarantined \(truncated 1\)\n", done.stdout)
     assert re.search(r"cost: [\d.]+ for [\de.-]+ node hours \(1 x 3600 per hour\)\n", done.stdout)
