@@ -176,7 +176,8 @@ def test_quiet_prints_the_result_alone(small_idx: Path, run_dir: Path, digit_fol
     assert (trained.returncode, trained.stderr) == (0, "")
     assert [line.split()[0] for line in trained.stdout.splitlines()] == ["test", "trained", "run", "report:"]
     scored = cli("score", str(digit_folder), "--model", str(run_dir), "--out", str(tmp_path / "t"), "--workers", "0", "--quiet")
-    counts, speed, place = scored.stdout.splitlines()
+    counts, unlike, speed, place = scored.stdout.splitlines()
+    assert unlike.startswith("  not like a digit: ")
     assert (counts.split()[:2], speed.split()[1], place.split()[0]) == (["300", "inputs"], "images/s", "predictions:")
     assert cli(*train, "--seed", "1").stderr.startswith("error: ")
 

@@ -25,7 +25,7 @@ def peak():  # `ru_maxrss` starts with that of the process that starts this one
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
 sources, size, first, rows = sys.argv[4:], *map(int, sys.argv[1:4])
-lines = [("unit", source, size, "", None, None if first < 0 else first, rows) for source in sources]
+lines = [("unit", source, size, "", None, None if first < 0 else first, rows, None) for source in sources]
 plan = pa.table(list(zip(*lines)), schema=schema.PLAN)
 early = peak()
 inputs = sum(len(chunk.digits) for chunk in read_unit(WorkUnit("unit", plan), Job("", "", "none", 0, schema.NOTHING, "", "")))
