@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mnist_ray import cli as command_line
+from mnist_ray.config import VerifyConfig
 from mnist_ray.scoring.verify import verify
 from tests.cluster.test_doctor import require_namespaces
 from tests.conftest import ROOT, cli
@@ -56,7 +57,7 @@ def test_memory_that_runs_out_is_one_line_and_a_defect_is_not_taken_for_it(
         raise error
 
     fail.__name__ = "verify"
-    monkeypatch.setitem(command_line._COMMANDS, command_line.VerifyConfig, fail)
+    monkeypatch.setitem(command_line._COMMANDS, VerifyConfig, fail)
     if status is None:
         with pytest.raises(type(error)):
             cli("verify", "x")
