@@ -94,7 +94,7 @@ def test_the_slowest_units_come_first(scored: tuple[Path, dict[str, Any]]) -> No
     assert {unit["part"] for unit in slowest} == {path.name for path in (out / "predictions").iterdir()}
     assert sum(unit["inputs"] for unit in slowest) == 300
     seconds = [sum(unit["seconds"].values()) for unit in slowest]
-    assert seconds == sorted(seconds, reverse=True)
+    assert seconds == pytest.approx(sorted(seconds, reverse=True), abs=0.003)  # each stage is rounded
     assert sum(seconds) == pytest.approx(sum(facts["speed"]["seconds"]["workers"].values()), abs=0.1)
 
 
