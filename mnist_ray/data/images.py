@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_ray.data.containers import MAX_PIXELS, Reason, Rejection, check, explain
+from mnist_ray.data import paper
 from mnist_ray.data.digits import CLASSES
 
 os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)  # OpenCV reads this at import
@@ -161,7 +162,7 @@ def to_digits(greys: Sequence[Grey] | Grey) -> Digits:
     if plain:
         digits[plain] = _convert_28x28(np.array([greys[i] for i in plain]))
     for i in sorted(set(range(len(greys))).difference(plain)):
-        digits[i] = _fit(_light_on_dark(greys[i][None]))
+        digits[i] = _read(greys[i])
     return digits
 
 
@@ -172,6 +173,12 @@ def _convert_28x28(images: Digits) -> Digits:
     for i in odd[~_like_mnist(images[odd])]:
         images[i] = _fit(images[i][None])
     return images
+
+
+def _read(grey: Grey) -> Grey:
+    light = _light_on_dark(grey[None])
+    ink = paper.read(grey, light is not None and bool((light[0] == grey).all()))
+    return _fit(light) if ink is None else _centre(ink)
 
 
 def _fit(light: Grey) -> Grey:

@@ -1,0 +1,294 @@
+"""Finds the ink of a digit on paper, in photographs and scans of any size: step 5 of the rule in `images.py`.
+
+1. An image that has only two levels, paper and one piece of ink, is clean. Its ink is taken as it is.
+2. From other images the light is removed. The background is the image without structures narrower than a stroke can be (a
+   morphological closing). The edge of a shadow or of a table is a step, and stays in the background. The depth of the ink is
+   how much darker than this background it is.
+3. Lines that span the page are removed, and the strokes that cross them are repaired.
+4. The connected pieces are sorted. The digit is the heaviest piece that does not touch the border, with the pieces close to it.
+   Specks, frames, and what touches the border are dropped, unless they are all there is.
+5. A stroke much thinner or thicker than those of MNIST is widened or thinned.
+
+All sizes are relative to the image.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Grey = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+Field = NDArray[np.float32]
+
+LONGER_SIDE = 480
+"""An image is analysed at no more than this many pixels."""
+LOOK_AGAIN = 64
+"""A digit that is smaller than this in the analysis is cut out of the image and analysed again."""
+CUT_SIDE = 100
+"""Pixels of the longer side of a digit when the width of its stroke is measured."""
+WIDEST_STROKE, USUAL_STROKE = 0.2, 0.08
+"""As a share of the image's shorter side."""
+SIGMAS = 4.0
+"""Ink is this many standard deviations of the background's noise away from it."""
+FAINTEST = 0.035
+"""Ink is at least this much darker than its background, as a share of it."""
+UNEVEN = 40
+"""Paper that differs from its usual level by more than this share of 255 of the ink's contrast is not clean."""
+STEEPEST_LINE = 0.2
+"""Greatest slope of a ruled line."""
+SHORTEST_LINE = 0.6
+"""As a share of the page that ruled lines cross."""
+THIN, THICK = 0.09, 0.19
+"""Usual widths of strokes in MNIST, as a share of the digit's longer side."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A connected piece of ink."""
+
+    label: int
+    left: int
+    top: int
+    width: int
+    height: int
+    mass: float
+    touches: bool
+    """Whether it touches the border of the image."""
+
+    @property
+    def side(self) -> int:
+        return max(self.width, self.height)
+
+
+def read(grey: Grey, dark_border: bool) -> Field | None:
+    """The ink of one digit, float32[H, W] from 0 to 255; None if the image has no ink."""
+    small = _shrink(grey, LONGER_SIDE)
+    ink = _clean_ink(small)
+    return _look(grey, small, _has_light_ink(small, dark_border), again=True) if ink is None else ink
+
+
+def _shrink(grey: Grey, side: int) -> Grey:
+    scale = side / max(grey.shape)
+    if scale >= 1:
+        return grey
+    size = (max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale)))
+    return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _clean_ink(small: Grey) -> Field | None:
+    """The ink of an image that has only two levels, and one piece of ink; None for other images."""
+    _, mask = cv2.threshold(small, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    if border_of(mask).mean() > 0.5:
+        mask, small = 1 - mask, 255 - small
+    if not mask.any() or mask.all():
+        return None
+    paper = float(np.median(border_of(small)[border_of(mask) == 0]))
+    ink = np.clip(small - paper, 0, None).astype(np.float32)
+    ink *= 255 / float(ink.max())
+    away = cv2.dilate(mask, np.ones((5, 5), np.uint8)) == 0
+    if away.any() and (ink[away] > UNEVEN).mean() > 0.0002:
+        return None
+    if np.abs(small[away] - paper).max(initial=0) > UNEVEN / 255 * np.ptp(small):
+        return None
+    sides = [mask[0].mean(), mask[-1].mean(), mask[:, 0].mean(), mask[:, -1].mean()]
+    if 0 < sum(side > 0 for side in sides) < 4 and max(sides) > 0.95:
+        return None
+    pieces = _pieces(mask.astype(np.float32), 0.5)[1]
+    distance = cv2.distanceTransform(mask, cv2.DIST_L2, 3)
+    if pieces[0].mass < 0.998 * mask.sum() or 2 * distance.max() > 0.36 * pieces[0].side:
+        return None
+    rows, columns = np.nonzero(ink > 64)
+    return normalise_stroke(ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1])
+
+
+def border_of(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]])
+
+
+def _has_light_ink(small: Grey, dark_border: bool) -> bool:
+    """Whether the ink is lighter than its surroundings: the sign of the skewness of the levels around their local median."""
+    tiny = _shrink(small, 96)
+    size = 2 * int(min(tiny.shape) * 0.18) + 1
+    padded = cv2.copyMakeBorder(tiny, size, size, size, size, cv2.BORDER_REPLICATE)
+    local = cv2.medianBlur(padded, size)[size:-size, size:-size]
+    cubes = (tiny.astype(np.float32) - local) ** 3
+    skew = float(cubes.sum()) / max(float(np.abs(cubes).sum()), 1e-6)
+    return skew > 0 if abs(skew) > 0.4 else dark_border
+
+
+def _look(grey: Grey, small: Grey, light_ink: bool, again: bool) -> Field | None:
+    depth = _depth(255 - small if light_ink else small, light_ink)
+    low = _noise_level(depth)
+    depth = _without_frames(depth, low)
+    depth = _without_lines(_without_lines(depth, low).T, low).T
+    labels, pieces = _pieces(depth, low)
+    chosen = _digit(pieces, small.shape)
+    if not chosen:
+        return None
+    left, top = min(p.left for p in chosen), min(p.top for p in chosen)
+    right, bottom = max(p.left + p.width for p in chosen), max(p.top + p.height for p in chosen)
+    side = max(right - left, bottom - top)
+    scale = max(grey.shape) / max(small.shape)
+    if again and side < LOOK_AGAIN and scale > 1.5:
+        margin = 0.5 * side
+        rows = slice(max(0, int((top - margin) * scale)), int((bottom + margin) * scale) + 1)
+        columns = slice(max(0, int((left - margin) * scale)), int((right + margin) * scale) + 1)
+        cut = grey[rows, columns]
+        closer = _look(cut, _shrink(cut, LONGER_SIDE // 2), light_ink, again=False)
+        if closer is not None:
+            return closer
+    mask = np.isin(labels, [p.label for p in chosen])
+    return _ink(depth, mask, low, (slice(top, bottom), slice(left, right)))
+
+
+def _depth(dark: Grey, light_ink: bool) -> Field:
+    """How much darker than the background each pixel is, as a share of it.
+
+    The narrower the structures are that count as ink, the less of a shadow does. So they are narrow, unless this loses ink.
+    """
+    wide, narrow = (_depth_at(dark, light_ink, share) for share in (WIDEST_STROKE, USUAL_STROKE))
+    half = 0.5 * float(np.percentile(wide, 99.9))
+    return narrow if narrow[narrow > half].sum() > 0.8 * wide[wide > half].sum() else wide
+
+
+def _depth_at(dark: Grey, light_ink: bool, share: float) -> Field:
+    smooth = cv2.GaussianBlur(dark, (0, 0), 0.8) if min(dark.shape) > 100 else dark
+    size = max(3, int(min(dark.shape) * share)) | 1
+    padded = cv2.copyMakeBorder(smooth, size, size, size, size, cv2.BORDER_REPLICATE)
+    element = cv2.getStructuringElement(cv2.MORPH_RECT, (size, size))
+    background = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, element)[size:-size, size:-size].astype(np.float32)
+    whole = 255.0 if light_ink else np.maximum(background, 0.3 * float(np.percentile(background, 95)) + 1)
+    depth = (background - smooth) / whole
+    return np.asarray(np.maximum(depth - np.median(depth), 0), np.float32)
+
+
+def _noise_level(depth: Field) -> float:
+    """The depth above which a pixel may be ink."""
+    sample = depth[::2, ::2]
+    return max(FAINTEST, SIGMAS * 1.4826 * float(np.median(sample[sample > 0])) if (sample > 0).any() else 0.0)
+
+
+def _without_frames(depth: Field, low: float) -> Field:
+    """The depth without pieces that enclose another large one."""
+    labels, pieces = _pieces(depth, low)
+    frames = [outer.label for outer in pieces[:8] if any(_encloses(outer, inner) for inner in pieces[:8])]
+    return np.where(np.isin(labels, frames), np.float32(0), depth) if frames else depth
+
+
+def _without_lines(depth: Field, low: float) -> Field:
+    """The depth without lines that cross the page from left to right."""
+    height, width = depth.shape
+    rows, columns = np.nonzero(depth > low)
+    if len(rows) < SHORTEST_LINE * width:
+        return depth
+    step = max(1, len(rows) // 5000)
+    rows, columns = rows[::step], columns[::step]
+    slopes = np.linspace(-STEEPEST_LINE, STEEPEST_LINE, 41)
+    profiles = [np.bincount((rows - columns * slope + STEEPEST_LINE * width).astype(np.int64)) for slope in slopes]
+    best = int(np.argmax([(profile.astype(np.float64) ** 2).sum() for profile in profiles]))
+    if profiles[best].max() * step < 0.5 * SHORTEST_LINE * width:
+        return depth
+    slope = slopes[best]
+    extra = int(abs(slope) * width) + 1
+    shear = np.array([[1, 0, 0], [-slope, 1, extra if slope > 0 else 0]], np.float32)
+    level = np.asarray(cv2.warpAffine(depth, shear, (width, height + extra), flags=cv2.INTER_LINEAR), np.float32)
+    level = cv2.dilate(level, np.ones((3, 1), np.uint8))
+    level = cv2.blur(level, (max(3, width // 40), 1))
+    level = cv2.morphologyEx(level, cv2.MORPH_OPEN, np.ones((1, int(width * 0.25)), np.uint8), borderType=cv2.BORDER_REPLICATE)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats((level > 0.7 * low).astype(np.uint8))
+    spans = stats[:, cv2.CC_STAT_WIDTH] >= SHORTEST_LINE * width
+    spans[0] = False
+    longest = stats[1:, cv2.CC_STAT_WIDTH].max(initial=0)
+    if spans.sum() < 2 and longest < 0.9 * width:
+        return depth
+    level *= spans[labels]
+    thick = float((stats[spans, cv2.CC_STAT_AREA] / stats[spans, cv2.CC_STAT_WIDTH]).max())
+    level = np.asarray(cv2.warpAffine(level, shear, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP), np.float32)
+    rest = np.maximum(depth - 1.2 * level, 0)
+    size = round(thick) + 3
+    element = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
+    repaired = np.minimum(cv2.morphologyEx(rest, cv2.MORPH_CLOSE, element), depth)
+    return np.asarray(np.where(level > 0, repaired, rest), np.float32)
+
+
+def _pieces(depth: Field, low: float) -> tuple[NDArray[np.int32], list[Piece]]:
+    """The labels of the connected pieces of ink, int32[H, W], and the pieces, the heaviest first."""
+    depth = np.ascontiguousarray(depth)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats((depth > low).astype(np.uint8))
+    masses = np.bincount(labels.ravel(), weights=depth.ravel(), minlength=len(stats))
+    height, width = depth.shape
+    pieces = []
+    for label in np.argsort(-masses[1:])[:40] + 1:
+        left, top, wide, high, area = stats[label].tolist()
+        touches = left == 0 or top == 0 or left + wide == width or top + high == height
+        pieces.append(Piece(int(label), left, top, wide, high, float(masses[label]), touches))
+    return labels, pieces
+
+
+def _encloses(outer: Piece, inner: Piece) -> bool:
+    return (
+        outer.left < inner.left
+        and outer.top < inner.top
+        and inner.left + inner.width < outer.left + outer.width
+        and inner.top + inner.height < outer.top + outer.height
+        and inner.height > 0.25 * outer.height
+        and inner.mass > 0.1 * outer.mass
+    )
+
+
+def _digit(pieces: list[Piece], shape: tuple[int, ...]) -> list[Piece]:
+    """The pieces that form the digit."""
+    inside = [piece for piece in pieces if not piece.touches]
+    if inside and inside[0].mass >= 0.1 * pieces[0].mass:
+        pieces = inside
+    if not pieces:
+        return []
+    chosen = [pieces[0]]
+    for piece in pieces[1:]:
+        if piece.side >= 0.12 * pieces[0].side and piece.mass > 0.02 * pieces[0].mass and _belongs(piece, pieces[0]):
+            chosen.append(piece)
+    return chosen
+
+
+def _belongs(piece: Piece, main: Piece) -> bool:
+    """Whether a piece is so close to the main one that it is a part of the same digit."""
+    across = max(piece.left, main.left) - min(piece.left + piece.width, main.left + main.width)
+    down = max(piece.top, main.top) - min(piece.top + piece.height, main.top + main.height)
+    return across <= 0.12 * main.side and down <= (0.3 if across < -0.5 * piece.width else 0.12) * main.side
+
+
+def _ink(depth: Field, mask: Mask, low: float, box: tuple[slice, slice]) -> Field:
+    """The digit's ink, cut to its box, with the stroke's width normalised, from 0 to 255."""
+    depth, mask = depth[box], mask[box]
+    full = float(np.percentile(depth[mask], 80))
+    floor = max(0.5 * low, 0.2 * full)
+    near = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    ink = np.clip((depth - floor) / (0.8 * full - floor), 0, 1) * near
+    return normalise_stroke(np.asarray(ink * 255, np.float32))
+
+
+def stroke_width(ink: Field) -> float:
+    """The mean width of the strokes, as a share of the longer side."""
+    mask = (ink > 127).astype(np.uint8)
+    distance = cv2.distanceTransform(cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 3)
+    inside = distance[distance > 0]
+    return 4 * (float(inside.mean()) - 0.5) / max(ink.shape) if inside.size else 0.0
+
+
+def normalise_stroke(ink: Field) -> Field:
+    """Ink cut to its box, with a stroke that is as wide as in MNIST."""
+    scale = CUT_SIDE / max(ink.shape)
+    size = (max(1, round(ink.shape[1] * scale)), max(1, round(ink.shape[0] * scale)))
+    large = cv2.resize(ink, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    width = stroke_width(large)
+    target = min(max(width, THIN), THICK)
+    change = round((target - width) * CUT_SIDE)
+    if change == 0 or width == 0:
+        return ink
+    margin = abs(change) + 2
+    large = cv2.copyMakeBorder(large, margin, margin, margin, margin, cv2.BORDER_CONSTANT)
+    element = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (abs(change) + 1, abs(change) + 1))
+    return np.asarray(cv2.dilate(large, element) if change > 0 else cv2.erode(large, element), np.float32)
