@@ -176,9 +176,8 @@ def _convert_28x28(images: Digits) -> Digits:
 
 
 def _read(grey: Grey) -> Grey:
-    light = _light_on_dark(grey[None])
-    ink = paper.read(grey, light is not None and bool((light[0] == grey).all()))
-    return _fit(light) if ink is None else _centre(ink)
+    ink = paper.read(grey)
+    return _fit(_light_on_dark(grey[None])) if ink is None else _centre(ink)
 
 
 def _fit(light: Grey) -> Grey:

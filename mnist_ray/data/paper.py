@@ -14,6 +14,7 @@ All sizes are relative to the image.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -63,11 +64,11 @@ class Piece:
         return max(self.width, self.height)
 
 
-def read(grey: Grey, dark_border: bool) -> Field | None:
+def read(grey: Grey) -> Field | None:
     """The ink of one digit, float32[H, W] from 0 to 255; None if the image has no ink."""
     small = _shrink(grey, LONGER_SIDE)
     ink = _clean_ink(small)
-    return _look(grey, small, _has_light_ink(small, dark_border), again=True) if ink is None else ink
+    return _look(grey, small, _has_light_ink(small), again=True) if ink is None else ink
 
 
 def _shrink(grey: Grey, side: int) -> Grey:
@@ -93,12 +94,15 @@ def _clean_ink(small: Grey) -> Field | None:
         return None
     if np.abs(small[away] - paper).max(initial=0) > UNEVEN / 255 * np.ptp(small):
         return None
-    sides = [mask[0].mean(), mask[-1].mean(), mask[:, 0].mean(), mask[:, -1].mean()]
-    if 0 < sum(side > 0 for side in sides) < 4 and max(sides) > 0.95:
+    sides = [float(side.mean()) for side in (mask[0], mask[-1], mask[:, 0], mask[:, -1])]
+    touched = [side for side in sides if side > 0]
+    if touched and (max(touched) < 0.04 or (len(touched) < 4 and max(touched) > 0.95)):
         return None
     pieces = _pieces(mask.astype(np.float32), 0.5)[1]
     distance = cv2.distanceTransform(mask, cv2.DIST_L2, 3)
     if pieces[0].mass < 0.998 * mask.sum() or 2 * distance.max() > 0.36 * pieces[0].side:
+        return None
+    if np.median(ink[distance >= 0.6 * distance.max()]) < 0.75 * 255:
         return None
     rows, columns = np.nonzero(ink > 64)
     return normalise_stroke(ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1])
@@ -108,15 +112,38 @@ def border_of(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]])
 
 
-def _has_light_ink(small: Grey, dark_border: bool) -> bool:
-    """Whether the ink is lighter than its surroundings: the sign of the skewness of the levels around their local median."""
+def _has_light_ink(small: Grey) -> bool:
+    """Whether the ink is lighter than the paper: most of three signs say so.
+
+    They are the skewness of the levels around their local median, in the whole image and in its middle, and whether narrow light
+    structures are stronger than narrow dark ones.
+    """
     tiny = _shrink(small, 96)
     size = 2 * int(min(tiny.shape) * 0.18) + 1
-    padded = cv2.copyMakeBorder(tiny, size, size, size, size, cv2.BORDER_REPLICATE)
-    local = cv2.medianBlur(padded, size)[size:-size, size:-size]
+    local = _unpad(cv2.medianBlur(_pad(tiny, size), size), size)
     cubes = (tiny.astype(np.float32) - local) ** 3
-    skew = float(cubes.sum()) / max(float(np.abs(cubes).sum()), 1e-6)
-    return skew > 0 if abs(skew) > 0.4 else dark_border
+    height, width = tiny.shape
+    middle = cubes[height // 5 : height - height // 5, width // 5 : width - width // 5]
+    half = _shrink(small, LONGER_SIDE // 2)
+    size = _odd(min(half.shape) * USUAL_STROKE)
+    strengths = [
+        float((_unpad(cv2.morphologyEx(_pad(half, size), kind, np.ones((size, size), np.uint8)), size).astype(np.float64) ** 3).sum())
+        for kind in (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT)
+    ]
+    return bool((cubes.sum() > 0) + (middle.sum() > 0) + (strengths[0] > strengths[1]) >= 2)
+
+
+def _odd(size: float) -> int:
+    return max(3, int(size)) | 1
+
+
+def _pad(image: Grey, size: int) -> Grey:
+    """The image, going on beyond its border."""
+    return np.asarray(cv2.copyMakeBorder(image, size, size, size, size, cv2.BORDER_REPLICATE), np.uint8)
+
+
+def _unpad(image: NDArray[Any], size: int) -> Grey:
+    return np.asarray(image[size:-size, size:-size], np.uint8)
 
 
 def _look(grey: Grey, small: Grey, light_ink: bool, again: bool) -> Field | None:
@@ -150,16 +177,15 @@ def _depth(dark: Grey, light_ink: bool) -> Field:
     The narrower the structures are that count as ink, the less of a shadow does. So they are narrow, unless this loses ink.
     """
     wide, narrow = (_depth_at(dark, light_ink, share) for share in (WIDEST_STROKE, USUAL_STROKE))
-    half = 0.5 * float(np.percentile(wide, 99.9))
-    return narrow if narrow[narrow > half].sum() > 0.8 * wide[wide > half].sum() else wide
+    full = 0.7 * float(np.percentile(wide, 99.8))
+    return narrow if narrow[narrow > full].sum() > 0.8 * wide[wide > full].sum() else wide
 
 
 def _depth_at(dark: Grey, light_ink: bool, share: float) -> Field:
     smooth = cv2.GaussianBlur(dark, (0, 0), 0.8) if min(dark.shape) > 100 else dark
-    size = max(3, int(min(dark.shape) * share)) | 1
-    padded = cv2.copyMakeBorder(smooth, size, size, size, size, cv2.BORDER_REPLICATE)
-    element = cv2.getStructuringElement(cv2.MORPH_RECT, (size, size))
-    background = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, element)[size:-size, size:-size].astype(np.float32)
+    size = _odd(min(dark.shape) * share)
+    closed = cv2.morphologyEx(_pad(smooth, size), cv2.MORPH_CLOSE, np.ones((size, size), np.uint8))
+    background = _unpad(closed, size).astype(np.float32)
     whole = 255.0 if light_ink else np.maximum(background, 0.3 * float(np.percentile(background, 95)) + 1)
     depth = (background - smooth) / whole
     return np.asarray(np.maximum(depth - np.median(depth), 0), np.float32)
@@ -284,11 +310,13 @@ def normalise_stroke(ink: Field) -> Field:
     size = (max(1, round(ink.shape[1] * scale)), max(1, round(ink.shape[0] * scale)))
     large = cv2.resize(ink, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     width = stroke_width(large)
-    target = min(max(width, THIN), THICK)
-    change = round((target - width) * CUT_SIDE)
+    change = round((min(max(width, THIN), THICK) - width) * CUT_SIDE)
     if change == 0 or width == 0:
         return ink
     margin = abs(change) + 2
     large = cv2.copyMakeBorder(large, margin, margin, margin, margin, cv2.BORDER_CONSTANT)
     element = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (abs(change) + 1, abs(change) + 1))
-    return np.asarray(cv2.dilate(large, element) if change > 0 else cv2.erode(large, element), np.float32)
+    if change < 0:
+        return np.asarray(cv2.erode(large, element), np.float32)
+    full = float(np.percentile(large[large > 64], 50))  # reduced in size, a hairline is grey
+    return np.asarray(cv2.dilate(np.minimum(large * (255 / full), 255), element), np.float32)
