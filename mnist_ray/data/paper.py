@@ -38,6 +38,10 @@ FAINTEST = 0.035
 """Ink is at least this much darker than its background, as a share of it."""
 UNEVEN = 40
 """Paper that differs from its usual level by more than this share of 255 of the ink's contrast is not clean."""
+CLEAR_SKEW = 0.75
+"""Share of the third moment's absolute value."""
+THICKEST_LINE = 0.04
+"""Of a ruled line, as a share of the page's shorter side."""
 STEEPEST_LINE = 0.2
 """Greatest slope of a ruled line."""
 SHORTEST_LINE = 0.6
@@ -96,13 +100,16 @@ def _clean_ink(small: Grey) -> Field | None:
         return None
     sides = [float(side.mean()) for side in (mask[0], mask[-1], mask[:, 0], mask[:, -1])]
     touched = [side for side in sides if side > 0]
-    if touched and (max(touched) < 0.04 or (len(touched) < 4 and max(touched) > 0.95)):
+    if touched and len(touched) < 4 and max(touched) > 0.95:
+        return None
+    solid = mask.astype(np.float32)
+    if touched and (_without_lines(solid, 0.5) is not solid or _without_lines(solid.T, 0.5).base is not solid):
         return None
     pieces = _pieces(mask.astype(np.float32), 0.5)[1]
     distance = cv2.distanceTransform(mask, cv2.DIST_L2, 3)
-    if pieces[0].mass < 0.998 * mask.sum() or 2 * distance.max() > 0.36 * pieces[0].side:
+    if pieces[0].mass < 0.998 * mask.sum() or 2 * distance.max() > 0.42 * pieces[0].side:
         return None
-    if np.median(ink[distance >= 0.6 * distance.max()]) < 0.75 * 255:
+    if np.median(ink[distance >= 0.6 * distance.max()]) < 0.75 * 255 or np.median(ink[mask > 0]) < 0.55 * 255:
         return None
     rows, columns = np.nonzero(ink > 64)
     return normalise_stroke(ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1])
@@ -113,18 +120,20 @@ def border_of(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _has_light_ink(small: Grey) -> bool:
-    """Whether the ink is lighter than the paper: most of three signs say so.
+    """Whether the ink is lighter than the paper.
 
-    They are the skewness of the levels around their local median, in the whole image and in its middle, and whether narrow light
-    structures are stronger than narrow dark ones.
+    The sign of the levels' skewness around their local median says so, if the skewness is strong. Else three signs vote: it, the
+    skewness in the middle of the image, and whether narrow light structures are stronger than narrow dark ones.
     """
     tiny = _shrink(small, 96)
     size = 2 * int(min(tiny.shape) * 0.18) + 1
     local = _unpad(cv2.medianBlur(_pad(tiny, size), size), size)
     cubes = (tiny.astype(np.float32) - local) ** 3
+    if abs(cubes.sum()) > CLEAR_SKEW * np.abs(cubes).sum():
+        return bool(cubes.sum() > 0)
     height, width = tiny.shape
     middle = cubes[height // 5 : height - height // 5, width // 5 : width - width // 5]
-    half = _shrink(small, LONGER_SIDE // 2)
+    half = np.asarray(cv2.GaussianBlur(_shrink(small, LONGER_SIDE // 2), (0, 0), 1.0), np.uint8)
     size = _odd(min(half.shape) * USUAL_STROKE)
     strengths = [
         float((_unpad(cv2.morphologyEx(_pad(half, size), kind, np.ones((size, size), np.uint8)), size).astype(np.float64) ** 3).sum())
@@ -226,9 +235,10 @@ def _without_lines(depth: Field, low: float) -> Field:
     level = cv2.morphologyEx(level, cv2.MORPH_OPEN, np.ones((1, int(width * 0.25)), np.uint8), borderType=cv2.BORDER_REPLICATE)
     count, labels, stats, _ = cv2.connectedComponentsWithStats((level > 0.7 * low).astype(np.uint8))
     spans = stats[:, cv2.CC_STAT_WIDTH] >= SHORTEST_LINE * width
+    spans &= stats[:, cv2.CC_STAT_AREA] < max(6, 2 + THICKEST_LINE * min(height, width)) * stats[:, cv2.CC_STAT_WIDTH]
     spans[0] = False
-    longest = stats[1:, cv2.CC_STAT_WIDTH].max(initial=0)
-    if spans.sum() < 2 and longest < 0.9 * width:
+    longest = stats[spans, cv2.CC_STAT_WIDTH].max(initial=0)
+    if not spans.any() or spans.sum() < 2 and longest < 0.9 * width:
         return depth
     level *= spans[labels]
     thick = float((stats[spans, cv2.CC_STAT_AREA] / stats[spans, cv2.CC_STAT_WIDTH]).max())
