@@ -44,8 +44,8 @@ THICKEST_LINE = 0.04
 """Of a ruled line, as a share of the page's shorter side."""
 STEEPEST_LINE = 0.2
 """Greatest slope of a ruled line."""
-SHORTEST_LINE = 0.6
-"""As a share of the page that ruled lines cross."""
+SHORTEST_LINE, LINE_RUN = 0.6, 0.3
+"""Of a ruled line, and of its longest part without a gap, as a share of the page."""
 THIN, THICK = 0.09, 0.19
 """Usual widths of strokes in MNIST, as a share of the digit's longer side."""
 
@@ -202,8 +202,7 @@ def _depth_at(dark: Grey, light_ink: bool, share: float) -> Field:
 
 def _noise_level(depth: Field) -> float:
     """The depth above which a pixel may be ink."""
-    sample = depth[::2, ::2]
-    return max(FAINTEST, SIGMAS * 1.4826 * float(np.median(sample[sample > 0])) if (sample > 0).any() else 0.0)
+    return max(FAINTEST, SIGMAS * float(np.percentile(depth[::2, ::2], 70)) / 0.524)  # of a normal distribution
 
 
 def _without_frames(depth: Field, low: float) -> Field:
@@ -214,40 +213,54 @@ def _without_frames(depth: Field, low: float) -> Field:
 
 
 def _without_lines(depth: Field, low: float) -> Field:
-    """The depth without lines that cross the page from left to right."""
-    height, width = depth.shape
-    rows, columns = np.nonzero(depth > low)
-    if len(rows) < SHORTEST_LINE * width:
+    """The depth without lines that cross the page from left to right, and with the strokes repaired that cross the lines."""
+    level, thick = _lines(depth, low)
+    if not thick:
         return depth
-    step = max(1, len(rows) // 5000)
-    rows, columns = rows[::step], columns[::step]
-    slopes = np.linspace(-STEEPEST_LINE, STEEPEST_LINE, 41)
-    profiles = [np.bincount((rows - columns * slope + STEEPEST_LINE * width).astype(np.int64)) for slope in slopes]
-    best = int(np.argmax([(profile.astype(np.float64) ** 2).sum() for profile in profiles]))
-    if profiles[best].max() * step < 0.5 * SHORTEST_LINE * width:
-        return depth
-    slope = slopes[best]
-    extra = int(abs(slope) * width) + 1
-    shear = np.array([[1, 0, 0], [-slope, 1, extra if slope > 0 else 0]], np.float32)
-    level = np.asarray(cv2.warpAffine(depth, shear, (width, height + extra), flags=cv2.INTER_LINEAR), np.float32)
-    level = cv2.dilate(level, np.ones((3, 1), np.uint8))
-    level = cv2.blur(level, (max(3, width // 40), 1))
-    level = cv2.morphologyEx(level, cv2.MORPH_OPEN, np.ones((1, int(width * 0.25)), np.uint8), borderType=cv2.BORDER_REPLICATE)
-    count, labels, stats, _ = cv2.connectedComponentsWithStats((level > 0.7 * low).astype(np.uint8))
-    spans = stats[:, cv2.CC_STAT_WIDTH] >= SHORTEST_LINE * width
-    spans &= stats[:, cv2.CC_STAT_AREA] < max(6, 2 + THICKEST_LINE * min(height, width)) * stats[:, cv2.CC_STAT_WIDTH]
-    spans[0] = False
-    longest = stats[spans, cv2.CC_STAT_WIDTH].max(initial=0)
-    if not spans.any() or spans.sum() < 2 and longest < 0.9 * width:
-        return depth
-    level *= spans[labels]
-    thick = float((stats[spans, cv2.CC_STAT_AREA] / stats[spans, cv2.CC_STAT_WIDTH]).max())
-    level = np.asarray(cv2.warpAffine(level, shear, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP), np.float32)
     rest = np.maximum(depth - 1.2 * level, 0)
     size = round(thick) + 3
     element = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
     repaired = np.minimum(cv2.morphologyEx(rest, cv2.MORPH_CLOSE, element), depth)
     return np.asarray(np.where(level > 0, repaired, rest), np.float32)
+
+
+def _lines(depth: Field, low: float) -> tuple[Field, float]:
+    """The depth of the lines that cross the page from left to right, without ink on them, and their thickness; 0 if there are none."""
+    height, width = depth.shape
+    if (slope := _slope(depth, low)) is None:
+        return depth, 0
+    extra = int(abs(slope) * width) + 1
+    shear = np.array([[1, 0, 0], [-slope, 1, extra if slope > 0 else 0]], np.float32)
+    level = np.asarray(cv2.warpAffine(depth, shear, (width, height + extra)), np.float32)
+    level = cv2.blur(cv2.dilate(level, np.ones((3, 1), np.uint8)), (max(3, width // 40), 1))
+    run = np.ones((1, max(3, int(width * LINE_RUN))), np.uint8)
+    level = cv2.morphologyEx(level, cv2.MORPH_OPEN, run, borderType=cv2.BORDER_REPLICATE)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats((level > 0.7 * low).astype(np.uint8))
+    lengths, areas = stats[:, cv2.CC_STAT_WIDTH], stats[:, cv2.CC_STAT_AREA]
+    spans = (lengths >= SHORTEST_LINE * width) & (areas < max(6, 2 + THICKEST_LINE * min(height, width)) * lengths)
+    spans[0] = False
+    if not spans.any() or (spans.sum() < 2 and lengths[spans].max() < 0.9 * width):
+        return depth, 0
+    caps = np.zeros(len(stats), np.float32)  # a stroke along a line is deeper than the line
+    for label in np.flatnonzero(spans):
+        caps[label] = np.median(level[labels == label])
+    level = np.minimum(level, caps[labels])
+    back = cv2.warpAffine(level, shear, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    return np.asarray(back, np.float32), float((areas[spans] / lengths[spans]).max())
+
+
+def _slope(depth: Field, low: float) -> float | None:
+    """The slope along which the ink lies in the fewest rows; None if no row has enough ink for a line."""
+    height, width = depth.shape
+    rows, columns = np.nonzero(depth > low)
+    step = len(rows) // 5000 + 1
+    rows, columns = rows[::step], columns[::step]
+    if len(rows) * step < SHORTEST_LINE * width:
+        return None
+    slopes = np.linspace(-STEEPEST_LINE, STEEPEST_LINE, 41)
+    profiles = [np.bincount((rows - columns * slope + STEEPEST_LINE * width).astype(np.int64)) for slope in slopes]
+    best = int(np.argmax([(profile.astype(np.float64) ** 2).sum() for profile in profiles]))
+    return float(slopes[best]) if profiles[best].max() * step >= 0.5 * SHORTEST_LINE * width else None
 
 
 def _pieces(depth: Field, low: float) -> tuple[NDArray[np.int32], list[Piece]]:
