@@ -5,7 +5,8 @@
 
 The first command draws images, predicts them with a bundle, and saves the counts by kind. The second one prints two such
 files side by side. The handwriting is from MNIST's training part. To measure another version of the preprocessing rule, run
-the first command with that version's folder in PYTHONPATH. `--write FOLDER` also saves the images.
+the first command with that version's folder in PYTHONPATH. `--digits 0` and `--digits 2` draw blank pages and pairs, which
+should be refused. `--write FOLDER` also saves the images.
 """
 
 import argparse
@@ -37,18 +38,19 @@ def _handwriting() -> LabelledDigits:
     return datasets.load("mnist").train
 
 
-def images(kind: str, family: str, seed: int, count: int) -> Iterator[tuple[bytes, int]]:
-    """Image files of one kind and their true digits. They depend only on the arguments."""
+def images(kind: str, family: str, seed: int, count: int, number: int) -> Iterator[tuple[bytes, int]]:
+    """Image files of one kind with a `number` of digits, and the first digit, or -1. They depend only on the arguments."""
     digits = _handwriting()
     random = np.random.default_rng([seed, ord(family), *kind.encode()])
-    for row in random.integers(0, len(digits), min(count, FEW.get(kind, count))):
-        yield kinds.image(kind, family, digits.images[row], random), int(digits.labels[row])
+    for _ in range(min(count, FEW.get(kind, count))):
+        rows = random.integers(0, len(digits), number)
+        yield kinds.image(kind, family, digits.images[rows], random), int(digits.labels[rows[0]]) if number else -1
 
 
-def measure(model: Any, kind: str, family: str, seed: int, count: int, folder: Path | None) -> Counts:
+def measure(model: Any, kind: str, seed: int, args: argparse.Namespace) -> Counts:
     """Draw images of a kind and count the right, wrong, wrong but sure, and refused ones."""
-    files, truths = zip(*images(kind, family, seed, count), strict=True)
-    if folder:
+    files, truths = zip(*images(kind, args.family, seed, args.count, args.digits), strict=True)
+    if folder := args.write:
         for number, (data, truth) in enumerate(zip(files, truths, strict=True)):
             place = (
                 folder / f"{kind.replace('/', ' ')}" / f"{seed}-{number:03d}-{truth}.{'png' if data[1:4] == b'PNG' else 'jpg'}"
@@ -91,6 +93,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--family", choices=["a", "b"], default="b")
     parser.add_argument("--count", type=int, default=20, help="images for each kind and seed")
+    parser.add_argument("--digits", type=int, default=1, help="digits in each image; 0 and 2 should be refused")
     parser.add_argument("--kinds", nargs="+", help="default: all")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--write", type=Path)
@@ -101,8 +104,9 @@ def main() -> None:
         return
     model = load_model(args.model, device="cpu")
     result: dict[str, Counts] = {}
-    for kind in args.kinds or kinds.names(args.family):
-        parts = [measure(model, kind, args.family, seed, args.count, args.write) for seed in args.seeds]
+    drawn = kinds.names(args.family) if args.digits == 1 else list(kinds.shots(args.family))
+    for kind in args.kinds or drawn:
+        parts = [measure(model, kind, seed, args) for seed in args.seeds]
         result[kind] = {name: sum(part[name] for part in parts) for name in parts[0]}
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -4,7 +4,7 @@ There are two families of papers, pens, lights and cameras with different parame
 `a` and is checked on `b`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import cv2
@@ -126,34 +126,45 @@ def shots(family: str) -> dict[str, Shot]:
         "table on 1 side": replace(pen, table=1, table_share=(0.04, f(0.2, 0.25)), table_colour=(0.12, 0.14, f(0.18, 0.3))),
         "table on 2 sides": replace(pen, table=2, table_share=(0.04, f(0.2, 0.25)), table_colour=(0.1, f(0.12, 0.2), 0.2)),
         "dark strip": replace(pen, table=1, table_share=(f(0.018, 0.012), f(0.022, 0.03)), table_colour=(0.05,) * 3, degrees=1),
+        "table all around": replace(pen, table=4, table_share=(0.04, f(0.15, 0.18)), table_colour=(0.12, 0.14, f(0.18, 0.3))),
+        "fold": replace(pen, light="fold", depth=(0.1, f(0.3, 0.35))),
+        "stain": replace(pen, light="ring", depth=(0.1, f(0.3, 0.25))),
+        "highlighter": replace(pen, light="band", depth=(0.15, f(0.25, 0.3))),
         "dust": replace(pen, specks=(20, f(60, 90))),
         "tiny": replace(pen, side=(60, 80), aspect=(1, 1.2), share=(0.45, 0.7)),
         "small": replace(pen, side=(100, 150)),
         "large": replace(pen, side=(1200, 1600)),
-        "12 megapixels": replace(pen, side=(3000, 3000), aspect=(1.33, 1.33), share=(0.15, 0.5), jpeg=(88, 94), blur=(1.0, 2.0)),
+        "12 megapixels": replace(pen, side=(3000, 3000), aspect=(1.33, 1.33), share=(0.15, 0.5), blur=(1.0, 2.0)),
         "small in the page": replace(pen, side=(500, 900), share=(f(0.07, 0.06), 0.14), offset=0.9),
         "large and off centre": replace(pen, share=(0.6, 0.75), offset=1.0),
         "inverted scan": replace(pen, invert=True, degrees=1, noise=(0, 0.004)),
         "ruled in shadow": replace(pen, ruling=lines, light="hard", depth=(0.3, 0.5), dark_share=(0.3, 0.5)),
         "squared, pencil": replace(pen, ruling=squares, pen=Pen(width=1.5, opacity=0.55, grain=0.3, colour=(0.3, 0.3, 0.3))),
         "photo, everything": replace(
-            pen, texture="crumpled", strength=0.03, light="soft", depth=(0.3, 0.5), dark_share=(0.2, 0.5), table=1, perspective=0.08
+            replace(pen, texture="crumpled", strength=0.03, light="soft", depth=(0.3, 0.5), dark_share=(0.2, 0.5)),
+            table=1,
+            perspective=0.08,
         ),
     }  # fmt: skip
 
 
-def _photograph(shot: Shot, digit: Digit, random: Random) -> tuple[Digit, int]:
-    """The picture as uint8[H, W, 3], and the quality of its JPEG file; 0 for PNG."""
+def _photograph(shot: Shot, digits: Sequence[Digit], random: Random) -> tuple[Digit, int]:
+    """The picture as uint8[H, W, 3], and the quality of its JPEG file; 0 for PNG. Several digits stand side by side."""
     short = random.uniform(*shot.side)
     shape = (round(short), round(short * random.uniform(*shot.aspect)))
     unit = short * random.uniform(*shot.share)
-    free = np.array([max(side - unit * 1.15, 0) / 2 for side in shape])
+    free = np.array(
+        [max(side - unit * 1.15 * number, 0) / 2 for side, number in zip(shape, (1, max(1, len(digits))), strict=True)]
+    )
     row, column = np.array(shape) / 2 + random.uniform(-1, 1, 2) * free * shot.offset
     picture = scene.sheet(shape, shot.paper, unit, shot.texture, shot.strength, random)
     if shot.ruling:
         picture = scene.rule(picture, shot.ruling, unit, (row, column), random)
-    coverage = _placed(draw(digit, unit, shot.pen, random), shape, row, column)[..., None]
-    picture = picture * (1 - coverage) + np.array(shot.pen.colour, np.float32) * coverage
+    step = unit * random.uniform(0.75, 1.1)
+    for number, digit in enumerate(digits):
+        at = column + step * (number - (len(digits) - 1) / 2)
+        coverage = _placed(draw(digit, unit, shot.pen, random), shape, row, at)[..., None]
+        picture = picture * (1 - coverage) + np.array(shot.pen.colour, np.float32) * coverage
     if shot.table:
         picture = scene.table_edge(picture, shot.table, shot.table_share, shot.table_colour, random)
     if shot.specks[1]:
@@ -214,7 +225,7 @@ PLAIN: dict[str, Callable[[Digit, Random], bytes]] = {
     "MNIST, 20x20": lambda digit, random: _png(digit[4:24, 4:24]),
     "cut to the ink": lambda digit, random: _png(_tight(digit, random, random.uniform(24, 400))),
     "cut, white on black": lambda digit, random: _png(255 - _tight(digit, random, random.uniform(24, 400))),
-    "cut, 1 pixel around": lambda digit, random: _png(np.pad(_tight(digit, random, random.uniform(24, 400)), 1, constant_values=255)),
+    "cut, 1 pixel around": lambda digit, random: _png(np.pad(_tight(digit, random, random.uniform(24, 400)), 1, constant_values=255)),  # noqa: E501
     "cut above and below": lambda digit, random: _png(
         np.pad(cut := _tight(digit, random, random.uniform(24, 400)), ((0, 0), (cut.shape[0] // 3,) * 2), constant_values=255)
     ),
@@ -229,9 +240,10 @@ def names(family: str) -> list[str]:
     return [*PLAIN, *shots(family)]
 
 
-def image(kind: str, family: str, digit: Digit, random: Random) -> bytes:
-    """An image file of this kind that shows the digit."""
+def image(kind: str, family: str, digits: Sequence[Digit], random: Random) -> bytes:
+    """An image file of this kind that shows the digits: one, or in photographs also none or several."""
     if kind in PLAIN:
+        (digit,) = digits
         return PLAIN[kind](digit, random)
-    pixels, quality = _photograph(shots(family)[kind], digit, random)
+    pixels, quality = _photograph(shots(family)[kind], digits, random)
     return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes() if quality else _png(pixels)

@@ -121,8 +121,18 @@ def light(shape: tuple[int, int], kind: str, depth: float, share: float, random:
         field = smooth_noise(shape, max(shape) * 0.35, random) + 3 * (along + 0.1)
         field -= np.quantile(field, share)
         return np.asarray(1 - depth / (1 + np.exp(np.clip(field / 0.05, -50, 50))), np.float32)
+    if kind == "fold":
+        away = np.abs(along - random.uniform(-0.15, 0.15))
+        return np.asarray(1 - depth * np.exp(-away / 0.02) - 0.2 * depth * (along > 0), np.float32)
+    if kind == "band":  # a highlighter, level with the digit
+        return np.asarray(
+            1 - depth * (np.abs(y + 0.1 * x - random.uniform(-0.1, 0.1)) < random.uniform(0.05, 0.12)), np.float32
+        )
     centre_y, centre_x = random.uniform(-0.25, 0.25, 2)
     radius = np.sqrt((y - centre_y) ** 2 + (x - centre_x) ** 2)
+    if kind == "ring":  # of a cup
+        ring = np.exp(-(((radius - random.uniform(0.15, 0.3)) / random.uniform(0.01, 0.02)) ** 2))
+        return np.asarray(1 - depth * np.maximum(ring, 0.3 * (radius < 0.2)), np.float32)
     if kind == "spot":
         return np.asarray(1 - depth + depth * np.exp(-((radius / 0.35) ** 2)), np.float32)
     if kind == "vignette":

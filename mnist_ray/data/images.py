@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.data.containers import MAX_PIXELS, Reason, Rejection, check, explain
 from mnist_ray.data import paper
+from mnist_ray.data.containers import MAX_PIXELS, Reason, Rejection, check, explain
 from mnist_ray.data.digits import CLASSES
 
 os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)  # OpenCV reads this at import
@@ -39,6 +39,8 @@ FLAT_INK = 64
 PIXELS_AT_ONCE = 1 << 22
 """Decoded pixels that `normalise` holds in memory before it converts them."""
 BLANK = np.zeros((SIDE, SIDE), np.uint8)
+SINGLE_GLYPHS = all(len(name) == 1 and name.isdecimal() for name in CLASSES)
+"""Whether an image of several digits shows no class."""
 _LABELS = {name: label for label, name in enumerate(CLASSES)}
 
 Grey = NDArray[np.uint8]
@@ -108,27 +110,34 @@ def _flatten_alpha(grey: NDArray[np.float32], alpha: NDArray[np.generic]) -> Gre
 
 
 def normalise(decoded: Iterable[Grey | Rejection] | Grey) -> tuple[Digits, dict[int, Rejection]]:
-    """Steps 3 to 5 of the rule for N decoded images of any sizes (an array is uint8[N, H, W]).
+    """Steps 3 to 6 of the rule for N decoded images of any sizes (an array is uint8[N, H, W]).
 
     Returns digits, uint8[N, 28, 28], and the Rejections by position; a rejected image gives a blank digit. Images are converted
     in lots of about `PIXELS_AT_ONCE`, so that large ones do not fill the memory.
     """
     if isinstance(decoded, np.ndarray):
-        return to_digits(decoded), {}
+        return _convert(decoded)
     rejected: dict[int, Rejection] = {}
     digits: list[Digits] = []
-    lot: list[Grey] = []
-    pixels = 0
-    for position, image in enumerate(decoded):
-        if isinstance(image, Rejection):
-            rejected[position] = image
-            image = BLANK
+    lot: list[Grey | Rejection] = []
+    pixels = done = 0
+
+    def convert() -> None:
+        nonlocal pixels, done
+        converted, refused = _convert(lot)
+        digits.append(converted)
+        rejected.update({done + position: rejection for position, rejection in refused.items()})
+        done += len(lot)
+        lot.clear()
+        pixels = 0
+
+    for image in decoded:
         lot.append(image)
-        pixels += image.size
+        pixels += BLANK.size if isinstance(image, Rejection) else image.size
         if pixels > PIXELS_AT_ONCE:
-            digits.append(to_digits(lot))
-            lot, pixels = [], 0
-    return np.concatenate([*digits, to_digits(lot)]), rejected
+            convert()
+    convert()
+    return np.concatenate(digits), rejected
 
 
 def _border(images: Grey) -> Grey:
@@ -154,30 +163,42 @@ def _like_mnist(images: Grey) -> NDArray[np.bool_]:
 
 
 def to_digits(greys: Sequence[Grey] | Grey) -> Digits:
-    """Steps 3 to 5 of the rule: convert grey images, uint8[H, W] of any sizes, to digits, uint8[N, 28, 28]."""
-    plain = [i for i, grey in enumerate(greys) if grey.shape == (SIDE, SIDE)]
-    if len(plain) == len(greys):
-        return _convert_28x28(np.array(greys, np.uint8).reshape(-1, SIDE, SIDE))
+    """Steps 3 to 6 of the rule: convert grey images, uint8[H, W] of any sizes, to digits, uint8[N, 28, 28].
+
+    No image is refused: one without ink gives a blank digit, and of several digits the largest is taken.
+    """
+    return _convert(greys, refuse=False)[0]
+
+
+def _convert(greys: Sequence[Grey | Rejection] | Grey, refuse: bool = True) -> tuple[Digits, dict[int, Rejection]]:
+    """Steps 3 to 6 for images of any sizes. Returns the digits and, by position, the Rejections."""
+    if isinstance(greys, np.ndarray) and greys.shape[1:] == (SIDE, SIDE):
+        return _convert_28x28(greys)
+    rejected = {i: grey for i, grey in enumerate(greys) if isinstance(grey, Rejection)}
+    images = {i: grey for i, grey in enumerate(greys) if not isinstance(grey, Rejection)}
+    plain = [i for i, image in images.items() if image.shape == (SIDE, SIDE)]
     digits = np.zeros((len(greys), SIDE, SIDE), np.uint8)
-    if plain:
-        digits[plain] = _convert_28x28(np.array([greys[i] for i in plain]))
-    for i in sorted(set(range(len(greys))).difference(plain)):
-        digits[i] = _read(greys[i])
-    return digits
+    digits[plain], blank = _convert_28x28(np.array([images[i] for i in plain], np.uint8).reshape(-1, SIDE, SIDE))
+    rejected |= {plain[i]: rejection for i, rejection in blank.items()}
+    for i in sorted(images.keys() - set(plain)):
+        ink = paper.read(images[i], one_digit=refuse and SINGLE_GLYPHS)
+        if isinstance(ink, Rejection):
+            rejected[i] = ink
+        else:
+            digits[i] = _centre(ink)
+    return digits, rejected
 
 
-def _convert_28x28(images: Digits) -> Digits:
-    """Steps 3 to 5 in place for images that are 28x28 already: most look like MNIST and stay unchanged."""
+def _convert_28x28(images: Digits) -> tuple[Digits, dict[int, Rejection]]:
+    """Steps 3 to 6 for images that are 28x28 already: most look like MNIST and stay unchanged."""
     odd = np.flatnonzero(~_like_mnist(images))
+    if not odd.size:
+        return images, {}
+    images, blank = images.copy(), Rejection(Reason.BLANK_IMAGE, "all pixels have the same level")
     images[odd] = _light_on_dark(images[odd])
     for i in odd[~_like_mnist(images[odd])]:
         images[i] = _fit(images[i][None])
-    return images
-
-
-def _read(grey: Grey) -> Grey:
-    ink = paper.read(grey)
-    return _fit(_light_on_dark(grey[None])) if ink is None else _centre(ink)
+    return images, {int(i): blank for i in odd if not images[i].any()}
 
 
 def _fit(light: Grey) -> Grey:

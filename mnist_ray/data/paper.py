@@ -12,13 +12,14 @@
 All sizes are relative to the image.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from mnist_ray.data.containers import Reason, Rejection
 
 Grey = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -46,6 +47,12 @@ STEEPEST_LINE = 0.2
 """Greatest slope of a ruled line."""
 SHORTEST_LINE, LINE_RUN = 0.6, 0.3
 """Of a ruled line, and of its longest part without a gap, as a share of the page."""
+SMALLEST_DIGIT = 0.025
+"""As a share of the image's longer side."""
+FAINTEST_DIGIT = 1.25
+"""Mean depth of a digit's ink over the level of the noise."""
+SEVERAL_FROM = 12
+"""Pixels of the height from which on pieces are told from specks."""
 THIN, THICK = 0.09, 0.19
 """Usual widths of strokes in MNIST, as a share of the digit's longer side."""
 
@@ -59,7 +66,9 @@ class Piece:
     top: int
     width: int
     height: int
+    area: int
     mass: float
+    """Sum of the depths."""
     touches: bool
     """Whether it touches the border of the image."""
 
@@ -68,11 +77,11 @@ class Piece:
         return max(self.width, self.height)
 
 
-def read(grey: Grey) -> Field | None:
-    """The ink of one digit, float32[H, W] from 0 to 255; None if the image has no ink."""
+def read(grey: Grey, one_digit: bool) -> Field | Rejection:
+    """The ink of the digit, float32[H, W] from 0 to 255; or a Rejection if there is no ink, or with `one_digit`, ink of several."""
     small = _shrink(grey, LONGER_SIDE)
     ink = _clean_ink(small)
-    return _look(grey, small, _has_light_ink(small), again=True) if ink is None else ink
+    return _look(grey, small, _has_light_ink(small), one_digit, again=True) if ink is None else ink
 
 
 def _shrink(grey: Grey, side: int) -> Grey:
@@ -136,7 +145,11 @@ def _has_light_ink(small: Grey) -> bool:
     half = np.asarray(cv2.GaussianBlur(_shrink(small, LONGER_SIDE // 2), (0, 0), 1.0), np.uint8)
     size = _odd(min(half.shape) * USUAL_STROKE)
     strengths = [
-        float((_unpad(cv2.morphologyEx(_pad(half, size), kind, np.ones((size, size), np.uint8)), size).astype(np.float64) ** 3).sum())
+        float(
+            (
+                _unpad(cv2.morphologyEx(_pad(half, size), kind, np.ones((size, size), np.uint8)), size).astype(np.float64) ** 3
+            ).sum()
+        )
         for kind in (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT)
     ]
     return bool((cubes.sum() > 0) + (middle.sum() > 0) + (strengths[0] > strengths[1]) >= 2)
@@ -155,15 +168,18 @@ def _unpad(image: NDArray[Any], size: int) -> Grey:
     return np.asarray(image[size:-size, size:-size], np.uint8)
 
 
-def _look(grey: Grey, small: Grey, light_ink: bool, again: bool) -> Field | None:
+def _look(grey: Grey, small: Grey, light_ink: bool, one_digit: bool, again: bool) -> Field | Rejection:
+    """Find the digit in `small`, which is `grey` or a reduced copy of it. If the digit is small, look `again`, closer."""
     depth = _depth(255 - small if light_ink else small, light_ink)
     low = _noise_level(depth)
     depth = _without_frames(depth, low)
     depth = _without_lines(_without_lines(depth, low).T, low).T
     labels, pieces = _pieces(depth, low)
-    chosen = _digit(pieces, small.shape)
-    if not chosen:
-        return None
+    chosen = _digit(pieces)
+    if not chosen or _is_speck(chosen[0], low, small.shape):
+        return Rejection(Reason.BLANK_IMAGE, "has no ink that could be a digit")
+    if one_digit and (others := _other_digits(pieces, chosen)):
+        return Rejection(Reason.SEVERAL_DIGITS, f"has {1 + others} separate pieces of ink as large as a digit")
     left, top = min(p.left for p in chosen), min(p.top for p in chosen)
     right, bottom = max(p.left + p.width for p in chosen), max(p.top + p.height for p in chosen)
     side = max(right - left, bottom - top)
@@ -173,11 +189,51 @@ def _look(grey: Grey, small: Grey, light_ink: bool, again: bool) -> Field | None
         rows = slice(max(0, int((top - margin) * scale)), int((bottom + margin) * scale) + 1)
         columns = slice(max(0, int((left - margin) * scale)), int((right + margin) * scale) + 1)
         cut = grey[rows, columns]
-        closer = _look(cut, _shrink(cut, LONGER_SIDE // 2), light_ink, again=False)
-        if closer is not None:
+        closer = _look(cut, _shrink(cut, LONGER_SIDE // 2), light_ink, one_digit=False, again=False)
+        if not isinstance(closer, Rejection):
             return closer
     mask = np.isin(labels, [p.label for p in chosen])
     return _ink(depth, mask, low, (slice(top, bottom), slice(left, right)))
+
+
+def _is_speck(piece: Piece, low: float, shape: tuple[int, ...]) -> bool:
+    """Whether a piece is too small for a digit, or hardly darker than the noise of the paper."""
+    return piece.side < SMALLEST_DIGIT * max(shape) or piece.mass < FAINTEST_DIGIT * low * piece.area
+
+
+def _other_digits(pieces: list[Piece], chosen: list[Piece]) -> int:
+    """The number of pieces like the main one, that are apart from it and not thin lines."""
+    main = chosen[0]
+    if main.height < SEVERAL_FROM or _is_upright_line(main):
+        return 0
+    return sum(_like(piece, main) and _apart(piece, main) for piece in pieces if piece not in chosen)
+
+
+def _is_upright_line(piece: Piece) -> bool:
+    return piece.width < 0.2 * piece.height
+
+
+def _like(piece: Piece, main: Piece) -> bool:
+    """Whether a piece is as large and as dark as the main one, and drawn with a pen of about the same width."""
+    darkness = piece.mass * main.area / (main.mass * piece.area)
+    return (
+        not piece.touches
+        and not _is_upright_line(piece)
+        and 0.6 < piece.height / main.height < 1.6
+        and piece.mass > 0.35 * main.mass
+        and 0.75 < darkness < 1.33
+    )
+
+
+def _apart(piece: Piece, main: Piece) -> bool:
+    return max(_gaps(piece, main)) > 0.15 * main.side
+
+
+def _gaps(piece: Piece, main: Piece) -> tuple[int, int]:
+    """The space between two boxes across and down; negative if they overlap."""
+    across = max(piece.left, main.left) - min(piece.left + piece.width, main.left + main.width)
+    down = max(piece.top, main.top) - min(piece.top + piece.height, main.top + main.height)
+    return across, down
 
 
 def _depth(dark: Grey, light_ink: bool) -> Field:
@@ -273,7 +329,7 @@ def _pieces(depth: Field, low: float) -> tuple[NDArray[np.int32], list[Piece]]:
     for label in np.argsort(-masses[1:])[:40] + 1:
         left, top, wide, high, area = stats[label].tolist()
         touches = left == 0 or top == 0 or left + wide == width or top + high == height
-        pieces.append(Piece(int(label), left, top, wide, high, float(masses[label]), touches))
+        pieces.append(Piece(int(label), left, top, wide, high, area, float(masses[label]), touches))
     return labels, pieces
 
 
@@ -288,24 +344,28 @@ def _encloses(outer: Piece, inner: Piece) -> bool:
     )
 
 
-def _digit(pieces: list[Piece], shape: tuple[int, ...]) -> list[Piece]:
-    """The pieces that form the digit."""
-    inside = [piece for piece in pieces if not piece.touches]
-    if inside and inside[0].mass >= 0.1 * pieces[0].mass:
-        pieces = inside
-    if not pieces:
-        return []
-    chosen = [pieces[0]]
-    for piece in pieces[1:]:
-        if piece.side >= 0.12 * pieces[0].side and piece.mass > 0.02 * pieces[0].mass and _belongs(piece, pieces[0]):
-            chosen.append(piece)
-    return chosen
+def _digit(pieces: list[Piece]) -> list[Piece]:
+    """The pieces that form the digit, the main one first."""
+    for usual in (_is_inside, _is_no_dash):
+        fit = [piece for piece in pieces if usual(piece)]
+        if fit and fit[0].mass >= 0.1 * pieces[0].mass:
+            pieces = fit
+    return [piece for piece in pieces if piece is pieces[0] or _belongs(piece, pieces[0])]
+
+
+def _is_inside(piece: Piece) -> bool:
+    return not piece.touches
+
+
+def _is_no_dash(piece: Piece) -> bool:
+    return piece.height > 0.12 * piece.width
 
 
 def _belongs(piece: Piece, main: Piece) -> bool:
-    """Whether a piece is so close to the main one that it is a part of the same digit."""
-    across = max(piece.left, main.left) - min(piece.left + piece.width, main.left + main.width)
-    down = max(piece.top, main.top) - min(piece.top + piece.height, main.top + main.height)
+    """Whether a piece is so large, and so close to the main one, that it is a part of the same digit."""
+    if piece.side < 0.12 * main.side or piece.mass < 0.02 * main.mass:
+        return False
+    across, down = _gaps(piece, main)
     return across <= 0.12 * main.side and down <= (0.3 if across < -0.5 * piece.width else 0.12) * main.side
 
 
@@ -340,6 +400,7 @@ def normalise_stroke(ink: Field) -> Field:
     large = cv2.copyMakeBorder(large, margin, margin, margin, margin, cv2.BORDER_CONSTANT)
     element = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (abs(change) + 1, abs(change) + 1))
     if change < 0:
-        return np.asarray(cv2.erode(large, element), np.float32)
+        thinner = np.asarray(cv2.erode(large, element), np.float32)
+        return thinner if (thinner > 127).any() else ink
     full = float(np.percentile(large[large > 64], 50))  # reduced in size, a hairline is grey
     return np.asarray(cv2.dilate(np.minimum(large * (255 / full), 255), element), np.float32)
