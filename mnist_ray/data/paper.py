@@ -35,6 +35,8 @@ WIDEST_STROKE, USUAL_STROKE = 0.2, 0.08
 """As a share of the image's shorter side."""
 SIGMAS = 4.0
 """Ink is this many standard deviations of the background's noise away from it."""
+QUANTILES = {56: 0.15, 62: 0.31, 70: 0.52}
+"""Percentages of the normal distribution, and their standard deviations. Much ink raises the higher ones."""
 FAINTEST = 0.035
 """Ink is at least this much darker than its background, as a share of it."""
 UNEVEN = 40
@@ -43,6 +45,8 @@ CLEAR_SKEW = 0.75
 """Share of the third moment's absolute value."""
 THICKEST_LINE = 0.04
 """Of a ruled line, as a share of the page's shorter side."""
+LINES_FROM = 60
+"""Pixels of the shorter side of an image from which on lines are told from strokes."""
 STEEPEST_LINE = 0.2
 """Greatest slope of a ruled line."""
 SHORTEST_LINE, LINE_RUN = 0.6, 0.3
@@ -112,11 +116,13 @@ def _clean_ink(small: Grey) -> Field | None:
     if touched and len(touched) < 4 and max(touched) > 0.95:
         return None
     solid = mask.astype(np.float32)
-    if touched and (_without_lines(solid, 0.5) is not solid or _without_lines(solid.T, 0.5).base is not solid):
+    if touched and min(small.shape) >= LINES_FROM and (_without_lines(solid, 0.5) is not solid or _without_lines(solid.T, 0.5).base is not solid):
         return None
     pieces = _pieces(mask.astype(np.float32), 0.5)[1]
     distance = cv2.distanceTransform(mask, cv2.DIST_L2, 3)
-    if pieces[0].mass < 0.998 * mask.sum() or 2 * distance.max() > 0.42 * pieces[0].side:
+    if pieces[0].mass < 0.998 * mask.sum() or 2 * distance.max() > (0.42 if touched and min(small.shape) >= LINES_FROM else 0.65) * pieces[0].side:
+        return None
+    if min(small.shape) >= LINES_FROM and _without_box(solid, 0.5, pieces[0]) is not None:
         return None
     if np.median(ink[distance >= 0.6 * distance.max()]) < 0.75 * 255 or np.median(ink[mask > 0]) < 0.55 * 255:
         return None
@@ -176,9 +182,13 @@ def _look(grey: Grey, small: Grey, light_ink: bool, one_digit: bool, again: bool
     depth = _without_lines(_without_lines(depth, low).T, low).T
     labels, pieces = _pieces(depth, low)
     chosen = _digit(pieces)
+    if chosen and (unboxed := _without_box(depth, low, chosen[0])) is not None:
+        depth = unboxed
+        labels, pieces = _pieces(depth, low)
+        chosen = _digit(pieces)
     if not chosen or _is_speck(chosen[0], low, small.shape):
         return Rejection(Reason.BLANK_IMAGE, "has no ink that could be a digit")
-    if one_digit and (others := _other_digits(pieces, chosen)):
+    if one_digit and (others := _other_digits(pieces, chosen[0])):
         return Rejection(Reason.SEVERAL_DIGITS, f"has {1 + others} separate pieces of ink as large as a digit")
     left, top = min(p.left for p in chosen), min(p.top for p in chosen)
     right, bottom = max(p.left + p.width for p in chosen), max(p.top + p.height for p in chosen)
@@ -201,12 +211,11 @@ def _is_speck(piece: Piece, low: float, shape: tuple[int, ...]) -> bool:
     return piece.side < SMALLEST_DIGIT * max(shape) or piece.mass < FAINTEST_DIGIT * low * piece.area
 
 
-def _other_digits(pieces: list[Piece], chosen: list[Piece]) -> int:
+def _other_digits(pieces: list[Piece], main: Piece) -> int:
     """The number of pieces like the main one, that are apart from it and not thin lines."""
-    main = chosen[0]
     if main.height < SEVERAL_FROM or _is_upright_line(main):
         return 0
-    return sum(_like(piece, main) and _apart(piece, main) for piece in pieces if piece not in chosen)
+    return sum(_like(piece, main) and _apart(piece, main) for piece in pieces)
 
 
 def _is_upright_line(piece: Piece) -> bool:
@@ -226,7 +235,10 @@ def _like(piece: Piece, main: Piece) -> bool:
 
 
 def _apart(piece: Piece, main: Piece) -> bool:
-    return max(_gaps(piece, main)) > 0.15 * main.side
+    """Whether two pieces are no parts of one digit. Parts that are as broad as digits are seldom side by side."""
+    across, down = _gaps(piece, main)
+    broad = all(part.width > 0.4 * part.height for part in (piece, main)) and 0.7 < piece.height / main.height < 1.4
+    return max(across, down) > 0.15 * main.side or (broad and across > 0.03 * main.side)
 
 
 def _gaps(piece: Piece, main: Piece) -> tuple[int, int]:
@@ -258,7 +270,8 @@ def _depth_at(dark: Grey, light_ink: bool, share: float) -> Field:
 
 def _noise_level(depth: Field) -> float:
     """The depth above which a pixel may be ink."""
-    return max(FAINTEST, SIGMAS * float(np.percentile(depth[::2, ::2], 70)) / 0.524)  # of a normal distribution
+    levels = np.percentile(depth[::2, ::2], list(QUANTILES))
+    return max(FAINTEST, SIGMAS * min(float(level) / deviations for level, deviations in zip(levels, QUANTILES.values(), strict=True)))
 
 
 def _without_frames(depth: Field, low: float) -> Field:
@@ -280,11 +293,32 @@ def _without_lines(depth: Field, low: float) -> Field:
     return np.asarray(np.where(level > 0, repaired, rest), np.float32)
 
 
+def _without_box(depth: Field, low: float, piece: Piece) -> Field | None:
+    """The depth without the box that a digit is joined to, or without the line that it stands on; None if there is none.
+
+    A box has lines on three sides of the piece or more. The piece is much broader than a digit if it has a line below.
+    """
+    rows, columns = slice(piece.top, piece.top + piece.height), slice(piece.left, piece.left + piece.width)
+    cut = np.ascontiguousarray(depth[rows, columns])
+    across, down = _lines(cut, low)[0], _lines(np.ascontiguousarray(cut.T), low)[0].T
+    edge = max(3, round(0.15 * min(cut.shape)))
+    sides = [across[:edge], across[-edge:], down[:, :edge], down[:, -edge:]]
+    boxed = sum(bool((side > 0).any()) for side in sides) >= 3
+    if not boxed and not (piece.width > 1.5 * piece.height and across.any()):
+        return None
+    cut = _without_lines(cut, low)
+    if boxed:
+        cut = _without_lines(cut.T, low).T
+    left = depth.copy()
+    left[rows, columns] = cut
+    return left if cut.sum() > 0.1 * piece.mass else None
+
+
 def _lines(depth: Field, low: float) -> tuple[Field, float]:
     """The depth of the lines that cross the page from left to right, without ink on them, and their thickness; 0 if there are none."""
     height, width = depth.shape
-    if (slope := _slope(depth, low)) is None:
-        return depth, 0
+    if min(height, width) < LINES_FROM or (slope := _slope(depth, low)) is None:
+        return np.zeros_like(depth), 0
     extra = int(abs(slope) * width) + 1
     shear = np.array([[1, 0, 0], [-slope, 1, extra if slope > 0 else 0]], np.float32)
     level = np.asarray(cv2.warpAffine(depth, shear, (width, height + extra)), np.float32)
@@ -296,7 +330,7 @@ def _lines(depth: Field, low: float) -> tuple[Field, float]:
     spans = (lengths >= SHORTEST_LINE * width) & (areas < max(6, 2 + THICKEST_LINE * min(height, width)) * lengths)
     spans[0] = False
     if not spans.any() or (spans.sum() < 2 and lengths[spans].max() < 0.9 * width):
-        return depth, 0
+        return np.zeros_like(depth), 0
     caps = np.zeros(len(stats), np.float32)  # a stroke along a line is deeper than the line
     for label in np.flatnonzero(spans):
         caps[label] = np.median(level[labels == label])
