@@ -25,7 +25,7 @@ Grey = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Field = NDArray[np.float32]
 
-LONGER_SIDE = 480
+LONGER_SIDE = 400
 """An image is analysed at no more than this many pixels."""
 LOOK_AGAIN = 64
 """A digit that is smaller than this in the analysis is cut out of the image and analysed again."""
@@ -43,7 +43,7 @@ UNEVEN = 40
 """Paper that differs from its usual level by more than this share of 255 of the ink's contrast is not clean."""
 CLEAR_SKEW = 0.75
 """Share of the third moment's absolute value."""
-THICKEST_LINE = 0.04
+THICKEST_LINE = 0.05
 """Of a ruled line, as a share of the page's shorter side."""
 LINES_FROM = 60
 """Pixels of the shorter side of an image from which on lines are told from strokes."""
@@ -116,13 +116,20 @@ def _clean_ink(small: Grey) -> Field | None:
     if touched and len(touched) < 4 and max(touched) > 0.95:
         return None
     solid = mask.astype(np.float32)
-    if touched and min(small.shape) >= LINES_FROM and (_without_lines(solid, 0.5) is not solid or _without_lines(solid.T, 0.5).base is not solid):
+    if (
+        touched
+        and min(small.shape) >= LINES_FROM
+        and (_without_lines(solid, 0.5) is not solid or _without_lines(solid.T, 0.5).base is not solid)
+    ):
         return None
     pieces = _pieces(mask.astype(np.float32), 0.5)[1]
     distance = cv2.distanceTransform(mask, cv2.DIST_L2, 3)
-    if pieces[0].mass < 0.998 * mask.sum() or 2 * distance.max() > (0.42 if touched and min(small.shape) >= LINES_FROM else 0.65) * pieces[0].side:
+    if (
+        pieces[0].mass < 0.998 * mask.sum()
+        or 2 * distance.max() > (0.42 if touched and min(small.shape) >= LINES_FROM else 0.65) * pieces[0].side
+    ):
         return None
-    if min(small.shape) >= LINES_FROM and _without_box(solid, 0.5, pieces[0]) is not None:
+    if min(small.shape) >= LINES_FROM and _without_box(solid, 0.5) is not solid:
         return None
     if np.median(ink[distance >= 0.6 * distance.max()]) < 0.75 * 255 or np.median(ink[mask > 0]) < 0.55 * 255:
         return None
@@ -178,14 +185,10 @@ def _look(grey: Grey, small: Grey, light_ink: bool, one_digit: bool, again: bool
     """Find the digit in `small`, which is `grey` or a reduced copy of it. If the digit is small, look `again`, closer."""
     depth = _depth(255 - small if light_ink else small, light_ink)
     low = _noise_level(depth)
-    depth = _without_frames(depth, low)
+    depth = _without_box(_without_frames(depth, low), low)
     depth = _without_lines(_without_lines(depth, low).T, low).T
     labels, pieces = _pieces(depth, low)
     chosen = _digit(pieces)
-    if chosen and (unboxed := _without_box(depth, low, chosen[0])) is not None:
-        depth = unboxed
-        labels, pieces = _pieces(depth, low)
-        chosen = _digit(pieces)
     if not chosen or _is_speck(chosen[0], low, small.shape):
         return Rejection(Reason.BLANK_IMAGE, "has no ink that could be a digit")
     if one_digit and (others := _other_digits(pieces, chosen[0])):
@@ -254,7 +257,7 @@ def _depth(dark: Grey, light_ink: bool) -> Field:
     The narrower the structures are that count as ink, the less of a shadow does. So they are narrow, unless this loses ink.
     """
     wide, narrow = (_depth_at(dark, light_ink, share) for share in (WIDEST_STROKE, USUAL_STROKE))
-    full = 0.7 * float(np.percentile(wide, 99.8))
+    full = 0.7 * float(np.percentile(wide[::2, ::2], 99.8))
     return narrow if narrow[narrow > full].sum() > 0.8 * wide[wide > full].sum() else wide
 
 
@@ -263,15 +266,17 @@ def _depth_at(dark: Grey, light_ink: bool, share: float) -> Field:
     size = _odd(min(dark.shape) * share)
     closed = cv2.morphologyEx(_pad(smooth, size), cv2.MORPH_CLOSE, np.ones((size, size), np.uint8))
     background = _unpad(closed, size).astype(np.float32)
-    whole = 255.0 if light_ink else np.maximum(background, 0.3 * float(np.percentile(background, 95)) + 1)
+    whole = 255.0 if light_ink else np.maximum(background, 0.3 * float(np.percentile(background[::4, ::4], 95)) + 1)
     depth = (background - smooth) / whole
-    return np.asarray(np.maximum(depth - np.median(depth), 0), np.float32)
+    return np.asarray(np.maximum(depth - np.median(depth[::3, ::3]), 0), np.float32)
 
 
 def _noise_level(depth: Field) -> float:
     """The depth above which a pixel may be ink."""
-    levels = np.percentile(depth[::2, ::2], list(QUANTILES))
-    return max(FAINTEST, SIGMAS * min(float(level) / deviations for level, deviations in zip(levels, QUANTILES.values(), strict=True)))
+    levels = np.percentile(depth[::3, ::3], list(QUANTILES))
+    return max(
+        FAINTEST, SIGMAS * min(float(level) / deviations for level, deviations in zip(levels, QUANTILES.values(), strict=True))
+    )
 
 
 def _without_frames(depth: Field, low: float) -> Field:
@@ -287,31 +292,39 @@ def _without_lines(depth: Field, low: float) -> Field:
     if not thick:
         return depth
     rest = np.maximum(depth - 1.2 * level, 0)
-    size = round(thick) + 3
+    size = round(thick) + 5
     element = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
     repaired = np.minimum(cv2.morphologyEx(rest, cv2.MORPH_CLOSE, element), depth)
     return np.asarray(np.where(level > 0, repaired, rest), np.float32)
 
 
-def _without_box(depth: Field, low: float, piece: Piece) -> Field | None:
-    """The depth without the box that a digit is joined to, or without the line that it stands on; None if there is none.
+def _without_box(depth: Field, low: float) -> Field:
+    """The depth without the box that the main piece is joined to, or without the line that the digit stands on.
 
-    A box has lines on three sides of the piece or more. The piece is much broader than a digit if it has a line below.
+    A box has lines on three sides of the piece or more. A piece with a line below is much broader than a digit.
     """
+    if min(depth.shape) < LINES_FROM or not (pieces := _digit(_pieces(depth, low)[1])):
+        return depth
+    piece = pieces[0]
     rows, columns = slice(piece.top, piece.top + piece.height), slice(piece.left, piece.left + piece.width)
     cut = np.ascontiguousarray(depth[rows, columns])
-    across, down = _lines(cut, low)[0], _lines(np.ascontiguousarray(cut.T), low)[0].T
+    across, thick = _lines(cut, low)
+    if piece.touches or not thick:
+        return depth
+    down = _lines(np.ascontiguousarray(cut.T), low)[0].T
     edge = max(3, round(0.15 * min(cut.shape)))
     sides = [across[:edge], across[-edge:], down[:, :edge], down[:, -edge:]]
     boxed = sum(bool((side > 0).any()) for side in sides) >= 3
-    if not boxed and not (piece.width > 1.5 * piece.height and across.any()):
-        return None
-    cut = _without_lines(cut, low)
+    if not boxed and piece.width < 1.5 * piece.height:
+        return depth
+    rest = _without_lines(cut, low)
     if boxed:
-        cut = _without_lines(cut.T, low).T
+        rest = _without_lines(rest.T, low).T
+    if rest.sum() < 0.1 * piece.mass:
+        return depth
     left = depth.copy()
-    left[rows, columns] = cut
-    return left if cut.sum() > 0.1 * piece.mass else None
+    left[rows, columns] = rest
+    return left
 
 
 def _lines(depth: Field, low: float) -> tuple[Field, float]:
@@ -326,24 +339,29 @@ def _lines(depth: Field, low: float) -> tuple[Field, float]:
     run = np.ones((1, max(3, int(width * LINE_RUN))), np.uint8)
     level = cv2.morphologyEx(level, cv2.MORPH_OPEN, run, borderType=cv2.BORDER_REPLICATE)
     _, labels, stats, _ = cv2.connectedComponentsWithStats((level > 0.7 * low).astype(np.uint8))
-    lengths, areas = stats[:, cv2.CC_STAT_WIDTH], stats[:, cv2.CC_STAT_AREA]
-    spans = (lengths >= SHORTEST_LINE * width) & (areas < max(6, 2 + THICKEST_LINE * min(height, width)) * lengths)
-    spans[0] = False
-    if not spans.any() or (spans.sum() < 2 and lengths[spans].max() < 0.9 * width):
+    caps, thickness = np.zeros(len(stats), np.float32), np.zeros(len(stats), np.float32)
+    for label in 1 + np.flatnonzero(stats[1:, cv2.CC_STAT_WIDTH] >= SHORTEST_LINE * width):
+        left, top, wide, high, _ = stats[label].tolist()
+        box = (slice(top, top + high), slice(left, left + wide))
+        inside = level[box][labels[box] == label]
+        full = float(np.percentile(inside, 75))
+        thick = float((inside > 0.5 * full).sum()) / wide - 2  # the maximum filter has added two rows
+        if thick < max(4, THICKEST_LINE * min(height, width)):
+            caps[label], thickness[label] = full, thick  # a stroke along a line is deeper than the line
+    found = stats[caps > 0, cv2.CC_STAT_WIDTH]
+    if not found.size or (found.size < 2 and found.max() < 0.9 * width):
         return np.zeros_like(depth), 0
-    caps = np.zeros(len(stats), np.float32)  # a stroke along a line is deeper than the line
-    for label in np.flatnonzero(spans):
-        caps[label] = np.median(level[labels == label])
-    level = np.minimum(level, caps[labels])
-    back = cv2.warpAffine(level, shear, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-    return np.asarray(back, np.float32), float((areas[spans] / lengths[spans]).max())
+    back = cv2.warpAffine(
+        np.minimum(level, caps[labels]), shear, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    )
+    return np.asarray(back, np.float32), max(1.0, float(thickness.max()))
 
 
 def _slope(depth: Field, low: float) -> float | None:
     """The slope along which the ink lies in the fewest rows; None if no row has enough ink for a line."""
     height, width = depth.shape
     rows, columns = np.nonzero(depth > low)
-    step = len(rows) // 5000 + 1
+    step = len(rows) // 2500 + 1
     rows, columns = rows[::step], columns[::step]
     if len(rows) * step < SHORTEST_LINE * width:
         return None
@@ -357,7 +375,8 @@ def _pieces(depth: Field, low: float) -> tuple[NDArray[np.int32], list[Piece]]:
     """The labels of the connected pieces of ink, int32[H, W], and the pieces, the heaviest first."""
     depth = np.ascontiguousarray(depth)
     _, labels, stats, _ = cv2.connectedComponentsWithStats((depth > low).astype(np.uint8))
-    masses = np.bincount(labels.ravel(), weights=depth.ravel(), minlength=len(stats))
+    inside = labels > 0
+    masses = np.bincount(labels[inside], weights=depth[inside], minlength=len(stats))
     height, width = depth.shape
     pieces = []
     for label in np.argsort(-masses[1:])[:40] + 1:
