@@ -43,10 +43,12 @@ UNEVEN = 40
 """Paper that differs from its usual level by more than this share of 255 of the ink's contrast is not clean."""
 CLEAR_SKEW = 0.75
 """Share of the third moment's absolute value."""
-THICKEST_LINE = 0.05
+THICKEST_LINE = 0.03
 """Of a ruled line, as a share of the page's shorter side."""
 LINES_FROM = 60
 """Pixels of the shorter side of an image from which on lines are told from strokes."""
+STRAIGHT = 0.02
+"""A line bends by no more than this share of its length, unless it crosses the whole page."""
 STEEPEST_LINE = 0.2
 """Greatest slope of a ruled line."""
 SHORTEST_LINE, LINE_RUN = 0.6, 0.3
@@ -346,7 +348,8 @@ def _lines(depth: Field, low: float) -> tuple[Field, float]:
         inside = level[box][labels[box] == label]
         full = float(np.percentile(inside, 75))
         thick = float((inside > 0.5 * full).sum()) / wide - 2  # the maximum filter has added two rows
-        if thick < max(4, THICKEST_LINE * min(height, width)):
+        straight = high < thick + 4 + STRAIGHT * wide or wide > 0.9 * width
+        if straight and thick < max(4, THICKEST_LINE * min(height, width)):
             caps[label], thickness[label] = full, thick  # a stroke along a line is deeper than the line
     found = stats[caps > 0, cv2.CC_STAT_WIDTH]
     if not found.size or (found.size < 2 and found.max() < 0.9 * width):
