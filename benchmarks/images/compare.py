@@ -44,7 +44,7 @@ def images(kind: str, family: str, seed: int, count: int, number: int) -> Iterat
     random = np.random.default_rng([seed, ord(family), *kind.encode()])
     for _ in range(min(count, FEW.get(kind, count))):
         rows = random.integers(0, len(digits), number)
-        yield kinds.image(kind, family, digits.images[rows], random), int(digits.labels[rows[0]]) if number else -1
+        yield kinds.image(kind, family, list(digits.images[rows]), random), int(digits.labels[rows[0]]) if number else -1
 
 
 def measure(model: Any, kind: str, seed: int, args: argparse.Namespace) -> Counts:

@@ -52,8 +52,10 @@ def draw(digit: NDArray[np.uint8], height: float, pen: Pen, random: np.random.Ge
 
 
 def _grain(shape: tuple[int, ...], share: float, scale: float, random: np.random.Generator) -> Field:
-    noise = cv2.GaussianBlur(random.normal(0, 1, shape).astype(np.float32), (0, 0), max(0.6, scale * 0.12))
-    noise /= max(float(noise.std()), 1e-6)
+    noise = np.asarray(
+        cv2.GaussianBlur(random.normal(0, 1, shape).astype(np.float32), (0, 0), max(0.6, scale * 0.12)), np.float32
+    )
+    noise = noise / max(float(noise.std()), 1e-6)
     return np.asarray(1 - share * np.clip(noise + 0.6, 0, 1.6) / 1.6, np.float32)
 
 

@@ -4,9 +4,11 @@ The preprocessing rule, in order:
 
 1. Decode PNG, JPEG, GIF, BMP, TIFF or WebP. The content decides the format, not the name. Take the first frame of an animation.
 2. Convert to grey levels by luminance. Scale 16 bits to 8. Lay a transparent image over a shade that contrasts with its ink.
-3. If most border pixels are brighter than the middle of the image's range, invert the image.
-4. If the image is now 28x28 with bright ink on a black background, as in MNIST, take it without change.
-5. Else cut the image to its ink, stretch the ink to the full range, fit it into 20x20 with its proportions kept, and place it
+3. If most border pixels of a 28x28 image are brighter than the middle of its range, invert the image.
+4. If it is now 28x28 with bright ink on a black background, as in MNIST, take it without change.
+5. Find the ink of an image of another size (`paper.py`): remove light, shadows, lines, frames, specks and what lies beyond the
+   page, and make hairlines as wide as strokes of MNIST. An image without ink, or with several digits, is refused.
+6. Cut the image to its ink, stretch the ink to the full range, fit it into 20x20 with its proportions kept, and place it
    so that its centre of mass is the centre of the 28x28 field. MNIST was made in this way (LeCun et al., 1998).
 """
 
@@ -202,7 +204,7 @@ def _convert_28x28(images: Digits) -> tuple[Digits, dict[int, Rejection]]:
 
 
 def _fit(light: Grey) -> Grey:
-    """Step 5 for one image with light ink, uint8[1, H, W] to uint8[28, 28]."""
+    """Step 6 for one image with light ink, uint8[1, H, W] to uint8[28, 28]."""
     ink = np.clip(light[0].astype(np.float32) - np.median(_border(light)), 0, None)
     return _centre(ink * (255 / peak)) if (peak := float(ink.max())) > 0 else np.zeros((SIDE, SIDE), np.uint8)
 

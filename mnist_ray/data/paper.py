@@ -32,7 +32,7 @@ LOOK_AGAIN = 64
 CUT_SIDE = 100
 """Pixels of the longer side of a digit when the width of its stroke is measured."""
 WIDEST_STROKE, USUAL_STROKE = 0.2, 0.08
-"""As a share of the image's shorter side."""
+"""Widths of structures that count as ink, as shares of the image's shorter side."""
 SIGMAS = 4.0
 """Ink is this many standard deviations of the background's noise away from it."""
 QUANTILES = {56: 0.15, 62: 0.31, 70: 0.52}
@@ -80,11 +80,12 @@ class Piece:
 
     @property
     def side(self) -> int:
+        """The longer side."""
         return max(self.width, self.height)
 
 
 def read(grey: Grey, one_digit: bool) -> Field | Rejection:
-    """The ink of the digit, float32[H, W] from 0 to 255; or a Rejection if there is no ink, or with `one_digit`, ink of several."""
+    """The ink of the digit, float32[H, W] from 0 to 255; or a Rejection: there is no ink, or with `one_digit`, several digits."""
     small = _shrink(grey, LONGER_SIDE)
     ink = _clean_ink(small)
     return _look(grey, small, _has_light_ink(small), one_digit, again=True) if ink is None else ink
@@ -100,46 +101,42 @@ def _shrink(grey: Grey, side: int) -> Grey:
 
 def _clean_ink(small: Grey) -> Field | None:
     """The ink of an image that has only two levels, and one piece of ink; None for other images."""
-    _, mask = cv2.threshold(small, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    if border_of(mask).mean() > 0.5:
+    mask = np.asarray(cv2.threshold(small, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)[1], np.uint8)
+    if _border(mask).mean() > 0.5:
         mask, small = 1 - mask, 255 - small
     if not mask.any() or mask.all():
         return None
-    paper = float(np.median(border_of(small)[border_of(mask) == 0]))
+    paper = float(np.median(_border(small)[_border(mask) == 0].astype(np.float32)))
     ink = np.clip(small - paper, 0, None).astype(np.float32)
     ink *= 255 / float(ink.max())
     away = cv2.dilate(mask, np.ones((5, 5), np.uint8)) == 0
-    if away.any() and (ink[away] > UNEVEN).mean() > 0.0002:
-        return None
-    if np.abs(small[away] - paper).max(initial=0) > UNEVEN / 255 * np.ptp(small):
-        return None
-    sides = [float(side.mean()) for side in (mask[0], mask[-1], mask[:, 0], mask[:, -1])]
-    touched = [side for side in sides if side > 0]
-    if touched and len(touched) < 4 and max(touched) > 0.95:
-        return None
-    solid = mask.astype(np.float32)
-    if (
-        touched
-        and min(small.shape) >= LINES_FROM
-        and (_without_lines(solid, 0.5) is not solid or _without_lines(solid.T, 0.5).base is not solid)
-    ):
-        return None
-    pieces = _pieces(mask.astype(np.float32), 0.5)[1]
-    distance = cv2.distanceTransform(mask, cv2.DIST_L2, 3)
-    if (
-        pieces[0].mass < 0.998 * mask.sum()
-        or 2 * distance.max() > (0.42 if touched and min(small.shape) >= LINES_FROM else 0.65) * pieces[0].side
-    ):
-        return None
-    if min(small.shape) >= LINES_FROM and _without_box(solid, 0.5) is not solid:
-        return None
-    if np.median(ink[distance >= 0.6 * distance.max()]) < 0.75 * 255 or np.median(ink[mask > 0]) < 0.55 * 255:
+    uneven = np.abs(small[away] - paper).max(initial=0) > UNEVEN / 255 * np.ptp(small)
+    if uneven or not _is_one_stroke(mask, ink):
         return None
     rows, columns = np.nonzero(ink > 64)
-    return normalise_stroke(ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1])
+    return _normal_stroke(ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1])
 
 
-def border_of(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _is_one_stroke(mask: Grey, ink: Field) -> bool:
+    """Whether the mask is one piece of about the same ink, and no shadow, strip, grid or box."""
+    sides = [float(side.mean()) for side in (mask[0], mask[-1], mask[:, 0], mask[:, -1])]
+    touches = max(sides) > 0
+    if touches and min(sides) == 0 and max(sides) > 0.95:  # a strip; a digit cut to its ink touches all sides
+        return False
+    solid = mask.astype(np.float32)
+    piece = _pieces(solid, 0.5)[1][0]
+    distance = cv2.distanceTransform(mask, cv2.DIST_L2, 3)
+    thickest = 0.42 if touches and min(mask.shape) >= LINES_FROM else 0.65
+    if piece.mass < 0.998 * mask.sum() or 2 * distance.max() > thickest * piece.side:
+        return False
+    if np.median(ink[distance >= 0.6 * distance.max()]) < 0.75 * 255 or np.median(ink[mask > 0]) < 0.55 * 255:
+        return False
+    if touches and (_lines(solid, 0.5)[1] or _lines(np.ascontiguousarray(solid.T), 0.5)[1]):
+        return False
+    return _without_box(solid, 0.5) is solid
+
+
+def _border(image: Grey) -> Grey:
     return np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]])
 
 
@@ -264,7 +261,7 @@ def _depth(dark: Grey, light_ink: bool) -> Field:
 
 
 def _depth_at(dark: Grey, light_ink: bool, share: float) -> Field:
-    smooth = cv2.GaussianBlur(dark, (0, 0), 0.8) if min(dark.shape) > 100 else dark
+    smooth = np.asarray(cv2.GaussianBlur(dark, (0, 0), 0.8), np.uint8) if min(dark.shape) > 100 else dark
     size = _odd(min(dark.shape) * share)
     closed = cv2.morphologyEx(_pad(smooth, size), cv2.MORPH_CLOSE, np.ones((size, size), np.uint8))
     background = _unpad(closed, size).astype(np.float32)
@@ -330,16 +327,16 @@ def _without_box(depth: Field, low: float) -> Field:
 
 
 def _lines(depth: Field, low: float) -> tuple[Field, float]:
-    """The depth of the lines that cross the page from left to right, without ink on them, and their thickness; 0 if there are none."""
+    """The depth of lines that cross the page from left to right, and their thickness; 0 if there are none."""
     height, width = depth.shape
     if min(height, width) < LINES_FROM or (slope := _slope(depth, low)) is None:
         return np.zeros_like(depth), 0
     extra = int(abs(slope) * width) + 1
     shear = np.array([[1, 0, 0], [-slope, 1, extra if slope > 0 else 0]], np.float32)
     level = np.asarray(cv2.warpAffine(depth, shear, (width, height + extra)), np.float32)
-    level = cv2.blur(cv2.dilate(level, np.ones((3, 1), np.uint8)), (max(3, width // 40), 1))
+    wider = cv2.blur(cv2.dilate(level, np.ones((3, 1), np.uint8)), (max(3, width // 40), 1))
     run = np.ones((1, max(3, int(width * LINE_RUN))), np.uint8)
-    level = cv2.morphologyEx(level, cv2.MORPH_OPEN, run, borderType=cv2.BORDER_REPLICATE)
+    level = np.asarray(cv2.morphologyEx(wider, cv2.MORPH_OPEN, run, borderType=cv2.BORDER_REPLICATE), np.float32)
     _, labels, stats, _ = cv2.connectedComponentsWithStats((level > 0.7 * low).astype(np.uint8))
     caps, thickness = np.zeros(len(stats), np.float32), np.zeros(len(stats), np.float32)
     for label in 1 + np.flatnonzero(stats[1:, cv2.CC_STAT_WIDTH] >= SHORTEST_LINE * width):
@@ -362,7 +359,7 @@ def _lines(depth: Field, low: float) -> tuple[Field, float]:
 
 def _slope(depth: Field, low: float) -> float | None:
     """The slope along which the ink lies in the fewest rows; None if no row has enough ink for a line."""
-    height, width = depth.shape
+    width = depth.shape[1]
     rows, columns = np.nonzero(depth > low)
     step = len(rows) // 2500 + 1
     rows, columns = rows[::step], columns[::step]
@@ -386,7 +383,7 @@ def _pieces(depth: Field, low: float) -> tuple[NDArray[np.int32], list[Piece]]:
         left, top, wide, high, area = stats[label].tolist()
         touches = left == 0 or top == 0 or left + wide == width or top + high == height
         pieces.append(Piece(int(label), left, top, wide, high, area, float(masses[label]), touches))
-    return labels, pieces
+    return np.asarray(labels, np.int32), pieces
 
 
 def _encloses(outer: Piece, inner: Piece) -> bool:
@@ -432,10 +429,10 @@ def _ink(depth: Field, mask: Mask, low: float, box: tuple[slice, slice]) -> Fiel
     floor = max(0.5 * low, 0.2 * full)
     near = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
     ink = np.clip((depth - floor) / (0.8 * full - floor), 0, 1) * near
-    return normalise_stroke(np.asarray(ink * 255, np.float32))
+    return _normal_stroke(np.asarray(ink * 255, np.float32))
 
 
-def stroke_width(ink: Field) -> float:
+def _stroke_width(ink: Field) -> float:
     """The mean width of the strokes, as a share of the longer side."""
     mask = (ink > 127).astype(np.uint8)
     distance = cv2.distanceTransform(cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 3)
@@ -443,17 +440,17 @@ def stroke_width(ink: Field) -> float:
     return 4 * (float(inside.mean()) - 0.5) / max(ink.shape) if inside.size else 0.0
 
 
-def normalise_stroke(ink: Field) -> Field:
+def _normal_stroke(ink: Field) -> Field:
     """Ink cut to its box, with a stroke that is as wide as in MNIST."""
     scale = CUT_SIDE / max(ink.shape)
     size = (max(1, round(ink.shape[1] * scale)), max(1, round(ink.shape[0] * scale)))
-    large = cv2.resize(ink, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    width = stroke_width(large)
+    large = np.asarray(cv2.resize(ink, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR), np.float32)
+    width = _stroke_width(large)
     change = round((min(max(width, THIN), THICK) - width) * CUT_SIDE)
     if change == 0 or width == 0:
         return ink
     margin = abs(change) + 2
-    large = cv2.copyMakeBorder(large, margin, margin, margin, margin, cv2.BORDER_CONSTANT)
+    large = np.asarray(cv2.copyMakeBorder(large, margin, margin, margin, margin, cv2.BORDER_CONSTANT), np.float32)
     element = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (abs(change) + 1, abs(change) + 1))
     if change < 0:
         thinner = np.asarray(cv2.erode(large, element), np.float32)
