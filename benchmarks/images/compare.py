@@ -74,7 +74,7 @@ def _cells(counts: Counts) -> str:
 
 
 def table(results: list[dict[str, Counts]]) -> Iterator[str]:
-    """The lines of a table: accuracy, wrong at a confidence of at least `SURE`, and refused, by kind, for one or two results."""
+    """The lines of a table: accuracy, wrong at a confidence of at least `SURE`, and refused, by kind, for some results."""
     yield f"{'kind':24} {'images':>6}" + f"   {'right':>8} {f'>={SURE}':>5} {'refused':>7}" * len(results)
     total = [dict.fromkeys(next(iter(result.values())), 0) for result in results]
     for kind in results[-1]:

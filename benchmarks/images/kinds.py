@@ -83,7 +83,7 @@ def shots(family: str) -> dict[str, Shot]:
         "grey paper": replace(pen, paper=(f(0.6, 0.5),) * 3),
         "coarse paper": replace(pen, texture=("coarse" if family == "a" else "laid"), strength=f(0.05, 0.04)),
         "crumpled paper": replace(pen, texture="crumpled", strength=f(0.05, 0.035)),
-        "recycled paper": replace(pen, paper=(0.66, 0.71, 0.73), texture=("flecks" if family == "a" else "fibres"), strength=0.1),
+        "recycled paper": replace(pen, paper=(0.66, 0.71, 0.73), texture="flecks" if family == "a" else "fibres", strength=0.1),
         "kraft paper": replace(pen, paper=(0.38, 0.54, 0.68), texture=("fibres" if family == "a" else "coarse"), strength=0.05),
         "ruled lines": replace(pen, ruling=lines),
         "ruled, wide": replace(pen, ruling=replace(lines, rows=f(2.2, 1.8), colour=(0.55, 0.5, 0.5)), share=(0.2, 0.4)),

@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.data import paper
 from mnist_ray.data.containers import MAX_PIXELS, Reason, Rejection, check, explain
 from mnist_ray.data.digits import CLASSES
 
 os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)  # OpenCV reads this at import
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 import cv2
+
+from mnist_ray.data import paper
 
 cv2.setNumThreads(0)  # images are small, and one process runs per core
 

@@ -85,7 +85,7 @@ class Piece:
 
 
 def read(grey: Grey, one_digit: bool) -> Field | Rejection:
-    """The ink of the digit, float32[H, W] from 0 to 255; or a Rejection: there is no ink, or with `one_digit`, several digits."""
+    """The ink of the digit, float32[H, W] from 0 to 255; or a Rejection: no ink, or with `one_digit`, several digits."""
     small = _shrink(grey, LONGER_SIDE)
     ink = _clean_ink(small)
     return _look(grey, small, _has_light_ink(small), one_digit, again=True) if ink is None else ink
@@ -143,8 +143,8 @@ def _border(image: Grey) -> Grey:
 def _has_light_ink(small: Grey) -> bool:
     """Whether the ink is lighter than the paper.
 
-    The sign of the levels' skewness around their local median says so, if the skewness is strong. Else three signs vote: it, the
-    skewness in the middle of the image, and whether narrow light structures are stronger than narrow dark ones.
+    The sign of the levels' skewness around their local median says so, if the skewness is strong. Else three signs vote: it,
+    the skewness in the middle of the image, and whether narrow light structures are stronger than narrow dark ones.
     """
     tiny = _shrink(small, 96)
     size = 2 * int(min(tiny.shape) * 0.18) + 1
