@@ -177,6 +177,8 @@ def _convert(greys: Sequence[Grey | Rejection] | Grey, refuse: bool = True) -> t
     """Steps 3 to 6 for images of any sizes. Returns the digits and, by position, the Rejections."""
     if isinstance(greys, np.ndarray) and greys.shape[1:] == (SIDE, SIDE):
         return _convert_28x28(greys)
+    if all(not isinstance(grey, Rejection) and grey.shape == (SIDE, SIDE) for grey in greys):
+        return _convert_28x28(np.array(greys, np.uint8).reshape(-1, SIDE, SIDE))
     rejected = {i: grey for i, grey in enumerate(greys) if isinstance(grey, Rejection)}
     images = {i: grey for i, grey in enumerate(greys) if not isinstance(grey, Rejection)}
     plain = [i for i, image in images.items() if image.shape == (SIDE, SIDE)]
@@ -199,9 +201,10 @@ def _convert_28x28(images: Digits) -> tuple[Digits, dict[int, Rejection]]:
         return images, {}
     images, blank = images.copy(), Rejection(Reason.BLANK_IMAGE, "all pixels have the same level")
     images[odd] = _light_on_dark(images[odd])
-    for i in odd[~_like_mnist(images[odd])]:
+    unlike = odd[~_like_mnist(images[odd])]
+    for i in unlike:
         images[i] = _fit(images[i][None])
-    return images, {int(i): blank for i in odd if not images[i].any()}
+    return images, {int(i): blank for i in unlike if not images[i].any()}
 
 
 def _fit(light: Grey) -> Grey:

@@ -41,6 +41,8 @@ FAINTEST = 0.035
 """Ink is at least this much darker than its background, as a share of it."""
 UNEVEN = 40
 """Paper that differs from its usual level by more than this share of 255 of the ink's contrast is not clean."""
+FULLEST = 0.7
+"""Share of its box that a digit fills at most, if it is no upright 1."""
 CLEAR_SKEW = 0.75
 """Share of the third moment's absolute value."""
 THICKEST_LINE = 0.03
@@ -127,6 +129,10 @@ def _is_one_stroke(mask: Grey, ink: Field) -> bool:
     piece = _pieces(solid, 0.5)[1][0]
     distance = cv2.distanceTransform(mask, cv2.DIST_L2, 3)
     thickest = 0.42 if touches and min(mask.shape) >= LINES_FROM else 0.65
+    if (
+        piece.area > FULLEST * piece.width * piece.height and min(piece.width, piece.height) > 0.5 * piece.side
+    ):  # a sheet of paper
+        return False
     if piece.mass < 0.998 * mask.sum() or 2 * distance.max() > thickest * piece.side:
         return False
     if np.median(ink[distance >= 0.6 * distance.max()]) < 0.75 * 255 or np.median(ink[mask > 0]) < 0.55 * 255:
