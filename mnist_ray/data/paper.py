@@ -129,9 +129,8 @@ def _is_one_stroke(mask: Grey, ink: Field) -> bool:
     piece = _pieces(solid, 0.5)[1][0]
     distance = cv2.distanceTransform(mask, cv2.DIST_L2, 3)
     thickest = 0.42 if touches and min(mask.shape) >= LINES_FROM else 0.65
-    if (
-        piece.area > FULLEST * piece.width * piece.height and min(piece.width, piece.height) > 0.5 * piece.side
-    ):  # a sheet of paper
+    sheet = piece.area > FULLEST * piece.width * piece.height and min(piece.width, piece.height) > 0.5 * piece.side
+    if sheet and min(mask.shape) >= LINES_FROM:
         return False
     if piece.mass < 0.998 * mask.sum() or 2 * distance.max() > thickest * piece.side:
         return False
@@ -246,7 +245,7 @@ def _apart(piece: Piece, main: Piece) -> bool:
     """Whether two pieces are no parts of one digit. Parts that are as broad as digits are seldom side by side."""
     across, down = _gaps(piece, main)
     broad = all(part.width > 0.4 * part.height for part in (piece, main)) and 0.7 < piece.height / main.height < 1.4
-    return max(across, down) > 0.15 * main.side or (broad and across > 0.03 * main.side)
+    return across > 0.15 * main.side or down > 0.4 * main.side or (broad and across > 0.03 * main.side)
 
 
 def _gaps(piece: Piece, main: Piece) -> tuple[int, int]:
