@@ -147,22 +147,22 @@ def predict(config: PredictConfig, console: Console) -> None:
     from mnist_ray.artifact import bundle
     from mnist_ray.artifact.predictor import Predictor, pick_device
     from mnist_ray.data.bulk import read_many
-    from mnist_ray.data.containers import MAX_BYTES, Reason, Rejection
+    from mnist_ray.data.containers import MAX_BYTES, Reason
     from mnist_ray.data.digits import CLASSES, UNLIKE
-    from mnist_ray.data.images import to_digits
+    from mnist_ray.data.images import normalise
     from mnist_ray.errors import DataError
     from mnist_ray.scoring.read import to_grey
 
     predictor = Predictor.ready(bundle.load(config.model), pick_device("auto"))
     num_rejected = 0
     for name, data in zip(config.images, read_many(list(config.images), MAX_BYTES), strict=True):
-        grey = to_grey(name, data)
-        if isinstance(grey, Rejection):
-            _require_no_inputs_of_score(name, grey.reason in (Reason.MISSING, Reason.UNREADABLE), config.model)
+        digits, rejected = normalise([to_grey(name, data)])
+        if rejected:
+            _require_no_inputs_of_score(name, rejected[0].reason in (Reason.MISSING, Reason.UNREADABLE), config.model)
             num_rejected += 1
-            console.line(f"{name}: {grey.reason}: {grey.detail}")
+            console.line(f"{name}: {rejected[0].reason}: {rejected[0].detail}")
             continue
-        predictions = predictor(to_digits([grey]))
+        predictions = predictor(digits)
         doubt = ", does not look like a digit" if predictions.likeness[0] < UNLIKE else ""
         console.line(f"{name}: {CLASSES[predictions.labels[0]]} (confidence {predictions.confidence[0]:.1%}{doubt})")
     if num_rejected:

@@ -5,9 +5,11 @@ The preprocessing rule, in order:
 1. Decode PNG, JPEG, GIF, BMP, TIFF, WebP, AVIF or HEIF. The content decides the format, not the name. Take the
    first frame of an animation.
 2. Convert to grey levels by luminance. Scale 16 bits to 8. Lay a transparent image over a shade that contrasts with its ink.
-3. If most border pixels are brighter than the middle of the image's range, invert the image.
-4. If the image is now 28x28 with bright ink on a black background, as in MNIST, take it without change.
-5. Else cut the image to its ink, stretch the ink to the full range, fit it into 20x20 with its proportions kept, and place it
+3. If most border pixels of a 28x28 image are brighter than the middle of its range, invert the image.
+4. If it is now 28x28 with bright ink on a black background, as in MNIST, take it without change.
+5. Find the ink of an image of another size (`paper.py`): remove light, shadows, lines, frames, specks and what lies beyond the
+   page, and make hairlines as wide as strokes of MNIST. An image without ink, or with several digits, is refused.
+6. Cut the image to its ink, stretch the ink to the full range, fit it into 20x20 with its proportions kept, and place it
    so that its centre of mass is the centre of the 28x28 field. MNIST was made in this way (LeCun et al., 1998).
 """
 
@@ -27,6 +29,8 @@ os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)  # OpenCV reads this 
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 import cv2
 
+from mnist_ray.data import paper
+
 cv2.setNumThreads(0)  # images are small, and one process runs per core
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".heic", ".heif")
@@ -42,6 +46,8 @@ PIXELS_AT_ONCE = 1 << 22
 """Decoded pixels that `normalise` holds in memory before it converts them."""
 BLANK = np.zeros((SIDE, SIDE), np.uint8)
 _NO_AVIF = Rejection(Reason.UNSUPPORTED, "an AVIF image; to read it, pip install -U opencv-python-headless on every machine")
+SINGLE_GLYPHS = all(len(name) == 1 and name.isdecimal() for name in CLASSES)
+"""Whether an image of several digits shows no class."""
 _LABELS = {name: label for label, name in enumerate(CLASSES)}
 
 Grey = NDArray[np.uint8]
@@ -118,27 +124,34 @@ def _flatten_alpha(grey: NDArray[np.float32], alpha: NDArray[np.generic]) -> Gre
 
 
 def normalise(decoded: Iterable[Grey | Rejection] | Grey) -> tuple[Digits, dict[int, Rejection]]:
-    """Steps 3 to 5 of the rule for N decoded images of any sizes (an array is uint8[N, H, W]).
+    """Steps 3 to 6 of the rule for N decoded images of any sizes (an array is uint8[N, H, W]).
 
     Returns digits, uint8[N, 28, 28], and the Rejections by position; a rejected image gives a blank digit. Images are converted
     in lots of about `PIXELS_AT_ONCE`, so that large ones do not fill the memory.
     """
     if isinstance(decoded, np.ndarray):
-        return to_digits(decoded), {}
+        return _convert(decoded)
     rejected: dict[int, Rejection] = {}
     digits: list[Digits] = []
-    lot: list[Grey] = []
-    pixels = 0
-    for position, image in enumerate(decoded):
-        if isinstance(image, Rejection):
-            rejected[position] = image
-            image = BLANK
+    lot: list[Grey | Rejection] = []
+    pixels = done = 0
+
+    def convert() -> None:
+        nonlocal pixels, done
+        converted, refused = _convert(lot)
+        digits.append(converted)
+        rejected.update({done + position: rejection for position, rejection in refused.items()})
+        done += len(lot)
+        lot.clear()
+        pixels = 0
+
+    for image in decoded:
         lot.append(image)
-        pixels += image.size
+        pixels += BLANK.size if isinstance(image, Rejection) else image.size
         if pixels > PIXELS_AT_ONCE:
-            digits.append(to_digits(lot))
-            lot, pixels = [], 0
-    return np.concatenate([*digits, to_digits(lot)]), rejected
+            convert()
+    convert()
+    return np.concatenate(digits), rejected
 
 
 def _border(images: Grey) -> Grey:
@@ -164,29 +177,49 @@ def _like_mnist(images: Grey) -> NDArray[np.bool_]:
 
 
 def to_digits(greys: Sequence[Grey] | Grey) -> Digits:
-    """Steps 3 to 5 of the rule: convert grey images, uint8[H, W] of any sizes, to digits, uint8[N, 28, 28]."""
-    plain = [i for i, grey in enumerate(greys) if grey.shape == (SIDE, SIDE)]
-    if len(plain) == len(greys):
+    """Steps 3 to 6 of the rule: convert grey images, uint8[H, W] of any sizes, to digits, uint8[N, 28, 28].
+
+    No image is refused: one without ink gives a blank digit, and of several digits the largest is taken.
+    """
+    return _convert(greys, refuse=False)[0]
+
+
+def _convert(greys: Sequence[Grey | Rejection] | Grey, refuse: bool = True) -> tuple[Digits, dict[int, Rejection]]:
+    """Steps 3 to 6 for images of any sizes. Returns the digits and, by position, the Rejections."""
+    if isinstance(greys, np.ndarray) and greys.shape[1:] == (SIDE, SIDE):
+        return _convert_28x28(greys)
+    if all(not isinstance(grey, Rejection) and grey.shape == (SIDE, SIDE) for grey in greys):
         return _convert_28x28(np.array(greys, np.uint8).reshape(-1, SIDE, SIDE))
+    rejected = {i: grey for i, grey in enumerate(greys) if isinstance(grey, Rejection)}
+    images = {i: grey for i, grey in enumerate(greys) if not isinstance(grey, Rejection)}
+    plain = [i for i, image in images.items() if image.shape == (SIDE, SIDE)]
     digits = np.zeros((len(greys), SIDE, SIDE), np.uint8)
-    if plain:
-        digits[plain] = _convert_28x28(np.array([greys[i] for i in plain]))
-    for i in sorted(set(range(len(greys))).difference(plain)):
-        digits[i] = _fit(_light_on_dark(greys[i][None]))
-    return digits
+    digits[plain], blank = _convert_28x28(np.array([images[i] for i in plain], np.uint8).reshape(-1, SIDE, SIDE))
+    rejected |= {plain[i]: rejection for i, rejection in blank.items()}
+    for i in sorted(images.keys() - set(plain)):
+        ink = paper.read(images[i], one_digit=refuse and SINGLE_GLYPHS)
+        if isinstance(ink, Rejection):
+            rejected[i] = ink
+        else:
+            digits[i] = _centre(ink)
+    return digits, rejected
 
 
-def _convert_28x28(images: Digits) -> Digits:
-    """Steps 3 to 5 in place for images that are 28x28 already: most look like MNIST and stay unchanged."""
+def _convert_28x28(images: Digits) -> tuple[Digits, dict[int, Rejection]]:
+    """Steps 3 to 6 for images that are 28x28 already: most look like MNIST and stay unchanged."""
     odd = np.flatnonzero(~_like_mnist(images))
+    if not odd.size:
+        return images, {}
+    images, blank = images.copy(), Rejection(Reason.BLANK_IMAGE, "all pixels have the same level")
     images[odd] = _light_on_dark(images[odd])
-    for i in odd[~_like_mnist(images[odd])]:
+    unlike = odd[~_like_mnist(images[odd])]
+    for i in unlike:
         images[i] = _fit(images[i][None])
-    return images
+    return images, {int(i): blank for i in unlike if not images[i].any()}
 
 
 def _fit(light: Grey) -> Grey:
-    """Step 5 for one image with light ink, uint8[1, H, W] to uint8[28, 28]."""
+    """Step 6 for one image with light ink, uint8[1, H, W] to uint8[28, 28]."""
     ink = np.clip(light[0].astype(np.float32) - np.median(_border(light)), 0, None)
     return _centre(ink * (255 / peak)) if (peak := float(ink.max())) > 0 else np.zeros((SIDE, SIDE), np.uint8)
 
