@@ -317,6 +317,7 @@ def test_a_check_that_hangs_or_ends_its_process_is_a_finding() -> None:
     assert fine.state == "ok"
 
 
+@pytest.mark.slow
 def test_a_replaced_process_joins_the_cluster_again(ray_cluster: RayCluster) -> None:
     child = doctor._Child(DoctorConfig(address=ray_cluster.address))
     try:

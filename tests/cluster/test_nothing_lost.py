@@ -112,6 +112,7 @@ class StoppingControl(RunControl):
         return Request.STOP if self.calls > 2 else Request.NOTHING
 
 
+@pytest.mark.slow
 def test_a_run_in_an_object_store_stops_and_continues_bit_equal(small: Splits, tmp_path: Path) -> None:
     config = TrainConfig(workers="0", epochs=4)
     run = f"memory://{tmp_path.name}/run"

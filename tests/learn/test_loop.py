@@ -52,7 +52,7 @@ def _losses(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], batch: i
     return losses
 
 
-@pytest.mark.parametrize("batch", [40, 65, *(pytest.param(batch, marks=pytest.mark.slow) for batch in (100, 256))])
+@pytest.mark.parametrize("batch", [65, *(pytest.param(batch, marks=pytest.mark.slow) for batch in (40, 100, 256))])
 def test_the_number_of_workers_does_not_change_the_losses(batch: int, small: Splits) -> None:
     """On 3 workers, a batch of 40 leaves one idle, and 65 gives one a single sample. On 2, only 256 divides equally."""
     rows = np.arange(0, 600, 2)

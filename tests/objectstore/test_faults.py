@@ -138,7 +138,7 @@ def test_training_waits_for_a_fault_to_pass(fault: str, bucket: Bucket, inputs: 
 
 @pytest.mark.usefixtures("in_threads", "impatient")
 @pytest.mark.parametrize(
-    "fault", ["dead", *marked(pytest.mark.slow, "denied"), *marked(pytest.mark.long, "silent", "503", "key deleted")]
+    "fault", [*marked(pytest.mark.slow, "dead", "denied"), *marked(pytest.mark.long, "silent", "503", "key deleted")]
 )
 def test_scoring_stops_if_a_fault_stays(fault: str, bucket: Bucket, inputs: Inputs, reference: Reference) -> None:
     """It ends with status 8 and has quarantined nothing. With --resume it completes."""

@@ -125,6 +125,7 @@ def test_the_page_opens_everywhere(scored: tuple[Path, dict[str, Any]], check_pa
     assert (out / "report.html").read_bytes() == scoring.page(facts), "the page is made of the facts alone"
 
 
+@pytest.mark.slow
 def test_hostile_names_stay_text_and_quarantine_is_shown(
     messy: Path, run_dir: Path, tmp_path: Path, check_page: CheckPage
 ) -> None:

@@ -27,8 +27,13 @@ def killed(*_: object) -> None:
     raise KilledError
 
 
+@pytest.fixture(autouse=True)
+def reports_without_charts(no_charts: None) -> None:
+    """Jobs of these tests draw no charts."""
+
+
 @pytest.fixture
-def run(run_dir: Path, no_charts: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+def run(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """A function that scores inputs. With `kill_after`, the job dies after so many units."""
 
     def run(*inputs: object, out: Path, model: Path = run_dir, kill_after: int = -1, **options: Any) -> dict[str, Any]:

@@ -85,6 +85,7 @@ def test_rows_of_a_csv_file_that_cannot_be_read_are_named(run: Run, mnist5k: Spl
     assert verify(str(out)).inputs == 50
 
 
+@pytest.mark.slow
 def test_a_csv_job_is_resumed_and_its_changed_file_noticed(run: Run, mnist5k: Splits, tmp_path: Path, out: Path) -> None:
     file = tmp_path / "train.csv"
     pa_csv.write_csv(pixel_table(mnist5k, 100), file)
