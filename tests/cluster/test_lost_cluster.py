@@ -12,7 +12,6 @@ from mnist_ray.cluster import runtime
 from tests.cluster.runs import checkpoints
 from tests.conftest import descendants, start_cli, wait_for
 
-pytestmark = pytest.mark.slow
 AGENT_PORT = 52365
 """The port of Ray's agent if nobody chooses another one."""
 
@@ -34,7 +33,11 @@ def _require_lost(job: subprocess.Popen[str], message: str, advice: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("program", "message"), [("gcs_server", "its head at "), ("raylet", "the raylet of this machine, ")], ids=["head", "raylet"]
+    ("program", "message"),
+    [
+        pytest.param("gcs_server", "its head at ", id="head", marks=pytest.mark.long),
+        pytest.param("raylet", "the raylet of this machine, ", id="raylet", marks=pytest.mark.slow),
+    ],
 )
 def test_a_scoring_job_that_loses_its_cluster_says_so(program: str, message: str, long_job: list[str], tmp_path: Path) -> None:
     flags = [*long_job[: long_job.index("--workers")], "--workers", "1", "--unit-rows", "100"]
@@ -44,6 +47,7 @@ def test_a_scoring_job_that_loses_its_cluster_says_so(program: str, message: str
     _require_lost(job, f"lost the Ray cluster: {message}", "run again with --resume to score the rest")
 
 
+@pytest.mark.long
 def test_a_training_job_that_loses_its_own_raylet_says_so(small_idx: Path, tmp_path: Path) -> None:
     flags = ["--data", str(small_idx), "--epochs", "4000", "--workers", "2", "--checkpoint-every", "5steps"]
     job = start_cli("train", *flags, "--out", str(tmp_path))
@@ -52,6 +56,7 @@ def test_a_training_job_that_loses_its_own_raylet_says_so(small_idx: Path, tmp_p
     _require_lost(job, "lost the Ray cluster: the raylet of this machine", "run the same command again to continue")
 
 
+@pytest.mark.slow
 def test_the_cluster_of_a_job_leaves_the_port_of_the_agent_free() -> None:
     """A head whose agent finds the port in use accepts no jobs."""
     with runtime.cluster("local"):
