@@ -38,11 +38,11 @@ def run(args: Iterable[str], redirection: str = "", **variables: str) -> tuple[i
 @pytest.mark.parametrize(
     ("args", "status", "status_if_full"),
     [
-        pytest.param(["--version"], 0, 0, marks=pytest.mark.slow),
+        pytest.param(["--version"], 0, 0, marks=pytest.mark.long),
         (["score", "--help"], 0, 0),
-        pytest.param(["scor"], 2, 2, marks=pytest.mark.slow),
-        pytest.param(["train", "--epochs", "many"], 2, 2, marks=pytest.mark.slow),
-        pytest.param(["doctor", "--json"], 0, 8, marks=pytest.mark.slow),
+        pytest.param(["scor"], 2, 2, marks=pytest.mark.long),
+        pytest.param(["train", "--epochs", "many"], 2, 2, marks=pytest.mark.long),
+        pytest.param(["doctor", "--json"], 0, 8, marks=pytest.mark.long),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -57,8 +57,13 @@ def test_a_command_survives_streams_that_cannot_be_written(
         assert err == "error: standard output: cannot be written: No space left on device; a part of its output is lost\n"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("redirection", FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize(
+    "redirection",
+    [
+        pytest.param(text, id=name, marks=pytest.mark.slow if name in ("full", "all closed") else pytest.mark.long)
+        for name, text in FAULTS.items()
+    ],
+)
 def test_a_job_is_done_although_nobody_can_read_what_it_prints(
     redirection: str, digit_folder: Path, run_dir: Path, tmp_path: Path
 ) -> None:
