@@ -56,7 +56,7 @@ def review_below(wrong: Sequence[tuple[float, int]], images: int, target: float)
     thresholds = [
         threshold
         for count, (threshold, above) in enumerate(steps)
-        if above and _binomial_tail(count, above, target) <= 1 - PROMISE
+        if count < target * above and _binomial_tail(count, above, target) <= 1 - PROMISE
     ]
     return thresholds[-1] if thresholds else None
 

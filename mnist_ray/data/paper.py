@@ -161,15 +161,14 @@ def _has_light_ink(small: Grey) -> bool:
     middle = cubes[height // 5 : height - height // 5, width // 5 : width - width // 5]
     half = np.asarray(cv2.GaussianBlur(_shrink(small, LONGER_SIDE // 2), (0, 0), 1.0), np.uint8)
     size = _odd(min(half.shape) * USUAL_STROKE)
-    strengths = [
-        float(
-            (
-                _unpad(cv2.morphologyEx(_pad(half, size), kind, np.ones((size, size), np.uint8)), size).astype(np.float64) ** 3
-            ).sum()
-        )
-        for kind in (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT)
-    ]
-    return bool((cubes.sum() > 0) + (middle.sum() > 0) + (strengths[0] > strengths[1]) >= 2)
+    light, dark = (_narrow(half, kind, size) for kind in (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT))
+    return bool((cubes.sum() > 0) + (middle.sum() > 0) + (light > dark) >= 2)
+
+
+def _narrow(image: Grey, kind: int, size: int) -> float:
+    """The strength of the light or dark structures that are narrower than `size` pixels."""
+    found = _unpad(cv2.morphologyEx(_pad(image, size), kind, np.ones((size, size), np.uint8)), size)
+    return float((found.astype(np.float64) ** 3).sum())
 
 
 def _odd(size: float) -> int:
