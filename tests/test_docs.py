@@ -234,8 +234,8 @@ def test_make_targets_exist(path: Path) -> None:
     for line in blocks:
         words = shlex.split(line.strip().removeprefix("$ "), comments=True) if re.match(r" *(\$ )?make ", line) else []
         if words:
-            # Without the variables that a `make` around these tests hands down, as VENV.
-            environ = {**os.environ, "MAKEFLAGS": ""}
+            # A reader has none of the variables that a `make` around these tests hands down, as VENV and MAKEFLAGS.
+            environ = {"PATH": os.environ["PATH"]}
             subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, env=environ, check=True, capture_output=True)
 
 
