@@ -5,6 +5,7 @@ gives the confidence above which few answers are wrong.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -20,6 +21,8 @@ from mnist_ray.data.measures import calibration, mistakes
 
 BASIS_SIZE = 32
 """Directions of `basis`."""
+TEMPERATURES = np.geomspace(1e-3, 1e3, 1 << 20)
+"""The temperatures among which the best one is chosen."""
 SHARES = (0.0, 0.001, 0.002, 0.005, *np.linspace(0.01, 0.1, 10).tolist(), *np.linspace(0.2, 1, 9).tolist())
 """Shares of the held-out digits whose largest score a bundle keeps. They are closest near 0, where unusual digits are."""
 
@@ -37,18 +40,14 @@ def temperature(logits: Tensor, labels: Tensor) -> float:
     The targets are smoothed by one image, because a network without mistakes would get the temperature 0 (J. Platt, 1999).
     """
     smoothing = logits.shape[1] / (logits.shape[1] - 1) / (len(labels) + 2)
-    log_t = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([log_t], max_iter=100, line_search_fn="strong_wolfe")
+    logits = logits.double()
+    targets = F.one_hot(labels, logits.shape[1]) * (1 - smoothing) + smoothing / logits.shape[1]
 
-    def loss() -> float:
-        optimizer.zero_grad()
-        value = F.cross_entropy(logits.double() / log_t.exp(), labels, label_smoothing=smoothing)
-        value.backward()
-        return float(value.detach())
+    def slope(t: float) -> float:
+        """The derivative of the log-likelihood by 1 / t. It falls with 1 / t, so there is one maximum, where it is 0."""
+        return float(((targets - torch.softmax(logits / t, 1)) * logits).sum())
 
-    with torch.inference_mode(False):
-        optimizer.step(loss)
-    return float(log_t.detach().exp())
+    return float(TEMPERATURES[bisect_left(TEMPERATURES, 0, key=slope)])
 
 
 @dataclass(frozen=True)

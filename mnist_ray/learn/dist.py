@@ -3,9 +3,12 @@
 If another worker is gone, they raise PeersLostError.
 """
 
+import importlib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from types import ModuleType, SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
@@ -70,14 +73,43 @@ def wrap(model: nn.Module, example: Tensor) -> nn.Module:
     """The model with gradients averaged over all workers in the backward pass; the model itself if there is one worker."""
     if world() == 1:
         return model
-    # Calibration sets the batch statistics, so no step needs to broadcast them.
-    with _with_peers():
-        wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
-    # DDP reorders its gradients after the first backward pass, and the last bits of a sum over three or more workers depend on
-    # that order. So run one pass now: a continued run then begins in the same order as an uninterrupted one.
-    backward(wrapped(example).sum() * 0.0)
+    with _without_compiler():
+        # Calibration sets the batch statistics, so no step needs to broadcast them.
+        with _with_peers():
+            wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        # DDP reorders its gradients after the first backward pass, and the last bits of a sum over three or more workers depend
+        # on that order. So run one pass now: a continued run then begins in the same order as an uninterrupted one.
+        backward(wrapped(example).sum() * 0.0)
     wrapped.zero_grad()
     return wrapped
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Answer for PyTorch's compiler that it is not in use.
+
+    DDP imports it only to ask for that, when it is made and when it is first called: 900 modules, 1 to 3 s of every worker. If
+    DDP wants anything else from it, it is imported after all.
+    """
+    name = "torch._dynamo"
+    if name in sys.modules:
+        yield
+        return
+    stand_in: Any = ModuleType(name)
+    stand_in.utils = SimpleNamespace(get_optimize_ddp_mode=lambda: "no_optimization")
+    stand_in.disable = lambda function, *_, **__: function
+
+    def other(attribute: str) -> Any:
+        sys.modules.pop(name, None)
+        return getattr(importlib.import_module(name), attribute)
+
+    stand_in.__getattr__ = other
+    sys.modules[name] = stand_in
+    try:
+        yield
+    finally:
+        if sys.modules.get(name) is stand_in:
+            del sys.modules[name]
 
 
 def backward(loss: Tensor) -> None:

@@ -17,7 +17,7 @@ from mnist_ray.learn.control import Request, RunControl
 from mnist_ray.learn.history import HistoryWriter
 from mnist_ray.learn.metrics import Tally
 from mnist_ray.learn.model import ARCHITECTURE, CALIBRATION_SAMPLES, calibrate
-from mnist_ray.learn.optim import set_learning_rate
+from mnist_ray.learn.optim import learning_rate
 from mnist_ray.learn.state import all_have_bfloat16, make_state, newest_checkpoint, save_checkpoint
 from mnist_ray.learn.step import DeviceDigits, evaluate, train_step
 
@@ -100,7 +100,7 @@ class Loop:
     def _timed_step(self) -> None:
         state, started = self.state, time.monotonic()
         middle = state.samples_seen + min(self.recipe.global_batch_size, state.total - state.samples_seen) / 2
-        set_learning_rate(state.optimizer, self.recipe, middle / state.total)
+        state.optimizer.lr = learning_rate(self.recipe, middle / state.total)
         self._loss = train_step(self.model, state, self.order, self.digits, self.recipe)
         self._steps += 1
         show = started - self._shown_at > SHOW_S
@@ -162,7 +162,7 @@ class Loop:
             for name, weights in self.state.model.state_dict().items():
                 self._require_finite(f"sum of {name}", weights.double().sum())
             # An infinite moment stops its weights for ever, and no loss shows it.
-            for moments in self.state.optimizer.state.values():
+            for moments in self.state.optimizer.state:
                 for name, values in moments.items():
                     self._require_finite(f"sum of the optimizer's {name}", values.double().sum())
             save_checkpoint(self._directory, self.state, self._identity)
@@ -174,7 +174,7 @@ class Loop:
         """Raise UsageError if a scalar is NaN or infinite, because such a run learns nothing more."""
         if math.isfinite(value):
             return
-        rate, step = self.state.optimizer.param_groups[0]["lr"], self.state.samples_seen / self.recipe.global_batch_size
+        rate, step = self.state.optimizer.lr, self.state.samples_seen / self.recipe.global_batch_size
         raise UsageError(
             f"--lr {self.recipe.lr:g}: training has diverged: the {name} is {float(value)} at step {math.ceil(step):,}, "
             f"where the learning rate is {rate:.3g}; start again with a smaller --lr and another --out"
@@ -191,7 +191,7 @@ class Loop:
             "epoch": round(epochs, 2) if self.ended() else int(epochs),
             "samples_seen": state.samples_seen,
             "train_seconds": state.train_seconds,
-            "lr": state.optimizer.param_groups[0]["lr"],
+            "lr": state.optimizer.lr,
             "train_samples": learned.count,
             "train_loss": learned.loss,
             "train_accuracy": learned.accuracy,

@@ -52,7 +52,7 @@ def train_step(model: nn.Module, state: TrainState, order: SampleOrder, digits: 
     # DDP divides the summed gradients by the number of workers; this scale makes them the gradients of the global mean loss.
     dist.backward(loss * (0.0 if idle else dist.world() / len(batch)))
     state.optimizer.step()
-    state.optimizer.zero_grad()
+    model.zero_grad()
     state.samples_seen += len(batch)
     if not idle:
         state.tally.add(logits, labels, loss)

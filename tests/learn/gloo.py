@@ -17,7 +17,7 @@ TIMEOUT_S = 120
 def _workers() -> list[ProcessPoolExecutor]:
     """One executor per worker, so that a call can name the process that runs it."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mnist_ray.learn.loop", "torch._dynamo"])  # DDP imports the second
+    context.set_forkserver_preload(["mnist_ray.learn.loop"])
     return [ProcessPoolExecutor(1, context, torch.set_num_threads, (1,)) for _ in range(MAX_WORKERS)]
 
 

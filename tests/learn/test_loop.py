@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,7 @@ from mnist_ray.learn.control import PeersLostError, Request, RunControl
 from mnist_ray.learn.loop import Loop
 from mnist_ray.learn.metrics import Tally
 from mnist_ray.learn.model import DigitCNN
-from mnist_ray.learn.optim import make_optimizer
+from mnist_ray.learn.optim import AdamW
 from mnist_ray.learn.step import DeviceDigits, evaluate, train_step
 from tests.learn.gloo import run_workers
 
@@ -40,7 +41,7 @@ def _losses(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], batch: i
     recipe = config.settings()
     training = state.make_state(config, len(labels), CPU)
     training.model.double()
-    training.optimizer = make_optimizer(training.model, recipe)
+    training.optimizer = AdamW(training.model, recipe)
     order = SampleOrder(len(labels), batch, config.seed)
     digits = DeviceDigits.put(LabelledDigits(images, labels), CPU)
     model = dist.wrap(training.model.train(), digits.images[:32])
@@ -338,3 +339,12 @@ def test_a_continued_run_with_patience_keeps_the_best_epoch(patient: Loop, small
     assert _validation(continued) == _validation(patient)
     assert all(torch.equal(patient.state.best[name], tensor) for name, tensor in continued.state.best.items())
     assert _weights(continued.state) == _weights(patient.state)
+
+
+def _compiler_after_a_step(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], batch: int) -> bool:
+    _losses(images, labels, batch)
+    return "torch._dynamo" in sys.modules
+
+
+def test_training_does_not_load_the_compiler_of_pytorch(small: Splits) -> None:
+    assert run_workers(2, _compiler_after_a_step, small.train.images[:64], small.train.labels[:64], 64) == [False, False]

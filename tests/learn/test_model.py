@@ -8,7 +8,7 @@ from mnist_ray.data.digits import Splits
 from mnist_ray.data.order import GROUP_SIZE
 from mnist_ray.learn.augment import distort, draw_affine, sampling_grid
 from mnist_ray.learn.model import DigitCNN, GroupBatchNorm2d, calibrate
-from mnist_ray.learn.optim import make_optimizer, set_learning_rate
+from mnist_ray.learn.optim import AdamW, learning_rate
 from mnist_ray.recipes import RECIPES, Affine
 
 LAYERS = RECIPES["standard"].layers
@@ -57,12 +57,30 @@ def test_the_distortion_of_a_sample_does_not_depend_on_the_share(small: Splits) 
 
 def test_the_schedule_rises_and_falls_to_zero() -> None:
     recipe = replace(RECIPES["standard"], lr=0.01, weight_decay=0.05)
-    optimizer = make_optimizer(DigitCNN(LAYERS), recipe)
-    rates = []
-    for step in range(101):
-        set_learning_rate(optimizer, recipe, step / 100)
-        rates.append(optimizer.param_groups[0]["lr"])
+    rates = [learning_rate(recipe, step / 100) for step in range(101)]
     assert max(rates) == pytest.approx(0.01)
     assert rates[0] == rates[100] == 0
     assert rates.index(max(rates)) == 20
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0.0]
+
+
+def test_the_optimizer_is_that_of_pytorch(small: Splits) -> None:
+    """Bit by bit, and it continues from a state that PyTorch's class has saved."""
+    recipe = replace(RECIPES["standard"], weight_decay=0.05)
+    ours, theirs = DigitCNN(LAYERS), DigitCNN(LAYERS)
+    theirs.load_state_dict(ours.state_dict())
+    groups = [
+        {"params": [p for p in theirs.parameters() if p.ndim > 1], "weight_decay": 0.05},
+        {"params": [p for p in theirs.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    reference = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
+    optimizer = AdamW(ours, recipe)
+    images, labels = torch.tensor(small.train.images[:64]), torch.tensor(small.train.labels[:64], dtype=torch.int64)
+    for step in range(6):
+        for model, own in ((ours, optimizer), (theirs, reference)):
+            torch.nn.functional.cross_entropy(model(images), labels).backward()
+            own.step()
+            model.zero_grad()
+        assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+        if step == 2:
+            optimizer = AdamW(ours, recipe)
+            optimizer.load_state_dict(reference.state_dict())
