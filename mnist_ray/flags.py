@@ -12,6 +12,7 @@ _RAY_COPIES = "working_dir_files"
 """Ray's folder for copies of working directories."""
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16"]
+ScoringPrecision = Literal["float32", "bfloat16"]
 
 
 def require(holds: bool, message: str) -> None:

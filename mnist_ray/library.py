@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.config import Device, Precision, ScoreConfig, TrainConfig
+from mnist_ray.config import Device, Precision, ScoreConfig, ScoringPrecision, TrainConfig
 from mnist_ray.console import Console, Quiet
 from mnist_ray.errors import AccountingError, DataError, UsageError, first_line
 from mnist_ray.flags import expand_home
@@ -119,6 +119,7 @@ def score(
     truth: str = "auto",
     probabilities: str = "all",
     target_error: str = "",
+    precision: ScoringPrecision = "float32",
     max_quarantined: int | str = "",
     unit_rows: int = 0,
     sample: int = 0,
@@ -161,6 +162,7 @@ def score(
         truth=truth,
         probabilities=probabilities,
         target_error=target_error,
+        precision=precision,
         max_quarantined=str(max_quarantined),
         unit_rows=unit_rows,
         sample=sample,

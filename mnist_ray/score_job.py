@@ -181,7 +181,7 @@ def estimate(config: ScoreConfig, console: Console) -> Estimate:
     inventory = Inventory(seconds=time.perf_counter() - began)
     workers = _workers(config, here, console)
     console.progress("loading the model")
-    predict = processes.predictor(bundle, config.device if here else "auto")
+    predict = processes.predictor(bundle, config.device if here else "auto", config.precision)
     with _few_objects_to_collect():
         for inputs in inventory.count(planner.preview()):
             console.progress("listing", detail=f"{inputs:,} inputs", inputs=inputs)

@@ -31,7 +31,7 @@ FLAGS = {
     ),
     ScoreConfig: (
         "inputs model image_column truth sample out resume extend rescore_changed overwrite keep probabilities target_error "
-        "max_quarantined unit_rows workers processes device address dry_run price_per_node_hour log_format quiet"
+        "precision max_quarantined unit_rows workers processes device address dry_run price_per_node_hour log_format quiet"
     ),
     EvaluateConfig: "model data out device log_format quiet",
     PredictConfig: "images model",

@@ -123,7 +123,7 @@ class Actor:
         self._suspects = TASKS_PER_ACTOR if reconstructed else 0
         """Units that may have ended the process of this actor before."""
         with suppress(MnistRayError):  # the first unit reports it
-            predictor(bundle, device)
+            predictor(bundle, device, job.precision)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """The result of the unit that this row names, or an error."""

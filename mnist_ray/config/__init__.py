@@ -11,7 +11,7 @@ import tyro
 from mnist_ray.config.common import Output, Switch, flag
 from mnist_ray.config.score import ScoreConfig
 from mnist_ray.config.train import TrainConfig
-from mnist_ray.flags import Device, Precision, require
+from mnist_ray.flags import Device, Precision, ScoringPrecision, require
 
 __all__ = [
     "Device",
@@ -22,6 +22,7 @@ __all__ = [
     "PredictConfig",
     "ReportConfig",
     "ScoreConfig",
+    "ScoringPrecision",
     "TrainConfig",
     "VerifyConfig",
 ]

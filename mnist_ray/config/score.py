@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from mnist_ray.config.common import Output, Switch, flag
-from mnist_ray.flags import Device, most_quarantined, probabilities, require, scoring_pool, share
+from mnist_ray.flags import Device, ScoringPrecision, most_quarantined, probabilities, require, scoring_pool, share
 
 _RESOURCES = {
     *("model", "out", "workers", "processes", "device", "resume", "extend", "rescore_changed", "overwrite", "address"),
@@ -55,6 +55,8 @@ class _Table:
     """Probabilities to write for each image: all (one for each class), none, or only the highest (top1 to top9)."""
     target_error: Annotated[str, flag("SHARE", "no review")] = ""
     """Add a column needs_review, so that at most this share of the other predictions is wrong, such as 0.1%."""
+    precision: ScoringPrecision = "float32"
+    """Precision of the forward pass. bfloat16 is faster on processors and GPUs that have it, and changes a few predictions."""
     max_quarantined: Annotated[str, flag("N|P%", "no limit")] = ""
     """Stop as soon as more inputs than this are sure to be quarantined. The table so far is kept, and --resume continues it."""
     unit_rows: Annotated[int, flag("N", "as many as take a fraction of a second")] = 0

@@ -40,7 +40,7 @@ def cores() -> int:
 
 
 @cache
-def predictor(bundle: str, device: str) -> Predict:
+def predictor(bundle: str, device: str, precision: str) -> Predict:
     """The tested model of a bundle as a function of digits. Raises ModelError.
 
     On the CPU it is single-threaded: one process runs per core.
@@ -51,7 +51,7 @@ def predictor(bundle: str, device: str) -> Predict:
     from mnist_ray.artifact.predictor import Predictor, pick_device
 
     torch.set_num_threads(1)
-    return Predictor.ready(load(bundle), pick_device(device))
+    return Predictor.ready(load(bundle), pick_device(device), precision)
 
 
 @contextmanager
@@ -96,7 +96,7 @@ class _Pool:
             self._executor = ProcessPoolExecutor(self._number, context, initializer=follow_parent)
         except OSError as error:  # its locks are files there
             raise ClusterError(f"scoring processes cannot be started: {error.strerror}; free some space in /dev/shm") from None
-        on_gpu = self._submit(_load, self._bundle, self._device).result()
+        on_gpu = self._submit(_load, self._bundle, self._device, self._job.precision).result()
         if on_gpu and self._number > 1 and not self._chosen:  # one process keeps a GPU busy
             self.end()
             self._number = 1
@@ -195,7 +195,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _load(bundle: str, device: str) -> bool:
+def _load(bundle: str, device: str, precision: str) -> bool:
     """Load the model, which cannot cross the process boundary. Returns whether it is on a GPU.
 
     Raises ModelError, or ClusterError if there is no memory for PyTorch.
@@ -207,12 +207,11 @@ def _load(bundle: str, device: str) -> bool:
             "a scoring process cannot load PyTorch: memory is short (see `ulimit -v`), or PyTorch is damaged; "
             "`python -c 'import torch'` says why"
         ) from None
-    predictor(bundle, device)
-
+    predictor(bundle, device, precision)
     return device != "cpu" and torch.cuda.is_available()
 
 
 def score_ref(ref: UnitRef, job: Job, bundle: str, device: str, crashed: Collection[int] = ()) -> UnitResult:
     """Score a unit of the plan with a model, which stays loaded. `crashed` is that of `score_unit`. Raises MnistRayError."""
     with fenced(job.out, job.token):
-        return score_unit(load_unit(job.out, ref), job, predictor(bundle, device), crashed)
+        return score_unit(load_unit(job.out, ref), job, predictor(bundle, device, job.precision), crashed)

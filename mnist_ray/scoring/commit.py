@@ -43,6 +43,7 @@ def commit(plan: Plan, units: dict[str, int], job: Job, tally: Tally, about: dic
         "unlike": total.unlike,
         "needs_review": None if job.review_below is None else total.needs_review,
         "review_below": job.review_below,
+        "precision": job.precision,
         "accuracy": total.correct / total.with_truth if total.with_truth else None,
         "truth": list(plan.truths),
         "with_truth": total.with_truth,

@@ -33,6 +33,8 @@ class Job:
     """Digest of the model bundle."""
     review_below: float | None = None
     """The confidence up to which predictions need a review; None without `--target-error`."""
+    precision: str = "float32"
+    """`--precision`."""
     token: str = ""
     """Token of the job's owner record. Workers write only while the record holds it."""
 
@@ -43,7 +45,7 @@ class Job:
         asked = probabilities(options["probabilities"])
         number = len(CLASSES) if asked is None else min(asked, len(CLASSES))
         columns = (options["image_column"], options["truth"], number, plan.kept)
-        return cls(out, *columns, plan.job_id, plan.model_digest, plan.review_below, token)
+        return cls(out, *columns, plan.job_id, plan.model_digest, plan.review_below, options["precision"], token)
 
     @property
     def columns(self) -> pa.Schema:

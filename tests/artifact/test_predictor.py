@@ -33,6 +33,13 @@ def test_the_fast_form_predicts_like_the_network(bundle: ModelBundle, splits: Sp
     assert np.array_equal(fast.confidence, fast.probabilities.max(1))
 
 
+def test_in_bfloat16_few_labels_differ(bundle: ModelBundle, splits: Splits) -> None:
+    exact, rounded = (Predictor.ready(bundle, CPU, precision)(splits.test.images) for precision in ("float32", "bfloat16"))
+    assert (exact.labels != rounded.labels).mean() < 0.002
+    assert 0 < np.abs(exact.probabilities - rounded.probabilities).max() < 0.5
+    assert rounded.probabilities.dtype == np.float32
+
+
 @pytest.fixture
 def splits(mnist5k: Splits, request: pytest.FixtureRequest) -> Splits:
     """The full MNIST if this machine has it, else the small one."""
