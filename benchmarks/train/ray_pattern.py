@@ -20,16 +20,16 @@ def train_loop(config: dict[str, Any]) -> dict[str, float]:
     """Train on one worker; returns its seconds and the samples of all workers."""
     import ray
     import ray.train.torch
+    import torch
     import torch.nn.functional as F
     from torch.utils.data import DataLoader
 
     from benchmarks.train.rivals import PilDigits
     from mnist_ray.learn.model import DigitCNN
-    from mnist_ray.learn.optim import make_optimizer
 
     recipe = RECIPES[config["recipe"]]
     model = ray.train.torch.prepare_model(DigitCNN(recipe.layers))
-    optimizer = make_optimizer(model, recipe)
+    optimizer = torch.optim.AdamW(model.parameters(), recipe.lr, recipe.betas, weight_decay=recipe.weight_decay, fused=True)
     digits, size = PilDigits(ray.get(config["digits"])), recipe.global_batch_size // config["workers"]
     loader = ray.train.torch.prepare_data_loader(DataLoader(digits, batch_size=size, shuffle=True))
     started, samples = time.perf_counter(), 0

@@ -47,7 +47,7 @@ def temperature(logits: Tensor, labels: Tensor) -> float:
         """The derivative of the log-likelihood by 1 / t. It falls with 1 / t, so there is one maximum, where it is 0."""
         return float(((targets - torch.softmax(logits / t, 1)) * logits).sum())
 
-    return float(TEMPERATURES[bisect_left(TEMPERATURES, 0, key=slope)])
+    return float(TEMPERATURES[bisect_left(TEMPERATURES, 0.0, key=slope)])
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ class AdamW:
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
-        parameters = list(model.parameters())
+        parameters: list[Tensor] = list(model.parameters())
         decayed, others = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
         self._groups = ((decayed, recipe.weight_decay), (others, 0.0))
         self._betas = recipe.betas
