@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from mnist_ray.cluster import doctor, node
-from mnist_ray.cluster.doctor import CHECKS, Finding
+from mnist_ray.cluster import checks, doctor, node
+from mnist_ray.cluster.checks import CHECKS, Finding
 from mnist_ray.config import DoctorConfig
 from tests.conftest import ROOT, RayCluster, cli, free_port
 
@@ -282,10 +282,10 @@ def test_a_folder_without_mnist_is_found(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_versions_that_differ_are_listed() -> None:
     here = {"Python": "3.11.9", "Ray": "2.60.0", "torch": "2.14.0+cu132", "torchvision": "0.29.0"}
-    assert doctor.differences(here, here) == ""
-    assert doctor.differences(here, {**here, "torch": "2.14.0+cpu"}) == "", "a head without a GPU has another build"
+    assert checks.differences(here, here) == ""
+    assert checks.differences(here, {**here, "torch": "2.14.0+cpu"}) == "", "a head without a GPU has another build"
     there = {**here, "Python": "3.11.4", "torch": "none", "image": "team/image:1"}
-    assert doctor.differences(here, there) == "Python 3.11.4 (here 3.11.9), torch none (here 2.14.0+cu132)"
+    assert checks.differences(here, there) == "Python 3.11.4 (here 3.11.9), torch none (here 2.14.0+cu132)"
     assert node.builds("2.14.0+cpu", "0.29.0+cpu") == []
     assert node.builds("2.14.0+cpu", "0.29.0+cu132") == ["torch 2.14.0+cpu and torchvision 0.29.0+cu132 are not a pair"]
 
