@@ -97,6 +97,13 @@ def test_a_locale_without_utf8_changes_no_table(digit_folder: Path, run_dir: Pat
     assert "\\xe9/\\xe9\\U0001f600.png: " in said
 
 
+def test_the_jobs_take_names_for_utf8_too() -> None:
+    command = [sys.executable, str(ROOT / "jobs" / "evaluate.py"), "--model", "é"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **ASCII})
+    assert done.returncode == 4
+    assert "\\xe9" in done.stderr
+
+
 def test_a_program_without_utf8_does_not_take_a_file_that_it_cannot_name_for_a_missing_one(tmp_path: Path) -> None:
     (tmp_path / "é.png").touch()
     program = (
