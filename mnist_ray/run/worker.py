@@ -40,7 +40,8 @@ def _write_results(run: str, config: TrainConfig, splits: Splits, loop: "Loop", 
     loop.history.write(loop.state.history)
     metrics, predictions = finish(run, config, splits, loop.state, device)
     try:
-        from mnist_ray.report.training import collect, write
+        from mnist_ray.report.facts import collect
+        from mnist_ray.report.training import write
 
         write(run, collect(run, config, splits, loop.state, metrics, predictions))
     except Exception as error:  # the run is finished, whatever happens to its report

@@ -26,6 +26,7 @@ from mnist_ray.data import storage
 from mnist_ray.data.digits import Predictions, Splits
 from mnist_ray.data.measures import calibration, selection
 from mnist_ray.learn.control import RunControl
+from mnist_ray.report import facts as report_facts
 from mnist_ray.report import training
 from mnist_ray.run.worker import work
 from tests.conftest import cli
@@ -219,7 +220,7 @@ def test_the_verdict_says_whether_the_curve_still_falls(
     history = [{**row, "test_loss": loss} for row, loss in zip(facts["history"], losses, strict=False)]
     for row, accuracy in zip(history, (0.5, 0.7, 0.7), strict=False):
         row |= {"validation_accuracy": accuracy} if settings else {}
-    facts["history"], facts["verdict"] = history, training._verdict(TrainConfig(**settings), facts["metrics"], history)
+    facts["history"], facts["verdict"] = history, report_facts._verdict(TrainConfig(**settings), facts["metrics"], history)
     text = " ".join(words_of(training.draw(facts)).split())
     assert words in text
     assert bool(words) == any(one in text for one in ("too short", "The model is that of", "measured only once"))
@@ -242,7 +243,7 @@ def test_the_command_repeats_the_run(flags: str, mnist5k: Splits) -> None:
         return config
 
     given = parse(shlex.split(flags))
-    program, command, *words = shlex.split(training._command("/runs/my run", given, mnist5k))
+    program, command, *words = shlex.split(report_facts._command("/runs/my run", given, mnist5k))
     assert (program, command) == ("mnist-ray", "train")
     again = parse(words)
     assert again.out == "/runs/my run-again"
@@ -372,4 +373,4 @@ def test_a_defect_of_the_report_is_a_warning(tmp_path: Path, small: Splits, monk
 def test_the_labels_in_doubt_are_those_of_the_source(mnist: Splits) -> None:
     """The labels of these images in the published answers, in the order of their positions."""
     published = [8, 0, 9, 4, 2, 5, 6, 6, 5, 5, 0, 1, 4, 6, 5]
-    assert mnist.test.labels[list(training.MISLABELLED)].tolist() == published
+    assert mnist.test.labels[list(report_facts.MISLABELLED)].tolist() == published
