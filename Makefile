@@ -8,9 +8,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SETTINGS := pyproject.toml constraints.txt
-# Two processes share the quick tests, because many of them wait for other processes most of the time. The slow ones load the
-# machine themselves, so they run one after the other.
-SHARED := -n 2 --dist loadfile --no-loadscope-reorder
+# Two processes share the tests, because many of them wait for other processes most of the time. Of the slow ones, those with
+# several nodes run one after the other in one process (tests/conftest.py).
+QUICK := -m "not slow and not long" -n 2 --dist loadfile --no-loadscope-reorder
+SLOW := -m "slow and not long" -n 2 --dist loadgroup
 
 .PHONY: demo test test-all test-long docs check clean
 .DELETE_ON_ERROR:
@@ -27,10 +28,10 @@ demo: $(VENV)/.run
 	@echo "== open demo/run/report.html and demo/table/report.html in a browser; add --workers 2 to score on Ray"
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not slow and not long" $(SHARED) $(TESTS)
+	$(BIN)/python -m pytest $(QUICK) $(TESTS)
 
 test-all: test
-	$(BIN)/python -m pytest -m "slow and not long" $(TESTS) || [ $$? = 5 ]  # 5: none of these tests is slow
+	$(BIN)/python -m pytest $(SLOW) $(TESTS) || [ $$? = 5 ]  # 5: none of these tests is slow
 
 test-long: $(VENV)/.test
 	$(BIN)/python -m pytest -m long $(TESTS)

@@ -33,11 +33,20 @@ from mnist_ray.learn.control import RunControl
 from mnist_ray.run.worker import work
 
 ROOT = Path(__file__).parent.parent
+NODES = ("cluster", "deploy", "faults", "lab")
+"""Folders of tests with several nodes, which load the machine. They never run side by side."""
 BIN = Path(sys.executable).parent
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ["OMP_NUM_THREADS"] = "1"  # on busy cores, threads of one process wait for each other: many times slower
 os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"  # jobs on the test cluster say `python`
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Name the process that runs a test, for `make test-all`: one for tests with several nodes, one for all others."""
+    for item in items:
+        room = item.path.relative_to(ROOT / "tests").parts[0]
+        item.add_marker(pytest.mark.xdist_group("nodes" if room in NODES else "one machine"))
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import pytest
 from tests.cluster.runs import checkpoints, history, weights
 from tests.conftest import RayCluster, cli, start_cli, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 EPOCHS = 40
 FLAGS = ["train", "--workers", "2", "--epochs", str(EPOCHS), "--checkpoint-every", "10steps"]
@@ -26,7 +26,7 @@ def unbroken(ray_cluster: RayCluster, small_idx: Path, tmp_path_factory: pytest.
     return weights(run)
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 6))])
+@pytest.mark.parametrize("seed", range(6))
 def test_a_killed_worker_and_then_a_killed_driver_change_nothing(
     seed: int, unbroken: bytes, ray_cluster: RayCluster, small_idx: Path, tmp_path: Path
 ) -> None:
@@ -50,7 +50,6 @@ def _reached(run: Path, samples: int) -> bool:
     return max(checkpoints(run), default=0) >= samples
 
 
-@pytest.mark.long
 def test_workers_lost_with_their_nodes_leave_a_smaller_group(tmp_path: Path) -> None:
     """Four workers on four nodes, then three, then two: each epoch still contains every sample."""
     cluster = RayCluster(cpus=1)
