@@ -36,6 +36,7 @@ ROOT = Path(__file__).parent.parent
 NODES = ("cluster", "deploy", "faults", "lab")
 """Folders of tests with several nodes, which load the machine. They never run side by side."""
 BIN = Path(sys.executable).parent
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background programs without it
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ["OMP_NUM_THREADS"] = "1"  # on busy cores, threads of one process wait for each other: many times slower
