@@ -233,12 +233,12 @@ def _engine(
         with processes.scoring(units, job, bundle, config.device, number, console.warning) as results:
             yield number or processes.cores(), results
     else:
-        with runtime.cluster(config.address, console):
+        with runtime.cluster(config.address, console) as alone:
             from mnist_ray.cluster import actors
 
             pool, needs, _ = _pool(config)
             capacity.wait_for_room(pool[0], needs, console)
-            yield pool[0], actors.stream(planner, job, bundle, pool, needs, console)
+            yield pool[0], actors.stream(planner, job, bundle, pool, needs, console, alone=alone)
 
 
 def _nothing() -> Generator[UnitResult | None]:

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from ray.data.datasource import Datasource, ReadTask
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.util.metrics import Counter
 
+from mnist_ray.cluster.alone import without_helpers
 from mnist_ray.cluster.capacity import granted_device
 from mnist_ray.cluster.watch import watching
 from mnist_ray.console import Console
@@ -153,17 +154,19 @@ class Actor:
 
 
 def stream(
-    planner: Planner, job: Job, bundle: str, pool: tuple[int, int], needs: dict[str, float], console: Console
+    planner: Planner, job: Job, bundle: str, pool: tuple[int, int], needs: dict[str, float], console: Console, *, alone: bool
 ) -> Generator[UnitResult | None]:
     """Plan the inputs and score the units in a pool of actors. Ray replaces a lost actor and scores its unit again.
 
     Yields each result as soon as it is there, and None after `TICK_S` without one. `pool` is the smallest and the largest
-    number of actors, `needs` the resources of each. Raises MnistRayError.
+    number of actors, `needs` the resources of each, and `alone` says that the cluster was started for this job. Raises
+    MnistRayError.
     """
     console.progress("starting the actors")
     results = _results(job, planner.skip, bundle, pool, needs)
     stop = threading.Event()
-    with ThreadPoolExecutor(1, "planner") as thread, watching(console, _LOST_NODE) as cluster:
+    helpers = without_helpers() if alone else nullcontext()
+    with helpers, ThreadPoolExecutor(1, "planner") as thread, watching(console, _LOST_NODE) as cluster:
         planning = thread.submit(_plan, planner, stop)
         try:
             for row in _ticking(results.iter_rows()):

@@ -54,6 +54,37 @@ def test_actors_write_the_same_table_as_a_job_without_ray(
     assert cli("verify", str(out)).returncode == 0
 
 
+NAMED_ACTORS = """
+import sys
+from mnist_ray.config import ScoreConfig
+from mnist_ray.console import Console
+from mnist_ray.score_job import score
+
+class Watching(Console):
+    def progress(self, step, *args, **more):
+        if step == "scoring":
+            import ray
+            print(*sorted(one["name"] for one in ray.util.list_named_actors(all_namespaces=True)), file=sys.stderr)
+
+images, model, out, address = sys.argv[1:]
+score(ScoreConfig(inputs=(images,), model=model, out=out, address=address, workers="1", unit_rows=100), Watching())
+"""
+
+
+@pytest.mark.slow
+def test_only_a_cluster_that_others_use_gets_helpers_of_ray_data(
+    ray_cluster: RayCluster, digit_folder: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    found = []
+    for address in ("local", ray_cluster.address):
+        args = [str(digit_folder), str(run_dir), str(tmp_path / address), address]
+        command = [sys.executable, "-c", NAMED_ACTORS, *args]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found.append({word for line in done.stderr.splitlines() for word in line.split()})
+    assert found[0] == set()
+    assert {"ActorLocationTracker", "AutoscalingCoordinator", "datasets_stats_actor"} <= found[1]
+
+
 @pytest.mark.slow
 def test_a_killed_driver_and_a_killed_actor_lose_and_double_nothing(
     ray_cluster: RayCluster, without_ray: Path, digit_folder: Path, run_dir: Path, tmp_path: Path
