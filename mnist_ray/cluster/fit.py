@@ -107,7 +107,10 @@ def _run_workers(launch: dict[str, Any], splits: Splits, needs: dict[str, float]
     """Run the Ray Train job; returns what `_worker` returned on rank 0."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    fewest, most = worker_range(launch["config"].workers)
 
     class Failures(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
@@ -115,13 +118,29 @@ def _run_workers(launch: dict[str, Any], splits: Splits, needs: dict[str, float]
             if error := final_error(worker_exceptions.values()):
                 raise error
 
+    class Alone(FixedScalingPolicy):
+        """Starts the workers of a job that shares its cluster with no other one.
+
+        The usual policy asks an actor that divides the cluster among jobs, a process that imports Ray Data for seconds.
+        """
+
+        def after_controller_start(self, train_run_context: Any) -> None:
+            """Ask nobody."""
+
+        def _maybe_send_resource_request(self) -> None:
+            """Ask nobody."""
+
     class Trainer(DataParallelTrainer):  # not Ray's TorchTrainer: a worker that fails in its set-up leaves a placement group
         def _create_default_callbacks(self) -> list[Any]:
             """Ray's callbacks; on the job's own cluster without the cleaner, which would take 12 s to end."""
             callbacks: list[Any] = super()._create_default_callbacks()
             return [one for one in callbacks if not (owns_cluster and type(one).__name__ == "PlacementGroupCleanerCallback")]
 
-    fewest, most = worker_range(launch["config"].workers)
+        def _initialize_and_run_controller(self, **settings: Any) -> Any:
+            if owns_cluster and fewest == most:
+                settings["scaling_policy"] = Alone(self.scaling_config)  # type: ignore[arg-type]
+            return super()._initialize_and_run_controller(**settings)
+
     scaling = ScalingConfig(
         num_workers=most if fewest == most else (fewest, most),  # type: ignore[arg-type]
         use_gpu="GPU" in needs,

@@ -40,6 +40,7 @@ def cluster(address: str, console: Console | None = None) -> Iterator[bool]:
     if owns_cluster:  # this machine gets no preemption notices, and nobody scrapes the metrics of a temporary cluster
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ.setdefault("RAY_enable_metrics_collection", "0")
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # workers of Ray Train could not use them
     if console:
         console.progress("starting Ray" if owns_cluster else f"joining the Ray cluster at {target}")
     import ray
@@ -60,11 +61,16 @@ def cluster(address: str, console: Console | None = None) -> Iterator[bool]:
 def _connect(target: str, *, owns_cluster: bool) -> None:
     """Join the cluster, or start one. Raises ClusterError."""
     import ray
-    from ray._private import parameter
+    from ray._private import parameter, services
 
     parameters: Any = parameter.RayParams
-    if owns_cluster:  # by default, its agent takes port 52365, and then a head that starts on this machine accepts no jobs
-        parameter.RayParams = partial(parameters, dashboard_agent_listen_port=0)  # type: ignore[misc,assignment]
+    start_dashboard = services.start_api_server
+    if owns_cluster:
+        # By default, its agent takes port 52365, and then a head that starts on this machine accepts no jobs. Nobody uses its
+        # autoscaler, its monitor of log files and its dashboard, whose processes make the start longer by seconds.
+        own = partial(parameters, dashboard_agent_listen_port=0, no_monitor=True, include_log_monitor=False)
+        parameter.RayParams = own  # type: ignore[misc,assignment]
+        services.start_api_server = lambda *_, **__: ("", None)
     try:
         dashboard = False if owns_cluster else None
         ray.init(address=target, log_to_driver=False, configure_logging=False, include_dashboard=dashboard)
@@ -76,6 +82,7 @@ def _connect(target: str, *, owns_cluster: bool) -> None:
         raise _unreachable(target, first_line(error)) from None
     finally:
         parameter.RayParams = parameters  # type: ignore[misc]
+        services.start_api_server = start_dashboard
 
 
 @contextmanager
