@@ -37,6 +37,25 @@ def output_path(out: str) -> str:
     return os.path.abspath(os.path.join(Path.home() / "mnist_ray" if temporary else "", out))
 
 
+def shard(text: str) -> tuple[int, int]:
+    """The number of a shard and how many there are: `2/5` is (2, 5), and empty text (1, 1). Raises UsageError."""
+    found = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text or "1/1")
+    number, count = (int(found[1]), int(found[2])) if found else (1, 0)
+    require(number <= count, f"--shard {text}: expected I/N with 1 <= I <= N, such as 2/5")
+    return number, count
+
+
+def shard_folder(text: str) -> str:
+    """Where the table of a shard lies below `--out`, such as `/shards/2-of-5`; empty text without `--shard`."""
+    return "/shards/{}-of-{}".format(*shard(text)) if text else ""
+
+
+def table_path(out: str, shard: str) -> str:
+    """The absolute path, or the URI, of the table of a job. `out` may name the folder of the shard itself."""
+    folder, below = output_path(out), shard_folder(shard)
+    return folder.rstrip("/").removesuffix(below) + below if below else folder
+
+
 def worker_range(workers: str) -> tuple[int, int]:
     """The smallest and the largest number of workers that `--workers` allows: `4` is (4, 4), `1:4` is (1, 4).
 

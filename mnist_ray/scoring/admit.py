@@ -9,8 +9,8 @@ from mnist_ray.scoring.known import CHANGES
 from mnist_ray.scoring.parts import PREDICTIONS, QUARANTINE
 from mnist_ray.scoring.plan import FOLDER, PLAN, Plan, load_plan
 
-OWNER = "owner.json"
-"""The owner record of the job that writes to the folder. A job that ends early may leave nothing else."""
+OWNER, SHARDS = "owner.json", "shards"
+"""The owner record of the job that writes to the folder, which a job that ends early may leave alone; the tables of shards."""
 
 
 def admit(config: ScoreConfig, model_digest: str) -> Plan | None:
@@ -19,7 +19,7 @@ def admit(config: ScoreConfig, model_digest: str) -> Plan | None:
     Raises OutputError if the folder holds something that this job may not continue or replace.
     """
     out = config.out
-    held = [name for name in storage.names(out) if not name.startswith(".") and name != OWNER]
+    held = [name for name in storage.names(out) if not name.startswith(".") and name not in (OWNER, SHARDS)]
     if not held:
         return None
     if PLAN not in held and (config.resume or config.extend or config.overwrite):
@@ -32,8 +32,8 @@ def admit(config: ScoreConfig, model_digest: str) -> Plan | None:
             "--overwrite to replace it, or another --out"
         )
     plan = load_plan(out)
-    wanted = {**config.identity(), "model": model_digest}
-    found = {**plan.request, "model": plan.model_digest}
+    wanted = {**config.identity(), "model": model_digest, "shard": config.shard}
+    found = {**plan.request, "model": plan.model_digest, "shard": plan.shard}
     if other := [f"{name} {found.get(name)} -> {wanted[name]}" for name in wanted if found.get(name) != wanted[name]]:
         raise OutputError(f"{out}: holds another job ({'; '.join(other)}); give another --out, or --overwrite")
     return plan

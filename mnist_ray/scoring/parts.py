@@ -127,6 +127,16 @@ def _read(job: Job, unit_id: str, table: str) -> tuple[pa.Table, UnitResult, str
         raise PartError(f"{uri}: cannot be used: {first_line(error)}") from None
 
 
+def copy_part(job: Job, unit_id: str, out: str) -> UnitResult:
+    """Copy the files of a unit's part to another output folder, the prediction file last. Raises PartError and StorageError."""
+    result = read_part(job, unit_id)[2]
+    for table, digest in ((QUARANTINE, result.digests[1]), (PREDICTIONS, result.digests[0])):
+        if digest:
+            data = storage.read(storage.join(job.out, table, part_name(unit_id)))
+            storage.write(storage.join(out, table, part_name(unit_id)), data)
+    return result
+
+
 def finished_units(job: Job) -> Iterator[UnitResult]:
     """The counts of the units whose parts are whole. Reads all parts. The other units are scored again."""
 
