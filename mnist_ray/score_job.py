@@ -173,11 +173,15 @@ def _require_few_quarantined(config: ScoreConfig, planner: Planner, done: int, q
 
 
 def _report(config: ScoreConfig, summary: dict[str, Any], card: Callable[[], dict[str, Any]], console: Console) -> None:
-    """Write the report of a committed job. The table is complete, so whatever goes wrong is only a warning."""
-    try:
-        from mnist_ray.report.scoring import write_report
+    """Write the report of a committed job, unless that of the same table is there, to read no images again for nothing.
 
-        write_report(config, summary, card())
+    The table is complete, so whatever goes wrong is only a warning.
+    """
+    try:
+        if summary["scored_now"] or not storage.is_file(storage.join(config.out, REPORT)):
+            from mnist_ray.report.scoring import write_report
+
+            write_report(config, summary, card())
         console.line(f"report: {storage.join(config.out, REPORT)}")
     except Exception as error:
         console.warning(f"the report could not be written: {type(error).__name__}: {first_line(error)}")

@@ -84,9 +84,8 @@ class Units:
             raise DataError(f"{', '.join(self._config.inputs)}: the tables have no rows; there is nothing to score")
 
     def _ranges(self) -> Iterator[TableRange]:
-        new = {entry.uri for entry in self.listing.tables if self._known.is_new(entry)}
-        ranges = table_ranges(self.listing.tables, self._config, self.listing.truths, self._kept)
-        yield from (part for part in ranges if part.entry.uri in new)
+        new = [entry for entry in self.listing.tables if self._known.is_new(entry)]
+        yield from table_ranges(new, self._config, self.listing.truths, self._kept)
 
     def _unit(
         self,
