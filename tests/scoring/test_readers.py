@@ -15,7 +15,9 @@ import pandas
 import polars
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+from mnist_ray import score_job as scoring_job
 from mnist_ray.data.digits import Splits
 from mnist_ray.data.images import encode_png
 from mnist_ray.scoring.verify import verify
@@ -57,10 +59,9 @@ def test_a_table_opens_in_one_line(run: Run, digit_folder: Path, mnist5k: Splits
     assert types.items() <= {name: kind for name, kind, *_ in described}.items()
 
     for part in (out / "predictions").iterdir():
-        columns = pq.ParquetFile(part).schema
-        assert {
-            (columns.column(i).physical_type, str(columns.column(i).logical_type)) for i in range(len(columns))
-        } == SPARK_READS
+        found = pq.ParquetFile(part).schema
+        columns = [found.column(place) for place in range(len(found))]
+        assert {(column.physical_type, str(column.logical_type)) for column in columns} == SPARK_READS
 
 
 def test_sources_are_stored_once_and_floats_without_a_dictionary(run: Run, mnist5k: Splits, tmp_path: Path, out: Path) -> None:
@@ -100,20 +101,20 @@ def opened_below(folder: Path) -> Iterator[set[str]]:
 
 
 def test_finished_inputs_are_never_opened_again(
-    run: Run, digit_folder: Path, mnist5k: Splits, tmp_path: Path, out: Path
+    monkeypatch: pytest.MonkeyPatch, run: Run, digit_folder: Path, mnist5k: Splits, tmp_path: Path, out: Path
 ) -> None:
-    """2,000 image files and a table. Another process is none of this one's."""
+    """Of 2,000 image files and a table, and then of 30 more image files."""
     folder = tmp_path / "in"
     folder.mkdir()
-    image = next(digit_folder.rglob("*.png"))
+    image = shutil.copy(next(digit_folder.rglob("*.png")), tmp_path / "image.png")
 
-    def add(names: Iterator[str] | list[str]) -> set[str]:
-        for name in names:
-            os.link(image, folder / f"{name}.png")
-        return {str(folder / f"{name}.png") for name in names}
+    def add(numbers: range) -> set[str]:
+        paths = [str(folder / f"{number:04d}.png") for number in numbers]
+        for path in paths:
+            os.link(image, path)
+        return {*paths}
 
-    image = Path(shutil.copy(image, tmp_path / "image.png"))
-    first = add([f"{number:04d}" for number in range(2000)])
+    first = add(range(2000))
     table = pa.table({"image": [encode_png(image) for image in mnist5k.test.images[:20]], "id": np.arange(20)})
     pq.write_table(table, folder / "t.parquet")
     with opened_below(folder) as opened:
@@ -122,7 +123,8 @@ def test_finished_inputs_are_never_opened_again(
     with opened_below(folder) as opened:
         assert run(folder, out=out, resume=True)["scored_now"] == 0
     assert opened == set()
-    new = add([f"new{number:02d}" for number in range(30)])
+    new = add(range(2000, 2030))
+    monkeypatch.setattr(scoring_job, "_report", lambda *_: None)  # it shows pictures of some inputs of the whole table
     with opened_below(folder) as opened:
         assert run(folder, out=out, extend=True)["scored_now"] == 30
     assert opened == new
