@@ -87,7 +87,7 @@ class CommitConfig(Output, _Merged):
     All shards must be finished, and must have listed the same inputs. Their own tables stay, in OUT/shards.
     """
 
-    EXAMPLES: ClassVar = ("mnist-ray commit tables/scans", "mnist-ray commit s3://bucket/table --overwrite")
+    EXAMPLES: ClassVar = ("mnist-ray commit s3://bucket/table", "mnist-ray commit s3://bucket/table --overwrite")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
