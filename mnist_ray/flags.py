@@ -10,6 +10,8 @@ from mnist_ray.errors import UsageError
 
 _RAY_COPIES = "working_dir_files"
 """Ray's folder for copies of working directories."""
+SHARDS = "shards"
+"""The folder below `--out` that holds the tables of shards."""
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -47,7 +49,7 @@ def shard(text: str) -> tuple[int, int]:
 
 def shard_folder(text: str) -> str:
     """Where the table of a shard lies below `--out`, such as `/shards/2-of-5`; empty text without `--shard`."""
-    return "/shards/{}-of-{}".format(*shard(text)) if text else ""
+    return "/{}/{}-of-{}".format(SHARDS, *shard(text)) if text else ""
 
 
 def table_path(out: str, shard: str) -> str:

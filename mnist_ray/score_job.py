@@ -21,13 +21,13 @@ from mnist_ray.run import processes
 from mnist_ray.run.clock import Clock
 from mnist_ray.run.owner import Owner, owning, require_free
 from mnist_ray.scoring.admit import admit, begin
-from mnist_ray.scoring.commit import REPORT, commit
+from mnist_ray.scoring.commit import REPORT, SUMMARY, commit
 from mnist_ray.scoring.estimate import Estimate, Inventory, Workers
 from mnist_ray.scoring.job import Job, Tally, UnitResult
 from mnist_ray.scoring.parts import PREDICTIONS, QUARANTINE, finished_units, sweep
 from mnist_ray.scoring.plan import PLAN, Plan
 from mnist_ray.scoring.planner import Planner
-from mnist_ray.scoring.shards import copy_parts, load_shards, model_of, write_plan
+from mnist_ray.scoring.shards import copy_parts, load_shards, write_plan
 
 SMALL_JOB = 200_000
 """Inputs up to which `--workers auto` scores without Ray. They take seconds, and Ray takes ten to start."""
@@ -131,7 +131,7 @@ def commit_shards(config: CommitConfig, console: Console) -> dict[str, Any]:
             console.progress("copying", tally.total.inputs, plan.num_inputs, "images")
             owner.require()
             owner.raise_if_stopped("run again with --overwrite")
-        model = model_of(shards)
+        model = storage.read_json(storage.join(shards[0].out, SUMMARY))["model"]
         summary = commit(plan, units, job, tally, {**clock.report({}, 0), "model": model})
         whole = ScoreConfig(**{**plan.request, "inputs": tuple(plan.request["inputs"])}, model=model, out=out)
         _report(whole, summary, lambda: _card(plan, model), console)

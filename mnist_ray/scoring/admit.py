@@ -3,14 +3,15 @@
 from mnist_ray.config import ScoreConfig
 from mnist_ray.data import storage
 from mnist_ray.errors import OutputError
+from mnist_ray.flags import SHARDS
 from mnist_ray.scoring.commit import COMMIT, REPORT, REPORT_FACTS, SUMMARY
 from mnist_ray.scoring.ignored import IGNORED
 from mnist_ray.scoring.known import CHANGES
 from mnist_ray.scoring.parts import PREDICTIONS, QUARANTINE
 from mnist_ray.scoring.plan import FOLDER, PLAN, Plan, load_plan
 
-OWNER, SHARDS = "owner.json", "shards"
-"""The owner record of the job that writes to the folder, which a job that ends early may leave alone; the tables of shards."""
+OWNER = "owner.json"
+"""The owner record of the job that writes to the folder. A job that ends early may leave nothing else."""
 
 
 def admit(config: ScoreConfig, model_digest: str) -> Plan | None:

@@ -7,15 +7,14 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import chain, count, zip_longest
+from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
 from mnist_ray.data import storage
 from mnist_ray.data.listing import batches
 from mnist_ray.errors import AccountingError, OutputError
-from mnist_ray.flags import shard_folder
-from mnist_ray.scoring.admit import SHARDS
-from mnist_ray.scoring.commit import SUMMARY, load_commit, require_ignored, require_records
+from mnist_ray.flags import SHARDS, shard_folder
+from mnist_ray.scoring.commit import load_commit, require_ignored, require_records
 from mnist_ray.scoring.ignored import IGNORED
 from mnist_ray.scoring.job import Job, UnitResult
 from mnist_ray.scoring.parts import PartError, copy_part
@@ -41,18 +40,16 @@ def load_shards(out: str) -> list[Shard]:
     Raises AccountingError if one is missing or not finished, or if they are not parts of one plan.
     """
     names = storage.names(storage.join(out, SHARDS))
-    found = {(int(name[2]), int(name[1])) for name in map(re.compile(r"(\d+)-of-(\d+)").fullmatch, names) if name}
-    if not found:
+    counts = sorted({int(found[1]) for name in names if (found := re.fullmatch(r"\d+-of-(\d+)", name))})
+    if not counts:
         raise OutputError(f"{out}: holds no shards; score them with --out {out} and --shard 1/N to N/N")
-    counts = sorted({count for count, _ in found})
     if len(counts) > 1:
-        raise AccountingError(
-            f"{out}/{SHARDS}: holds shards of {' and of '.join(map(str, counts))}; delete those of another job"
-        )
-    wanted = [(counts[0], number) for number in range(1, counts[0] + 1)]
-    if missing := [f"{number}/{count}" for count, number in wanted if (count, number) not in found]:
+        of = " and of ".join(map(str, counts))
+        raise AccountingError(f"{out}/{SHARDS}: holds shards of {of}; delete those of another job")
+    wanted = [f"{number}/{counts[0]}" for number in range(1, counts[0] + 1)]
+    if missing := [name for name in wanted if name.replace("/", "-of-") not in names]:
         raise AccountingError(f"{out}/{SHARDS}: lacks shards {', '.join(missing)}; score them with --shard")
-    shards = [_load(out, f"{number}/{count}") for count, number in wanted]
+    shards = [_load(out, name) for name in wanted]
     _require_one_plan(out, [shard.plan for shard in shards])
     return shards
 
@@ -90,10 +87,9 @@ def write_plan(shards: list[Shard], out: str) -> tuple[Plan, dict[str, int]]:
     """
     listed = chain.from_iterable(zip_longest(*(shard.plan.units(shard.out) for shard in shards)))
     rest, units, parts = (unit for unit in listed if unit), dict[str, int](), dict[str, str]()
-    for number in count():
-        if not (some := list(take(rest, LAST_PART))):
-            break
-        refs, parts[f"{number:05d}.parquet"] = write_units(out, f"{number:05d}.parquet", some)
+    for number, some in enumerate(iter(lambda: list(take(rest, LAST_PART)), [])):
+        name = f"{number:05d}.parquet"
+        refs, parts[name] = write_units(out, name, some)
         units.update((ref.id, ref.num_inputs) for ref in refs)
     whole = shards[0].plan
     if fingerprint(units) != whole.of_all_shards:
@@ -127,8 +123,3 @@ def copy_parts(shards: list[Shard], out: str) -> Iterator[UnitResult]:
 
             for units in batches(digests, 1024):  # a pool holds all that it has been given
                 yield from pool.map(copy, units)
-
-
-def model_of(shards: list[Shard]) -> str:
-    """Where the model was."""
-    return str(storage.read_json(storage.join(shards[0].out, SUMMARY))["model"])
