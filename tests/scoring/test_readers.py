@@ -71,7 +71,7 @@ def test_sources_are_stored_once_and_floats_without_a_dictionary(run: Run, mnist
     (part,) = (out / "predictions").iterdir()
     group = pq.read_metadata(part).row_group(0)
     columns = {column.path_in_schema: column for column in map(group.column, range(group.num_columns))}
-    assert columns["source"].total_uncompressed_size < 2 * len(str(tmp_path)) + 100
+    assert columns["source"].total_uncompressed_size < group.num_rows, "less than a byte a row"
     assert {name for name, column in columns.items() if "RLE_DICTIONARY" in column.encodings} == {
         *("source", "row", "label", "truth")
     }
