@@ -51,8 +51,8 @@ class _Start(NamedTuple):
 
 def _prepare(config: ScoreConfig, console: Console) -> _Start:
     """Check the model and the output folder, and list the first inputs. Writes nothing. Raises MnistRayError."""
-    inputs, out = map(storage.absolute, config.inputs), storage.absolute(table_path(config.out, config.shard))
-    config = replace(config, inputs=tuple(inputs), out=out)
+    out = storage.absolute(table_path(config.out, config.shard))
+    config = replace(config, inputs=tuple(storage.absolute(item) for item in config.inputs), out=out)
     bundle = seal.find(config.model)
     files, digest = seal.read(bundle)
 

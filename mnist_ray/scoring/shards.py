@@ -97,8 +97,15 @@ def write_plan(shards: list[Shard], out: str) -> tuple[Plan, dict[str, int]]:
     if whole.ignored_digest:
         require_ignored(whole, shards[0].out)
         storage.write(storage.join(out, IGNORED), storage.read(storage.join(shards[0].out, IGNORED)))
-    sizes = {"num_units": len(units), "num_inputs": sum(units.values()), "fingerprint": whole.of_all_shards}
-    plan = replace(whole, shard="", of_all_shards="", parts=parts, **sizes)
+    plan = replace(
+        whole,
+        shard="",
+        of_all_shards="",
+        parts=parts,
+        num_units=len(units),
+        num_inputs=sum(units.values()),
+        fingerprint=whole.of_all_shards,
+    )
     plan.save(out)
     return plan, units
 

@@ -51,12 +51,12 @@ def test_a_table_opens_in_one_line(run: Run, digit_folder: Path, mnist5k: Splits
     types |= {"confidence": polars.Float32, "needs_review": polars.Boolean}
     assert types.items() <= dict(frame.schema).items()
 
-    found = duckdb.sql(f"SELECT label, count(*), sum(len(probabilities)) FROM '{out}/predictions/*.parquet' GROUP BY label")
+    found = duckdb.execute(f"SELECT label, count(*), sum(len(probabilities)) FROM '{out}/predictions/*.parquet' GROUP BY label")
     assert sorted(found.fetchall()) == [(label, count, 10 * count) for label, count in sorted(labels.items())]
-    described = duckdb.sql(f"DESCRIBE SELECT * FROM '{out}/predictions/*.parquet'").fetchall()
-    types = {"source": "VARCHAR", "row": "BIGINT", "site": "VARCHAR", "label": "UTINYINT", "confidence": "FLOAT"}
-    types |= {"needs_review": "BOOLEAN", "probabilities": "FLOAT[]", "truth": "UTINYINT"}
-    assert types.items() <= {name: kind for name, kind, *_ in described}.items()
+    described = duckdb.execute(f"DESCRIBE SELECT * FROM '{out}/predictions/*.parquet'").fetchall()
+    kinds = {"source": "VARCHAR", "row": "BIGINT", "site": "VARCHAR", "label": "UTINYINT", "confidence": "FLOAT"}
+    kinds |= {"needs_review": "BOOLEAN", "probabilities": "FLOAT[]", "truth": "UTINYINT"}
+    assert kinds.items() <= {name: kind for name, kind, *_ in described}.items()
 
     for part in (out / "predictions").iterdir():
         found = pq.ParquetFile(part).schema

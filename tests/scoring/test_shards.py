@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -74,13 +75,13 @@ def files(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in found}
 
 
-def summary(out: Path) -> dict[str, object]:
+def summary(out: Path) -> dict[str, Any]:
     return dict(json.loads((out / "summary.json").read_text()))
 
 
 def test_shards_make_the_table_of_one_job(score: Score, shards: Path, inputs: Path, new_input: Path, tmp_path: Path) -> None:
     counts = [summary(shards / "shards" / f"{number}-of-3")["inputs"] for number in (1, 2, 3)]
-    assert (sum(counts), max(counts) < 90) == (211, True), "each shard scores its part"  # type: ignore[call-overload, type-var]
+    assert (sum(counts), max(counts) < 90) == (211, True), "each shard scores its part"
     done = cli("commit", str(shards))
     assert done.returncode == 0, done.stderr
     assert f"report: {shards}/report.html" in done.stdout
