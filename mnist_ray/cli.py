@@ -17,6 +17,7 @@ from tyro.extras import subcommand_cli_from_dict
 
 import mnist_ray
 from mnist_ray.config import (
+    CommitConfig,
     DiffConfig,
     DoctorConfig,
     EvaluateConfig,
@@ -28,7 +29,7 @@ from mnist_ray.config import (
 )
 from mnist_ray.console import Console, StandardFile, standard_streams
 from mnist_ray.errors import EXIT_STATUSES, MnistRayError, StorageError, UsageError, first_line
-from mnist_ray.flags import expand_home, output_path
+from mnist_ray.flags import expand_home, output_path, table_path
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,7 +78,20 @@ def score(config: ScoreConfig, console: Console) -> None:
     if config.dry_run:
         console.result(f"{estimate(config, console).to_text()}\nnothing was written: this was a dry run")
         return
-    summary, out = run_scoring(config, console), output_path(config.out)
+    summary = run_scoring(config, console)
+    speed = f"{summary['images_per_second']:,.0f} images/s over {summary['seconds']['total']:.1f} s"
+    _show_table(summary, table_path(config.out, config.shard), console, speed)
+
+
+def commit(config: CommitConfig, console: Console) -> None:
+    """Make one table of the shards in an output folder, and print its counts and where it is."""
+    from mnist_ray.score_job import commit_shards
+
+    _show_table(commit_shards(config, console), output_path(config.out), console)
+
+
+def _show_table(summary: dict[str, Any], out: str, console: Console, *speed: str) -> None:
+    """Print the counts of a table, and where it is."""
     accuracy = "" if summary["accuracy"] is None else f", accuracy {summary['accuracy']:.2%}"
     counts = f"{summary['predicted']:,} predicted + {summary['quarantined']:,} quarantined"
     lines = [f"{summary['inputs']:,} inputs = {counts}{accuracy}"]
@@ -92,8 +106,7 @@ def score(config: ScoreConfig, console: Console) -> None:
     if summary["needs_review"] is not None:
         lines.append(f"  to be reviewed: {summary['needs_review']:,} ({summary['needs_review'] / summary['predicted']:.1%})")
     lines += [f"  quarantined, {reason}: {count:,}" for reason, count in summary["reasons"].items()]
-    lines.append(f"{summary['images_per_second']:,.0f} images/s over {summary['seconds']['total']:.1f} s")
-    lines.append(f"predictions: {out}/predictions, summary: {out}/summary.json")
+    lines += [*speed, f"predictions: {out}/predictions, summary: {out}/summary.json"]
     console.result("\n".join(lines), out=out, **summary)
 
 
@@ -235,6 +248,7 @@ def doctor(config: DoctorConfig, console: Console) -> int:
 _COMMANDS: dict[type, Callable[[Any, Console], int | None]] = {
     TrainConfig: train,
     ScoreConfig: score,
+    CommitConfig: commit,
     EvaluateConfig: evaluate,
     PredictConfig: predict,
     VerifyConfig: verify,
@@ -247,6 +261,7 @@ _COMMANDS: dict[type, Callable[[Any, Console], int | None]] = {
 _GO_ON: dict[type, str] = {
     TrainConfig: "; run the same command again to continue from its newest checkpoint",
     ScoreConfig: "; run again with --resume to score the rest",
+    CommitConfig: "; run again with --overwrite",
 }
 """How to go on after Ctrl-C, or when memory ran out."""
 

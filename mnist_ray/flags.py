@@ -10,6 +10,8 @@ from mnist_ray.errors import UsageError
 
 _RAY_COPIES = "working_dir_files"
 """Ray's folder for copies of working directories."""
+SHARDS = "shards"
+"""The folder below `--out` that holds the tables of shards."""
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16"]
 ScoringPrecision = Literal["float32", "bfloat16"]
@@ -36,6 +38,25 @@ def output_path(out: str) -> str:
         return out
     temporary = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and _RAY_COPIES in Path.cwd().parts
     return os.path.abspath(os.path.join(Path.home() / "mnist_ray" if temporary else "", out))
+
+
+def shard(text: str) -> tuple[int, int]:
+    """The number of a shard and how many there are: `2/5` is (2, 5), and empty text (1, 1). Raises UsageError."""
+    found = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text or "1/1")
+    number, count = (int(found[1]), int(found[2])) if found else (1, 0)
+    require(number <= count, f"--shard {text}: expected I/N with 1 <= I <= N, such as 2/5")
+    return number, count
+
+
+def shard_folder(text: str) -> str:
+    """Where the table of a shard lies below `--out`, such as `/shards/2-of-5`; empty text without `--shard`."""
+    return "/{}/{}-of-{}".format(SHARDS, *shard(text)) if text else ""
+
+
+def table_path(out: str, shard: str) -> str:
+    """The absolute path, or the URI, of the table of a job. `out` may name the folder of the shard itself."""
+    folder, below = output_path(out), shard_folder(shard)
+    return folder.rstrip("/").removesuffix(below) + below if below else folder
 
 
 def worker_range(workers: str) -> tuple[int, int]:

@@ -123,6 +123,7 @@ def score(
     max_quarantined: int | str = "",
     unit_rows: int = 0,
     sample: int = 0,
+    shard: str = "",
     address: str = "",
     show_progress: bool = False,
 ) -> dict[str, Any]:
@@ -166,6 +167,7 @@ def score(
         max_quarantined=str(max_quarantined),
         unit_rows=unit_rows,
         sample=sample,
+        shard=shard,
         address=address,
     )
     return run_scoring(config, Console() if show_progress else Quiet())

@@ -4,29 +4,30 @@ import gc
 import json
 import os
 import time
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from mnist_ray.artifact import seal
 from mnist_ray.cluster import capacity, runtime
-from mnist_ray.config import ScoreConfig
+from mnist_ray.config import CommitConfig, ScoreConfig
 from mnist_ray.console import Console
 from mnist_ray.data import storage
 from mnist_ray.data.measures import review_below
-from mnist_ray.errors import NothingScoredError, OutputError, QuarantineError, StorageError, UsageError, first_line
-from mnist_ray.flags import most_quarantined, output_path, scoring_pool, share
+from mnist_ray.errors import ModelError, NothingScoredError, OutputError, QuarantineError, StorageError, UsageError, first_line
+from mnist_ray.flags import most_quarantined, output_path, scoring_pool, share, table_path
 from mnist_ray.run import processes
 from mnist_ray.run.clock import Clock
 from mnist_ray.run.owner import Owner, owning, require_free
 from mnist_ray.scoring.admit import admit, begin
-from mnist_ray.scoring.commit import REPORT, commit
+from mnist_ray.scoring.commit import REPORT, SUMMARY, commit
 from mnist_ray.scoring.estimate import Estimate, Inventory, Workers
 from mnist_ray.scoring.job import Job, Tally, UnitResult
-from mnist_ray.scoring.parts import finished_units, sweep
-from mnist_ray.scoring.plan import Plan
+from mnist_ray.scoring.parts import PREDICTIONS, QUARANTINE, finished_units, sweep
+from mnist_ray.scoring.plan import PLAN, Plan
 from mnist_ray.scoring.planner import Planner
+from mnist_ray.scoring.shards import copy_parts, load_shards, write_plan
 
 SMALL_JOB = 200_000
 """Inputs up to which `--workers auto` scores without Ray. They take seconds, and Ray takes ten to start."""
@@ -50,15 +51,14 @@ class _Start(NamedTuple):
 
 def _prepare(config: ScoreConfig, console: Console) -> _Start:
     """Check the model and the output folder, and list the first inputs. Writes nothing. Raises MnistRayError."""
-    config = replace(
-        config, inputs=tuple(storage.absolute(item) for item in config.inputs), out=storage.absolute(output_path(config.out))
-    )
+    out = storage.absolute(table_path(config.out, config.shard))
+    config = replace(config, inputs=tuple(storage.absolute(item) for item in config.inputs), out=out)
     bundle = seal.find(config.model)
     files, digest = seal.read(bundle)
 
     held = admit(config, digest)
     card = json.loads(files["card.json"])
-    plan = held or Plan(config.identity(), digest, review_below=_review_below(config, card))
+    plan = held or Plan(config.identity(), digest, review_below=_review_below(config, card), shard=config.shard)
     owner = Owner(config.out)
     finished = {unit.unit: unit for unit in finished_units(Job.of(plan, config.out))} if held else {}
     planner = Planner(config, plan, finished)
@@ -107,10 +107,44 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
         for unit in planner.units.keys() & finished:
             tally.add(finished[unit])
         sweep(config.out, {unit: quarantined for unit, (_, quarantined) in tally.parts.items()})
-        summary = commit(plan, planner.units, job, tally, {**clock.report(tally.total.seconds, workers), **planner.changes})
-        _report(config, summary, card, console)
+        about = {**clock.report(tally.total.seconds, workers), **planner.changes, "model": bundle}
+        summary = commit(plan, planner.units, job, tally, about)
+        _report(config, summary, lambda: card, console)
     _require_predictions(config, summary)
     return summary
+
+
+def commit_shards(config: CommitConfig, console: Console) -> dict[str, Any]:
+    """Make one table of the shards in an output folder, and return its summary. Raises MnistRayError."""
+    clock = Clock()
+    out = storage.absolute(output_path(config.out))
+    console.progress("reading the plans of the shards")
+    shards = load_shards(out)
+    if not config.overwrite and {PLAN, PREDICTIONS, QUARANTINE} & set(storage.names(out)):
+        raise OutputError(f"{out}: holds a table already; give --overwrite to replace it by that of the shards")
+    with owning(Owner(out)) as owner:
+        begin(replace(shards[0].plan, shard="", complete=False, parts={}), out, replace=True)
+        plan, units = write_plan(shards, out)
+        job, tally = Job.of(plan, out), Tally()
+        for result in copy_parts(shards, out):
+            tally.add(result)
+            console.progress("copying", tally.total.inputs, plan.num_inputs, "images")
+            owner.require()
+            owner.raise_if_stopped("run again with --overwrite")
+        model = storage.read_json(storage.join(shards[0].out, SUMMARY))["model"]
+        summary = commit(plan, units, job, tally, {**clock.report({}, 0), "model": model})
+        whole = ScoreConfig(**{**plan.request, "inputs": tuple(plan.request["inputs"])}, model=model, out=out)
+        _report(whole, summary, lambda: _card(plan, model), console)
+    _require_predictions(whole, summary)
+    return summary
+
+
+def _card(plan: Plan, bundle: str) -> dict[str, Any]:
+    """The description of the model that a plan names. Raises ModelError if the bundle is gone, or holds another model."""
+    files, digest = seal.read(bundle)
+    if digest != plan.model_digest:
+        raise ModelError(f"{bundle}: holds another model now")
+    return dict(json.loads(files["card.json"]))
 
 
 def _require_predictions(config: ScoreConfig, summary: dict[str, Any]) -> None:
@@ -118,7 +152,7 @@ def _require_predictions(config: ScoreConfig, summary: dict[str, Any]) -> None:
     inputs, quarantined = summary["inputs"], summary["quarantined"]
     reasons = ", ".join(f"{reason}: {count:,}" for reason, count in summary["reasons"].items())
     why = f"({reasons}); {config.out}/quarantine says why"
-    if not summary["predicted"]:
+    if inputs and not summary["predicted"]:
         raise NothingScoredError(f"{config.out}: none of {inputs:,} inputs could be scored {why}")
     if quarantined > most_quarantined(config.max_quarantined, inputs):
         raise QuarantineError(
@@ -138,12 +172,16 @@ def _require_few_quarantined(config: ScoreConfig, planner: Planner, done: int, q
         )
 
 
-def _report(config: ScoreConfig, summary: dict[str, Any], card: dict[str, Any], console: Console) -> None:
-    """Write the report of a committed job. The table is complete, so whatever goes wrong is only a warning."""
-    try:
-        from mnist_ray.report.scoring import write_report
+def _report(config: ScoreConfig, summary: dict[str, Any], card: Callable[[], dict[str, Any]], console: Console) -> None:
+    """Write the report of a committed job, unless that of the same table is there, to read no images again for nothing.
 
-        write_report(config, summary, card)
+    The table is complete, so whatever goes wrong is only a warning.
+    """
+    try:
+        if summary["scored_now"] or not storage.is_file(storage.join(config.out, REPORT)):
+            from mnist_ray.report.scoring import write_report
+
+            write_report(config, summary, card())
         console.line(f"report: {storage.join(config.out, REPORT)}")
     except Exception as error:
         console.warning(f"the report could not be written: {type(error).__name__}: {first_line(error)}")

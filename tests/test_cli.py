@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -12,6 +13,7 @@ import mnist_ray
 from mnist_ray import __version__, errors
 from mnist_ray.cli import _COMMANDS, DESCRIPTION, _parse, main
 from mnist_ray.config import (
+    CommitConfig,
     DiffConfig,
     DoctorConfig,
     EvaluateConfig,
@@ -31,8 +33,9 @@ FLAGS = {
     ),
     ScoreConfig: (
         "inputs model image_column truth sample out resume extend rescore_changed overwrite keep probabilities target_error "
-        "precision max_quarantined unit_rows workers processes device address dry_run price_per_node_hour log_format quiet"
+        "precision max_quarantined unit_rows workers processes device address shard dry_run price_per_node_hour log_format quiet"
     ),
+    CommitConfig: "out overwrite log_format quiet",
     EvaluateConfig: "model data out device log_format quiet",
     PredictConfig: "images model",
     VerifyConfig: "out",
@@ -47,7 +50,9 @@ def test_the_list_of_flags_is_unchanged(config: type) -> None:
     assert [field.name for field in dataclasses.fields(config)] == FLAGS[config].split()
 
 
-@pytest.mark.parametrize("command", ["", "train", "score", "evaluate", "predict", "verify", "report", "diff", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["", "train", "score", "commit", "evaluate", "predict", "verify", "report", "diff", "doctor"]
+)
 def test_help_imports_neither_torch_nor_ray(command: str) -> None:
     program = (
         "import sys\nfrom mnist_ray.cli import main\n"
@@ -80,7 +85,8 @@ def test_help_says_what_each_flag_takes(kind: type, capfd: pytest.CaptureFixture
     ):
         assert unclear not in text, unclear
     for field in dataclasses.fields(kind):
-        if field.name not in ("inputs", "images", "runs", "old", "new") and command != "verify":
+        positional = "Positional" in str(get_type_hints(kind, include_extras=True)[field.name])
+        if not positional:
             assert f"--{field.name}".replace("_", "-") in text
     examples = kind.EXAMPLES  # type: ignore[attr-defined]
     assert len(examples) >= 2

@@ -14,6 +14,7 @@ from mnist_ray.config.train import TrainConfig
 from mnist_ray.flags import Device, Precision, ScoringPrecision, require
 
 __all__ = [
+    "CommitConfig",
     "Device",
     "DiffConfig",
     "DoctorConfig",
@@ -68,6 +69,26 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.images), "IMAGE is missing: give at least one image file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Merged:
+    """The prediction table."""
+
+    out: Annotated[tyro.conf.Positional[str], flag("PATH|URI")]
+    """Output folder of the shards: the --out of their jobs."""
+    overwrite: Switch = False
+    """Replace the table in the output folder, such as one that an interrupted commit has left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommitConfig(Output, _Merged):
+    """Make one prediction table of those that the jobs with --shard have written. Inputs are not read.
+
+    All shards must be finished, and must have listed the same inputs. Their own tables stay, in OUT/shards.
+    """
+
+    EXAMPLES: ClassVar = ("mnist-ray commit s3://bucket/table", "mnist-ray commit s3://bucket/table --overwrite")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

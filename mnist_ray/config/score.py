@@ -7,13 +7,13 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from mnist_ray.config.common import Output, Switch, flag
-from mnist_ray.flags import Device, ScoringPrecision, most_quarantined, probabilities, require, scoring_pool, share
+from mnist_ray.flags import Device, ScoringPrecision, most_quarantined, probabilities, require, scoring_pool, shard, share
 
 _RESOURCES = {
     *("model", "out", "workers", "processes", "device", "resume", "extend", "rescore_changed", "overwrite", "address"),
-    *("max_quarantined", "dry_run", "price_per_node_hour", "log_format", "quiet"),
+    *("max_quarantined", "shard", "dry_run", "price_per_node_hour", "log_format", "quiet"),
 }
-"""Flags that cannot change the rows of the table."""
+"""Flags that cannot change the rows of the table; `shard`, those of all shards together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,9 @@ class _Worker:
     """Device that computes; auto uses one GPU per actor if the cluster has GPUs."""
     address: Annotated[str, flag("HOST:PORT", "RAY_ADDRESS, or else a new local cluster")] = ""
     """Ray cluster to join."""
+    shard: Annotated[str, flag("I/N", "all inputs")] = ""
+    """Score only part I of N parts of the inputs, with 1 <= I <= N. N such jobs need not know of each other; `mnist-ray commit`
+    then makes one table of theirs."""
     dry_run: Switch = False
     """List the inputs, score a few of them, and print how long the job would take. Nothing is written."""
     price_per_node_hour: Annotated[float, flag("PRICE", "none")] = 0.0
@@ -106,6 +109,8 @@ class ScoreConfig(Output, _Worker, _Table, _Input):
         require(rows >= 0, f"--unit-rows {rows}: expected at least 1, or 0 to choose the size by the number of bytes")
         require(self.sample >= 0, f"--sample {self.sample}: expected a number of inputs, or 0 for all")
         require(not (self.sample and self.extend), "--sample and --extend: give only one; --extend adds all new inputs")
+        shard(self.shard)
+        require(not (self.shard and self.extend), "--shard and --extend: give only one; extend the table that commit makes")
         num_modes = self.resume + self.extend + self.overwrite
         require(num_modes <= 1, "--resume continues a job, --extend adds to it, and --overwrite replaces it: give one of them")
         require(self.extend or not self.rescore_changed, "--rescore-changed: give --extend, too")

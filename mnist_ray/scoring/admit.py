@@ -3,6 +3,7 @@
 from mnist_ray.config import ScoreConfig
 from mnist_ray.data import storage
 from mnist_ray.errors import OutputError
+from mnist_ray.flags import SHARDS
 from mnist_ray.scoring.commit import COMMIT, REPORT, REPORT_FACTS, SUMMARY
 from mnist_ray.scoring.ignored import IGNORED
 from mnist_ray.scoring.known import CHANGES
@@ -19,7 +20,7 @@ def admit(config: ScoreConfig, model_digest: str) -> Plan | None:
     Raises OutputError if the folder holds something that this job may not continue or replace.
     """
     out = config.out
-    held = [name for name in storage.names(out) if not name.startswith(".") and name != OWNER]
+    held = [name for name in storage.names(out) if not name.startswith(".") and name not in (OWNER, SHARDS)]
     if not held:
         return None
     if PLAN not in held and (config.resume or config.extend or config.overwrite):
@@ -32,8 +33,8 @@ def admit(config: ScoreConfig, model_digest: str) -> Plan | None:
             "--overwrite to replace it, or another --out"
         )
     plan = load_plan(out)
-    wanted = {**config.identity(), "model": model_digest}
-    found = {**plan.request, "model": plan.model_digest}
+    wanted = {**config.identity(), "model": model_digest, "shard": config.shard}
+    found = {**plan.request, "model": plan.model_digest, "shard": plan.shard}
     if other := [f"{name} {found.get(name)} -> {wanted[name]}" for name in wanted if found.get(name) != wanted[name]]:
         raise OutputError(f"{out}: holds another job ({'; '.join(other)}); give another --out, or --overwrite")
     return plan

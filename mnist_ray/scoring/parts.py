@@ -71,7 +71,11 @@ def _encode(table: pa.Table, about: dict[str, object]) -> bytes:
     """A part as a Parquet file whose metadata also holds the digest of everything before its footer."""
     sink = io.BytesIO()
     table = table.replace_schema_metadata(None)
-    with pq.ParquetWriter(sink, table.schema, compression="zstd", write_page_checksum=True) as writer:
+    # Floats hardly repeat: their dictionaries would make a part a third larger.
+    repeated = [
+        field.name for field in table.schema if not (pa.types.is_floating(field.type) or pa.types.is_nested(field.type))
+    ]
+    with pq.ParquetWriter(sink, table.schema, compression="zstd", use_dictionary=repeated, write_page_checksum=True) as writer:
         writer.write_table(table, row_group_size=ROW_GROUP)
         metadata = {**about, "rows": digest_of(sink.getvalue())}
         writer.add_key_value_metadata({_METADATA: json.dumps(metadata, sort_keys=True)})
@@ -125,6 +129,16 @@ def _read(job: Job, unit_id: str, table: str) -> tuple[pa.Table, UnitResult, str
         raise PartError(f"{uri}: is missing") from None
     except DAMAGE as error:
         raise PartError(f"{uri}: cannot be used: {first_line(error)}") from None
+
+
+def copy_part(job: Job, unit_id: str, out: str) -> UnitResult:
+    """Copy the files of a unit's part to another output folder, the prediction file last. Raises PartError and StorageError."""
+    result = read_part(job, unit_id)[2]
+    for table, digest in ((QUARANTINE, result.digests[1]), (PREDICTIONS, result.digests[0])):
+        if digest:
+            data = storage.read(storage.join(job.out, table, part_name(unit_id)))
+            storage.write(storage.join(out, table, part_name(unit_id)), data)
+    return result
 
 
 def finished_units(job: Job) -> Iterator[UnitResult]:

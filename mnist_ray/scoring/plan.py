@@ -76,6 +76,10 @@ class Plan:
     """Where true digits were found: folder names, or columns."""
     fingerprint: str = ""
     """SHA-256 over the ids of the units, in order."""
+    shard: str = ""
+    """`--shard` if only a part of the inputs is planned."""
+    of_all_shards: str = ""
+    """The fingerprint that the plans of all shards have together."""
 
     @property
     def job_id(self) -> str:

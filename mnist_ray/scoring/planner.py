@@ -87,7 +87,7 @@ class Planner:
     def _write(self) -> Iterator[UnitRef]:
         """Write the units that are not planned yet. The first files are small, so that scoring starts early."""
         limit = FIRST_PART
-        while units := list(_take(self._new, limit)):
+        while units := list(take(self._new, limit)):
             name = f"{len(self.plan.parts):05d}.parquet"
             refs, digest = write_units(self._out, name, units)
             self.plan = replace(self.plan, parts={**self.plan.parts, name: digest})
@@ -114,6 +114,7 @@ class Planner:
             num_units=len(self.units),
             num_inputs=sum(self.units.values()),
             fingerprint=fingerprint(self.units),
+            of_all_shards=self._units.ids.hexdigest() if self.plan.shard else "",
             ignored=self.ignored,
             ignored_digest=self._write_ignored(),
             truths=tuple(sorted({*self.plan.truths, *self._units.listing.truths})),
@@ -136,7 +137,7 @@ class Planner:
         replace(load_plan(self._out), failed=reason).save(self._out)
 
 
-def _take(units: Iterator[WorkUnit], inputs: int) -> Iterator[WorkUnit]:
+def take(units: Iterator[WorkUnit], inputs: int) -> Iterator[WorkUnit]:
     """Units with together at least so many inputs, or all that are left."""
     while inputs > 0 and (unit := next(units, None)):
         yield unit

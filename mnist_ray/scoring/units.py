@@ -11,6 +11,7 @@ from mnist_ray.config import ScoreConfig
 from mnist_ray.data import storage
 from mnist_ray.data.listing import FileEntry, ImageFile, batches
 from mnist_ray.errors import DataError, UsageError
+from mnist_ray.flags import shard, shard_folder
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.inputs import Listing
 from mnist_ray.scoring.known import Known
@@ -29,6 +30,8 @@ FILE_BYTES = 4 << 10
 class Units:
     """The units of a job, listed as they are iterated over. Inputs that are in `known` are left out.
 
+    With `--shard I/N`, these are every N-th unit of all, so N jobs agree on their parts without talking to each other.
+
     Raises DataError or UsageError for inputs that cannot be scored.
     """
 
@@ -38,9 +41,12 @@ class Units:
         `number` distinguishes an extension of a plan from the plan before: equal units of both must have different ids.
         """
         self._kept = Kept(config.kept_columns())
-        self.listing = Listing(config.inputs, config.truth, config.out, self._kept)
+        out = config.out.removesuffix(shard_folder(config.shard))
+        self.listing = Listing(config.inputs, config.truth, out, self._kept)
         self.kept = schema.NOTHING
         """The columns of tables and manifests that are passed through."""
+        self.ids = hashlib.sha256()
+        """Hash of the ids of the units of all shards, as in the fingerprint of a plan."""
         self._config = config
         self._job = f"{job_id}\nextension {number}" if number else job_id
         self._copies: Counter[str] = Counter()
@@ -54,6 +60,14 @@ class Units:
             self.kept = self._kept.schema or schema.NOTHING
 
     def __iter__(self) -> Iterator[WorkUnit]:
+        """The units of this shard. Raises DataError if nothing is listed and nothing is known."""
+        number, count = shard(self._config.shard)
+        for position, unit in enumerate(self._of_all_shards(), 1):
+            self.ids.update(f"{unit.id}\n".encode())
+            if (position - number) % count == 0:
+                yield unit
+
+    def _of_all_shards(self) -> Iterator[WorkUnit]:
         """The units of image files, then those of tables. Raises DataError if nothing is listed and nothing is known."""
         new = self._images
         if self._known:
@@ -70,9 +84,8 @@ class Units:
             raise DataError(f"{', '.join(self._config.inputs)}: the tables have no rows; there is nothing to score")
 
     def _ranges(self) -> Iterator[TableRange]:
-        new = {entry.uri for entry in self.listing.tables if self._known.is_new(entry)}
-        ranges = table_ranges(self.listing.tables, self._config, self.listing.truths, self._kept)
-        yield from (part for part in ranges if part.entry.uri in new)
+        new = [entry for entry in self.listing.tables if self._known.is_new(entry)]
+        yield from table_ranges(new, self._config, self.listing.truths, self._kept)
 
     def _unit(
         self,

@@ -400,14 +400,6 @@ def test_the_room_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_prediction_tables_open_in_pandas(run: Run, digit_folder: Path, out: Path) -> None:
-    import pandas as pd
-
-    run(digit_folder, out=out, unit_rows=100)
-    frame = pd.read_parquet(out / "predictions")
-    assert len(frame) == frame["source"].nunique() == 300
-
-
 @pytest.mark.parametrize(("wanted", "columns"), [("none", []), ("top3", ["top_labels", "top_probabilities"])])
 def test_fewer_probabilities_are_written(
     run: Run, wanted: str, columns: list[str], digit_folder: Path, tmp_path: Path, out: Path
