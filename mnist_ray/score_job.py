@@ -15,6 +15,7 @@ from mnist_ray.config import ScoreConfig
 from mnist_ray.console import Console
 from mnist_ray.data import storage
 from mnist_ray.data.measures import review_below
+from mnist_ray.data.traits import CONFIDENCE, compare_traits
 from mnist_ray.errors import NothingScoredError, OutputError, QuarantineError, StorageError, UsageError, first_line
 from mnist_ray.flags import most_quarantined, output_path, scoring_pool, share
 from mnist_ray.run import processes
@@ -107,10 +108,18 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
         for unit in planner.units.keys() & finished:
             tally.add(finished[unit])
         sweep(config.out, {unit: quarantined for unit, (_, quarantined) in tally.parts.items()})
-        summary = commit(plan, planner.units, job, tally, {**clock.report(tally.total.seconds, workers), **planner.changes})
+        about = {**clock.report(tally.total.seconds, workers), **planner.changes, "drift": _drift(tally.total, card)}
+        summary = commit(plan, planner.units, job, tally, about)
         _report(config, summary, card, console)
     _require_predictions(config, summary)
     return summary
+
+
+def _drift(total: UnitResult, card: dict[str, Any]) -> dict[str, Any]:
+    """How the inputs differ from the digits of the model, whose histograms are in its card."""
+    reference = card.get("reference", {})
+    known = {CONFIDENCE: reference.get("confidences"), **reference.get("traits", {})}
+    return compare_traits({CONFIDENCE: total.confidences, **total.traits}, known)
 
 
 def _require_predictions(config: ScoreConfig, summary: dict[str, Any]) -> None:
