@@ -17,29 +17,26 @@ _WEIGHTS = np.stack([np.ones(_PIXELS), *(np.indices((_SIDE, _SIDE)).reshape(2, -
 
 
 class Trait(NamedTuple):
-    """A trait: the `edges` of its bins, their unit, and the words of a sentence about inputs that have less or more of it."""
+    """A trait, and the words of a sentence about inputs that have less or more of it."""
 
     edges: tuple[float, ...]
-    """A card holds counts between them, so other edges need another name of the trait."""
+    """Edges of the bins. Cards hold counts between them, so other edges need another name of the trait."""
     unit: str
     subject: str
     less: str
     more: str
-    than: str
+    than: str = "than those the model was trained on"
 
 
 _INK = (0.0, 0.05, 0.08, 0.11, 0.14, 0.18, 0.23, 0.3, 0.45, 1.0)
 _STROKE = (0.0, 1.25, 2.25, 3.0, 4.0, 5.5, 28.0)
 _DISTANCE = (0.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 20.0)
-_TRAINED = "the model's training digits"
 CONFIDENCE = "confidence"
 TRAITS = {
-    CONFIDENCE: Trait(CONFIDENCE_EDGES, "%", "the model is", "less sure of them", "surer of them", "than of its test digits"),
-    "ink_share": Trait(_INK, "%", "they have", "less ink", "more ink", f"than {_TRAINED}"),
-    "stroke_width": Trait(_STROKE, "pixels", "their strokes are", "thinner", "thicker", f"than those of {_TRAINED}"),
-    "centre_distance": Trait(
-        _DISTANCE, "pixels", "they are", "nearer to the middle", "further from the middle", f"than {_TRAINED}"
-    ),
+    CONFIDENCE: Trait(CONFIDENCE_EDGES, "%", "the model is", "less sure", "surer", "of the inputs than of its test digits"),
+    "ink_share": Trait(_INK, "%", "digits have", "less ink", "more ink"),
+    "stroke_width": Trait(_STROKE, "pixels", "strokes are", "thinner", "thicker"),
+    "centre_distance": Trait(_DISTANCE, "pixels", "digits are", "nearer to the middle", "further from the middle"),
 }
 """The first bin of the distance holds what is centred by its mass: MNIST, and all that `images.py` has centred. Both round to
 whole pixels. So the distance tells only of 28x28 images, which are taken as they are."""
@@ -55,14 +52,15 @@ def count_traits(digits: NDArray[np.uint8]) -> dict[str, list[int]]:
     - `ink_share`: the mean of the pixels, from 0 to 1.
     - `stroke_width`: 2 area / perimeter, in pixels, which holds for a long stroke. The area is the sum of the pixels. The
       perimeter is pi / 4 times the sum of all differences between neighbours in a row or column: the Cauchy-Crofton formula
-      with two directions (M. do Carmo, Differential Geometry of Curves and Surfaces, 1976). Faint ink changes both alike.
+      with two directions (M. do Carmo, Differential Geometry of Curves and Surfaces, 1976). Faint ink changes both alike. The
+      width comes out 27 % larger for a level or upright stroke, and 10 % smaller for a diagonal one.
     - `centre_distance`: from the centre of mass to the middle of the field, in pixels.
     """
-    count = len(digits)
-    framed = np.pad(digits, ((0, 0), (1, 1), (1, 1))).reshape(count, -1)  # so that no row touches the next one
+    flat = digits.reshape(-1, _PIXELS)
+    framed = np.pad(digits, ((0, 0), (1, 1), (1, 1))).reshape(-1, (_SIDE + 2) ** 2)  # so that no row touches the next one
     steps = ((framed[:, step:], framed[:, :-step]) for step in (1, _SIDE + 2))
     edges = sum((np.maximum(a, b) - np.minimum(a, b)).sum(1, dtype=np.int64) for a, b in steps)
-    ink, rows, columns = (digits.reshape(count, -1).astype(np.float32) @ _WEIGHTS).T.astype(np.float64)
+    ink, rows, columns = (flat.astype(np.float32) @ _WEIGHTS).T.astype(np.float64)
     some = np.maximum(ink, 1)
     values = (ink / (255 * _PIXELS), 2 * ink / (np.pi / 4 * np.maximum(edges, 1)), np.hypot(rows / some, columns / some))
     return {name: np.histogram(value, TRAITS[name].edges)[0].tolist() for name, value in zip(PICTURED, values, strict=True)}
