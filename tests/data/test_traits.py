@@ -1,6 +1,5 @@
 """Traits of drawn digits with known values, and the sentences about them."""
 
-import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -26,8 +25,8 @@ def bin_of(trait: str, value: float) -> list[int]:
         (255 * BAR, 80 / 784, 2 * 80 / (np.pi / 4 * 48), 0),
         (100 * BAR, 80 * 100 / 255 / 784, 2 * 80 / (np.pi / 4 * 48), 0),
         (255 * np.roll(BAR, (3, 4), (0, 1)), 80 / 784, 2 * 80 / (np.pi / 4 * 48), 5.0001),
-        # The width of a ring is the difference of its radii, at every angle.
-        (255 * ((DISTANCE < 10) & (DISTANCE > 7)), np.pi * (100 - 49) / 784, 3, 0),
+        # The width of a ring is the difference of its radii.
+        (255 * ((DISTANCE < 10) & (DISTANCE > 6.5)), np.pi * (100 - 42.25) / 784, 3.5, 0),
         (255 * (np.abs(ROWS - COLUMNS) < 2), 82 / 784, 0.9 * 2.12, 0),
         (np.full((28, 28), 255), 1, 2 * 784 / (np.pi / 4 * 112), 0),
         (np.zeros((28, 28)), 0, 0, 0),
