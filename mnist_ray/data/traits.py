@@ -33,8 +33,10 @@ _STROKE = (0.0, 1.25, 2.25, 3.0, 4.0, 5.5, 28.0)
 _DISTANCE = (0.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 20.0)
 CONFIDENCE = "confidence"
 TRAITS = {
-    CONFIDENCE: Trait(CONFIDENCE_EDGES, "%", "the model is", "less sure", "surer", "of the inputs than of its test digits"),
-    "ink_share": Trait(_INK, "%", "digits have", "less ink", "more ink"),
+    CONFIDENCE: Trait(
+        CONFIDENCE_EDGES, "probability", "the model is", "less sure", "surer", "of the inputs than of its test digits"
+    ),
+    "ink_share": Trait(_INK, "share", "digits have", "less ink", "more ink"),
     "stroke_width": Trait(_STROKE, "pixels", "strokes are", "thinner", "thicker"),
     "centre_distance": Trait(_DISTANCE, "pixels", "digits are", "nearer to the middle", "further from the middle"),
 }
@@ -67,20 +69,22 @@ def count_traits(digits: NDArray[np.uint8]) -> dict[str, list[int]]:
 
 
 def compare_traits(found: Mapping[str, list[int]], reference: Mapping[str, list[int]]) -> dict[str, dict[str, Any]]:
-    """For each trait its drift (see `statistics`) and `words`: a sentence if the drift is large, else nothing.
+    """For each trait its unit, its edges, its drift (see `statistics`) and `words`: a sentence if the drift is large.
 
     Moderate drift is usual among digits of MNIST, too: their writers differ. A trait without a reference has no drift.
     """
-    compared = {name: drift(found[name], reference.get(name)) for name in TRAITS}
-    return {
-        name: {**about, "words": _sentence(TRAITS[name], about) if about["verdict"] == "large" else ""}
-        for name, about in compared.items()
-    }
+    return {name: _compare(trait, found[name], reference.get(name)) for name, trait in TRAITS.items()}
 
 
-def _sentence(trait: Trait, about: dict[str, Any]) -> str:
+def _compare(trait: Trait, found: list[int], reference: list[int] | None) -> dict[str, Any]:
+    about = drift(found, reference)
+    words = _sentence(trait, found, reference) if reference and about["verdict"] == "large" else ""
+    return {"unit": trait.unit, "edges": trait.edges, **about, "words": words}
+
+
+def _sentence(trait: Trait, counts: list[int], known: list[int]) -> str:
     """What a large drift means. If some of the inputs have less of the trait and some have more, it says both."""
-    found, reference = (np.cumsum(about[name]) / sum(about[name]) for name in ("found", "reference"))
+    found, reference = (np.cumsum(values) / sum(values) for values in (counts, known))
     more, less = (max(0.0, float(gap.max())) for gap in (reference - found, found - reference))
     both = f"partly {trait.less}, partly {trait.more}"
     how = trait.more if more > 4 * less else trait.less if less > 4 * more else both

@@ -19,7 +19,7 @@ from mnist_ray.data import storage
 from mnist_ray.data.containers import Reason
 from mnist_ray.data.digits import CLASSES
 from mnist_ray.data.statistics import drift, wilson_interval
-from mnist_ray.data.traits import CONFIDENCE, PICTURED, TRAITS
+from mnist_ray.data.traits import CONFIDENCE
 from mnist_ray.errors import AccountingError
 from mnist_ray.report import sources
 from mnist_ray.report.charts import SERIES, chart
@@ -76,8 +76,7 @@ def collect(config: ScoreConfig, summary: dict[str, Any], card: dict[str, Any]) 
         "doubt": {**{name: summary[name] for name in _DOUBT}, "target": config.target_error},
         "speed": {name: summary[name] for name in _SPEED},
         "digits": drift(summary["digits"], card.get("reference", {}).get("digits")),
-        "confidences": summary["drift"][CONFIDENCE] | {"edges": TRAITS[CONFIDENCE].edges},
-        "traits": {name: summary["drift"][name] | {"edges": TRAITS[name].edges} for name in PICTURED},
+        "traits": summary["drift"],
         "measured_on": card["accuracy"]["measured_on"],
         "searched": {"parts": len(searched), "of_parts": len(parts), "rows": sum(sum(parts[unit]) for unit in searched)},
         "examples": {
@@ -219,20 +218,12 @@ def _command(config: ScoreConfig) -> str:
 def page(facts: dict[str, Any]) -> bytes:
     """The page of these facts."""
     tested, trained = "model's test images", "model's training digits"
-    traits = {CONFIDENCE: (facts["confidences"], tested), **{name: (held, trained) for name, held in facts["traits"].items()}}
-    return render(
-        "scoring.html",
-        **facts,
-        digits_chart=_bars("digits", facts["digits"], tested, list(CLASSES)),
-        trait_charts={name: _bars(name, held, known_as, _bins(name)) for name, (held, known_as) in traits.items()},
-        units={name: TRAITS[name].unit for name in traits},
-    )
-
-
-def _bins(name: str) -> list[str]:
-    """Names of the bins of a trait, by their lower edges."""
-    trait = TRAITS[name]
-    return [f"{100 * edge if trait.unit == '%' else edge:g}" for edge in trait.edges[:-1]]
+    charts = {
+        name: _bars(name, found, tested if name == CONFIDENCE else trained, [f"{edge:g}" for edge in found["edges"][:-1]])
+        for name, found in facts["traits"].items()
+    }
+    digits = _bars("digits", facts["digits"], tested, list(CLASSES))
+    return render("scoring.html", **facts, digits_chart=digits, trait_charts=charts)
 
 
 def _bars(name: str, drift: dict[str, Any], known_as: str, ticks: list[str]) -> Markup:
