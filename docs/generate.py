@@ -21,12 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from mnist_ray.cli import _COMMANDS
 from mnist_ray.data.containers import Reason
 from mnist_ray.data.digits import CLASSES
-from mnist_ray.data.traits import CONFIDENCE, TRAITS
+from mnist_ray.data.traits import TRAITS
 from mnist_ray.errors import EXIT_STATUSES
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.ignored import Why
 
-_KNOWN = ("training digits", "all test digits")
 FOLDER = Path(__file__).resolve().parent / "reference"
 
 
@@ -104,11 +103,8 @@ def _parts() -> dict[str, str]:
         ),
         "whys": _table("Why, Meaning", ((f"`{why}`", whys[why.name]) for why in Why)),
         "traits": _table(
-            "Trait, Unit, Compared with, Bins begin at",
-            (
-                (f"`{name}`", about.unit, _KNOWN[name == CONFIDENCE], ", ".join(f"{edge:g}" for edge in about.edges[:-1]))
-                for name, about in TRAITS.items()
-            ),
+            "Trait, Unit, Bins begin at",
+            ((f"`{name}`", trait.unit, ", ".join(f"{edge:g}" for edge in trait.edges[:-1])) for name, trait in TRAITS.items()),
         ),
         "reasons": _table("Reason, Meaning", ((f"`{reason}`", reasons[reason.name]) for reason in Reason)),
     }
