@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 from mnist_ray.data.statistics import CONFIDENCE_EDGES, drift
 
 SAMPLE = 128
-"""Most digits of a chunk whose traits are measured: evenly spaced ones, because inputs are often sorted. Each takes 2 µs."""
+"""Most digits of a chunk whose traits are measured: evenly spaced ones, because inputs are often sorted. Each takes 3 µs."""
 _SIDE = 28
-_PIXELS = _SIDE * _SIDE
-_WEIGHTS = np.stack([np.ones(_PIXELS), *(np.indices((_SIDE, _SIDE)).reshape(2, -1) - (_SIDE - 1) / 2)], 1, dtype=np.float32)
-"""For each pixel 1, its row and its column, both from the middle. In float32, the sums over a digit are exact."""
+_WEIGHTS = np.stack([np.ones((_SIDE, _SIDE)), *(np.indices((_SIDE, _SIDE)) - (_SIDE - 1) / 2)], dtype=np.float32)
+"""For each pixel 1, and its row and column from the middle. The sums of a digit are exact in float32."""
 
 
 class Trait(NamedTuple):
@@ -58,13 +57,12 @@ def count_traits(digits: NDArray[np.uint8]) -> dict[str, list[int]]:
       width comes out 27 % larger for a level or upright stroke, and 10 % smaller for a diagonal one.
     - `centre_distance`: from the centre of mass to the middle of the field, in pixels.
     """
-    flat = digits.reshape(-1, _PIXELS)
     framed = np.pad(digits, ((0, 0), (1, 1), (1, 1))).reshape(-1, (_SIDE + 2) ** 2)  # so that no row touches the next one
     steps = ((framed[:, step:], framed[:, :-step]) for step in (1, _SIDE + 2))
-    edges = sum((np.maximum(a, b) - np.minimum(a, b)).sum(1, dtype=np.int64) for a, b in steps)
-    ink, rows, columns = (flat.astype(np.float32) @ _WEIGHTS).T.astype(np.float64)
-    some = np.maximum(ink, 1)
-    values = (ink / (255 * _PIXELS), 2 * ink / (np.pi / 4 * np.maximum(edges, 1)), np.hypot(rows / some, columns / some))
+    edges = sum((np.maximum(a, b) - np.minimum(a, b)).sum(1, dtype=np.uint32) for a, b in steps)
+    ink, rows, columns = np.einsum("nij,kij->kn", digits.astype(np.float32), _WEIGHTS)
+    distance = np.hypot(rows, columns) / np.maximum(ink, 1)
+    values = (ink / (255 * _SIDE**2), 2 * ink / (np.pi / 4 * np.maximum(edges, 1)), distance)
     return {name: np.histogram(value, TRAITS[name].edges)[0].tolist() for name, value in zip(PICTURED, values, strict=True)}
 
 

@@ -229,7 +229,7 @@ def page(facts: dict[str, Any]) -> bytes:
 def _bars(name: str, drift: dict[str, Any], known_as: str, ticks: list[str]) -> Markup:
     """The shares of two histograms, bar beside bar."""
     series = {"scored": drift["found"], known_as: drift["reference"]}
-    with chart(name, f"{name}, scored and of the {known_as}") as drawing:
+    with chart(name, f"{name.replace('_', ' ')}, scored and of the {known_as}") as drawing:
         places = np.arange(len(ticks))
         known = {title: np.array(counts) for title, counts in series.items() if counts}
         width = 0.8 / len(known)
