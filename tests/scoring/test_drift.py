@@ -19,6 +19,7 @@ from mnist_ray.data.traits import PICTURED
 from tests.conftest import cli
 from tests.scoring.conftest import KilledError, Run
 
+pytestmark = pytest.mark.usefixtures("run")  # jobs work in a thread of this process, also those of the command line
 SQUARE = np.ones((2, 2), np.uint8)
 
 
@@ -38,7 +39,7 @@ def test_the_card_holds_the_traits_of_training_digits(run_dir: Path, mnist5k: Sp
     assert card["format"] == 2
 
 
-def test_nothing_is_said_about_usual_digits(run_dir: Path, digit_folder: Path, mnist5k: Splits, tmp_path: Path) -> None:
+def test_nothing_is_said_of_usual_digits(run_dir: Path, digit_folder: Path, mnist5k: Splits, tmp_path: Path) -> None:
     for name, inputs in (("files", digit_folder), ("table", table(mnist5k.test.images, tmp_path))):
         out = tmp_path / name
         done = cli("score", str(inputs), "--model", str(run_dir), "--out", str(out), "--workers", "0")
