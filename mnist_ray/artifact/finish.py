@@ -82,8 +82,11 @@ def _write_bundle(
         "num_images": report.count,
         "measured_on": f"the test part of {splits.name}",
     }
-    reference = {"digits": report.confusion.sum(axis=0).tolist(), "confidences": report.confidences}
-    reference["traits"] = count_traits(learned.numpy())
+    reference = {
+        "digits": report.confusion.sum(axis=0).tolist(),
+        "confidences": report.confidences,
+        "traits": count_traits(learned.numpy()),
+    }
     about = {"measured_on": accuracy["measured_on"], **confidence.card(*outputs, splits.test.labels)}
     measured = {
         "accuracy": accuracy,

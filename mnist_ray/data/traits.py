@@ -35,7 +35,7 @@ TRAITS = {
     CONFIDENCE: Trait(
         CONFIDENCE_EDGES, "probability", "the model is", "less sure", "surer", "of the inputs than of its test digits"
     ),
-    "ink_share": Trait(_INK, "share", "digits have", "less ink", "more ink"),
+    "ink_share": Trait(_INK, "of full ink", "digits have", "less ink", "more ink"),
     "stroke_width": Trait(_STROKE, "pixels", "strokes are", "thinner", "thicker"),
     "centre_distance": Trait(_DISTANCE, "pixels", "digits are", "nearer to the middle", "further from the middle"),
 }
