@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from mnist_ray.cli import _COMMANDS
 from mnist_ray.data.containers import Reason
 from mnist_ray.data.digits import CLASSES
+from mnist_ray.data.traits import TRAITS
 from mnist_ray.errors import EXIT_STATUSES
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.ignored import Why
@@ -101,6 +102,10 @@ def _parts() -> dict[str, str]:
             }
         ),
         "whys": _table("Why, Meaning", ((f"`{why}`", whys[why.name]) for why in Why)),
+        "traits": _table(
+            "Trait, Unit, Bins begin at",
+            ((f"`{name}`", trait.unit, ", ".join(f"{edge:g}" for edge in trait.edges[:-1])) for name, trait in TRAITS.items()),
+        ),
         "reasons": _table("Reason, Meaning", ((f"`{reason}`", reasons[reason.name]) for reason in Reason)),
     }
 

@@ -4,7 +4,7 @@ import gc
 import json
 import os
 import time
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -15,7 +15,17 @@ from mnist_ray.config import CommitConfig, ScoreConfig
 from mnist_ray.console import Console
 from mnist_ray.data import storage
 from mnist_ray.data.measures import review_below
-from mnist_ray.errors import ModelError, NothingScoredError, OutputError, QuarantineError, StorageError, UsageError, first_line
+from mnist_ray.data.traits import CONFIDENCE, compare_traits
+from mnist_ray.errors import (
+    MnistRayError,
+    ModelError,
+    NothingScoredError,
+    OutputError,
+    QuarantineError,
+    StorageError,
+    UsageError,
+    first_line,
+)
 from mnist_ray.flags import most_quarantined, output_path, scoring_pool, share, table_path
 from mnist_ray.run import processes
 from mnist_ray.run.clock import Clock
@@ -108,8 +118,8 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
             tally.add(finished[unit])
         sweep(config.out, {unit: quarantined for unit, (_, quarantined) in tally.parts.items()})
         about = {**clock.report(tally.total.seconds, workers), **planner.changes, "model": bundle}
-        summary = commit(plan, planner.units, job, tally, about)
-        _report(config, summary, lambda: card, console)
+        summary = commit(plan, planner.units, job, tally, {**about, "drift": _drift(tally.total, card)})
+        _report(config, summary, card, console)
     _require_predictions(config, summary)
     return summary
 
@@ -132,19 +142,32 @@ def commit_shards(config: CommitConfig, console: Console) -> dict[str, Any]:
             owner.require()
             owner.raise_if_stopped("run again with --overwrite")
         model = storage.read_json(storage.join(shards[0].out, SUMMARY))["model"]
-        summary = commit(plan, units, job, tally, {**clock.report({}, 0), "model": model})
+        card = _card(plan, model, console)
+        about = {**clock.report({}, 0), "model": model, "drift": _drift(tally.total, card)}
+        summary = commit(plan, units, job, tally, about)
         whole = ScoreConfig(**{**plan.request, "inputs": tuple(plan.request["inputs"])}, model=model, out=out)
-        _report(whole, summary, lambda: _card(plan, model), console)
+        _report(whole, summary, card, console)
     _require_predictions(whole, summary)
     return summary
 
 
-def _card(plan: Plan, bundle: str) -> dict[str, Any]:
-    """The description of the model that a plan names. Raises ModelError if the bundle is gone, or holds another model."""
-    files, digest = seal.read(bundle)
-    if digest != plan.model_digest:
-        raise ModelError(f"{bundle}: holds another model now")
-    return dict(json.loads(files["card.json"]))
+def _card(plan: Plan, bundle: str, console: Console) -> dict[str, Any]:
+    """The description of the model that a plan names; empty, with a warning, if the bundle is gone or holds another model."""
+    try:
+        files, digest = seal.read(bundle)
+        if digest != plan.model_digest:
+            raise ModelError(f"{bundle}: holds another model now")
+        return dict(json.loads(files["card.json"]))
+    except MnistRayError as error:
+        console.warning(f"there is no report: {error}")
+        return {}
+
+
+def _drift(total: UnitResult, card: dict[str, Any]) -> dict[str, Any]:
+    """How the inputs differ from the digits of the model, whose histograms are in its card."""
+    reference = card.get("reference", {})
+    known = {CONFIDENCE: reference.get("confidences"), **reference.get("traits", {})}
+    return compare_traits({CONFIDENCE: total.confidences, **total.traits}, known)
 
 
 def _require_predictions(config: ScoreConfig, summary: dict[str, Any]) -> None:
@@ -172,16 +195,18 @@ def _require_few_quarantined(config: ScoreConfig, planner: Planner, done: int, q
         )
 
 
-def _report(config: ScoreConfig, summary: dict[str, Any], card: Callable[[], dict[str, Any]], console: Console) -> None:
+def _report(config: ScoreConfig, summary: dict[str, Any], card: dict[str, Any], console: Console) -> None:
     """Write the report of a committed job, unless that of the same table is there, to read no images again for nothing.
 
-    The table is complete, so whatever goes wrong is only a warning.
+    The table is complete, so whatever goes wrong is only a warning. Without the card of the model, there is no report.
     """
+    if not card:
+        return
     try:
         if summary["scored_now"] or not storage.is_file(storage.join(config.out, REPORT)):
             from mnist_ray.report.scoring import write_report
 
-            write_report(config, summary, card())
+            write_report(config, summary, card)
         console.line(f"report: {storage.join(config.out, REPORT)}")
     except Exception as error:
         console.warning(f"the report could not be written: {type(error).__name__}: {first_line(error)}")

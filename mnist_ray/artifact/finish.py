@@ -16,6 +16,7 @@ from mnist_ray.config import TrainConfig
 from mnist_ray.data import storage
 from mnist_ray.data.digits import CLASSES, Predictions, Splits
 from mnist_ray.data.statistics import wilson_interval
+from mnist_ray.data.traits import count_traits
 from mnist_ray.learn import dist
 from mnist_ray.learn.model import CALIBRATION_SAMPLES, DigitCNN
 from mnist_ray.learn.state import TrainState
@@ -81,7 +82,11 @@ def _write_bundle(
         "num_images": report.count,
         "measured_on": f"the test part of {splits.name}",
     }
-    reference = {"digits": report.confusion.sum(axis=0).tolist(), "confidences": report.confidences}
+    reference = {
+        "digits": report.confusion.sum(axis=0).tolist(),
+        "confidences": report.confidences,
+        "traits": count_traits(learned.numpy()),
+    }
     about = {"measured_on": accuracy["measured_on"], **confidence.card(*outputs, splits.test.labels)}
     measured = {
         "accuracy": accuracy,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,15 @@ def stability_by_chance(found: Sequence[int], reference: Sequence[int]) -> float
     z = NormalDist().inv_cdf(0.95)
     quantile = degrees * (1 - 2 / (9 * degrees) + z * math.sqrt(2 / (9 * degrees))) ** 3
     return quantile * (1 / max(sum(found), 1) + 1 / max(sum(reference), 1))
+
+
+def drift(found: list[int], reference: list[int] | None) -> dict[str, Any]:
+    """A histogram beside its reference, and how much they differ. The limits are those of `stability_index`."""
+    if not reference or not sum(found):
+        return {"found": found, "reference": None, "index": None, "by_chance": None, "verdict": "unknown"}
+    index, by_chance = stability_index(found, reference), stability_by_chance(found, reference)
+    verdict = "none" if index < 0.1 else "too few images" if index < by_chance else "moderate" if index < 0.25 else "large"
+    return {"found": found, "reference": reference, "index": index, "by_chance": by_chance, "verdict": verdict}
 
 
 def mcnemar(fixed: int, broken: int) -> float:

@@ -18,7 +18,8 @@ from mnist_ray.config import ScoreConfig
 from mnist_ray.data import storage
 from mnist_ray.data.containers import Reason
 from mnist_ray.data.digits import CLASSES
-from mnist_ray.data.statistics import CONFIDENCE_EDGES, stability_by_chance, stability_index, wilson_interval
+from mnist_ray.data.statistics import drift, wilson_interval
+from mnist_ray.data.traits import CONFIDENCE
 from mnist_ray.errors import AccountingError
 from mnist_ray.report import sources
 from mnist_ray.report.charts import SERIES, chart
@@ -68,15 +69,14 @@ def collect(config: ScoreConfig, summary: dict[str, Any], card: dict[str, Any]) 
     examples = _examples(config.out, [unit for unit in searched if parts[unit][0]])
     keys = [(row["source"], row["row"]) for rows in examples.values() for row in rows]
     shown = sources.pictures(dict.fromkeys(keys), config.image_column)
-    reference = card.get("reference", {})
     return {
         "out": storage.to_text(config.out),
         "accounting": _accounting(config.out, summary),
         "accuracy": _accuracy(summary, card),
         "doubt": {**{name: summary[name] for name in _DOUBT}, "target": config.target_error},
         "speed": {name: summary[name] for name in _SPEED},
-        "digits": _drift(summary["digits"], reference.get("digits")),
-        "confidences": _drift(summary["confidences"], reference.get("confidences")) | {"edges": CONFIDENCE_EDGES},
+        "digits": drift(summary["digits"], card.get("reference", {}).get("digits")),
+        "traits": summary["drift"],
         "measured_on": card["accuracy"]["measured_on"],
         "searched": {"parts": len(searched), "of_parts": len(parts), "rows": sum(sum(parts[unit]) for unit in searched)},
         "examples": {
@@ -114,15 +114,6 @@ def _accuracy(summary: dict[str, Any], card: dict[str, Any]) -> dict[str, Any] |
     verdict = "lower" if high < reference_low else "higher" if low > reference_high else "as expected"
     own = {"value": correct / count, "interval_95": [low, high], "correct": correct, "count": count, "truth": summary["truth"]}
     return {**own, "reference": expected, "verdict": verdict}
-
-
-def _drift(found: list[int], reference: list[int] | None) -> dict[str, Any]:
-    """A histogram beside that of the model's test images, and how much they differ. The limits are in `stability_index`."""
-    if not reference or not sum(found):
-        return {"found": found, "reference": None, "index": None, "by_chance": None, "verdict": "unknown"}
-    index, by_chance = stability_index(found, reference), stability_by_chance(found, reference)
-    verdict = "none" if index < 0.1 else "too few images" if index < by_chance else "moderate" if index < 0.25 else "large"
-    return {"found": found, "reference": reference, "index": index, "by_chance": by_chance, "verdict": verdict}
 
 
 def _searched(parts: dict[str, list[int]]) -> list[str]:
@@ -226,23 +217,19 @@ def _command(config: ScoreConfig) -> str:
 
 def page(facts: dict[str, Any]) -> bytes:
     """The page of these facts."""
-    return render(
-        "scoring.html",
-        **facts,
-        digits_chart=_bars("digits", "Predicted digits, and those of the model's test images", facts["digits"], list(CLASSES)),
-        confidence_chart=_bars("confidence", "Confidence, and that on the model's test images", facts["confidences"], _bins()),
-    )
+    tested, trained = "model's test images", "model's training digits"
+    charts = {
+        name: _bars(name, found, tested if name == CONFIDENCE else trained, [f"{edge:g}" for edge in found["edges"][:-1]])
+        for name, found in facts["traits"].items()
+    }
+    digits = _bars("digits", facts["digits"], tested, list(CLASSES))
+    return render("scoring.html", **facts, digits_chart=digits, trait_charts=charts)
 
 
-def _bins() -> list[str]:
-    """Names of the bins of confidence, by their lower edges in percent."""
-    return [f"{100 * edge:g}" for edge in CONFIDENCE_EDGES[:-1]]
-
-
-def _bars(name: str, label: str, drift: dict[str, Any], ticks: list[str]) -> Markup:
+def _bars(name: str, drift: dict[str, Any], known_as: str, ticks: list[str]) -> Markup:
     """The shares of two histograms, bar beside bar."""
-    series = {"scored": drift["found"], "model's test images": drift["reference"]}
-    with chart(name, label) as drawing:
+    series = {"scored": drift["found"], known_as: drift["reference"]}
+    with chart(name, f"{name.replace('_', ' ')}, scored and of the {known_as}") as drawing:
         places = np.arange(len(ticks))
         known = {title: np.array(counts) for title, counts in series.items() if counts}
         width = 0.8 / len(known)

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from mnist_ray.data.digits import CLASSES
 from mnist_ray.data.statistics import CONFIDENCE_EDGES
+from mnist_ray.data.traits import NOTHING
 from mnist_ray.flags import probabilities
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.plan import Plan
@@ -66,6 +67,8 @@ class UnitResult:
     """Predictions by label."""
     confidences: list[int] = field(default_factory=lambda: [0] * (len(CONFIDENCE_EDGES) - 1))
     """Predictions by bin of confidence."""
+    traits: dict[str, list[int]] = field(default_factory=lambda: NOTHING)
+    """Digits of a sample by bin of each trait of pictures."""
     unlike: int = 0
     """Predictions for inputs that do not look like a digit."""
     needs_review: int = 0
@@ -104,6 +107,7 @@ class UnitResult:
         self.reasons += other.reasons
         self.digits = _sums(self.digits, other.digits)
         self.confidences = _sums(self.confidences, other.confidences)
+        self.traits = {name: _sums(counts, other.traits[name]) for name, counts in self.traits.items()}
         self.unlike += other.unlike
         self.needs_review += other.needs_review
         self.confusion = _sums(self.confusion, other.confusion)

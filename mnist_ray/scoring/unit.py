@@ -9,7 +9,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mnist_ray.data.digits import CLASSES, UNLIKE, Predict, Predictions
+from mnist_ray.data.images import Digits
 from mnist_ray.data.statistics import confidence_counts
+from mnist_ray.data.traits import SAMPLE, count_traits
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.job import Job, UnitResult
 from mnist_ray.scoring.parts import write_part
@@ -51,7 +53,7 @@ def _predict(chunk: Chunk, job: Job, predict: Predict, result: UnitResult) -> pa
     result.spend({"predict": time.perf_counter() - started})
     unlike = predictions.likeness < UNLIKE
     review = unlike if job.review_below is None else unlike | (predictions.confidence <= job.review_below)
-    _count(predictions, keys["truth"], result)
+    _count(predictions, keys["truth"], digits, result)
     result.unlike += int(unlike.sum())
     result.needs_review += int(review.sum())
     columns = {"label": predictions.labels, "confidence": predictions.confidence, "digit_likeness": predictions.likeness}
@@ -73,12 +75,13 @@ def _lists(values: NDArray[Any]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
-def _count(predictions: Predictions, truth: pa.ChunkedArray, result: UnitResult) -> None:
+def _count(predictions: Predictions, truth: pa.ChunkedArray, digits: Digits, result: UnitResult) -> None:
     known = truth.is_valid().to_numpy()
     cells = truth.drop_null().to_numpy().astype(np.int64) * len(CLASSES) + predictions.labels[known]
     counts = UnitResult(result.unit, predicted=len(predictions.labels))
     counts.digits = np.bincount(predictions.labels, minlength=len(CLASSES)).tolist()
     counts.confidences = confidence_counts(predictions.confidence)
+    counts.traits = count_traits(digits[:: max(1, -(-len(digits) // SAMPLE))])
     counts.confusion = np.bincount(cells, minlength=len(CLASSES) ** 2).tolist()
     result.add(counts)
 

@@ -75,7 +75,7 @@ def test_the_facts_are_those_of_the_table(scored: tuple[Path, dict[str, Any]], r
     assert facts["digits"]["found"] == table.label.value_counts().reindex(range(10), fill_value=0).tolist()
     assert facts["digits"]["reference"] == card["reference"]["digits"]
     bins = pd.cut(table.confidence.astype(float), statistics.CONFIDENCE_EDGES, right=False, include_lowest=True)
-    assert facts["confidences"]["found"] == bins.value_counts(sort=False).tolist()
+    assert facts["traits"]["confidence"]["found"] == bins.value_counts(sort=False).tolist()
     assert (
         facts["confusion"]
         == pd.crosstab(table.truth, table.label).reindex(range(10), columns=range(10), fill_value=0).to_numpy().tolist()
@@ -120,7 +120,8 @@ def test_the_page_opens_everywhere(scored: tuple[Path, dict[str, Any]], check_pa
     assert "verify has read every row again" in text
     assert facts["accuracy"]["verdict"] == "as expected"
     assert "Pass: the two intervals overlap" in text
-    assert ("no relevant drift" in text) == ("none" in (facts["digits"]["verdict"], facts["confidences"]["verdict"]))
+    verdicts = {found["verdict"] for found in (facts["digits"], *facts["traits"].values())}
+    assert ("no relevant drift" in text) == ("none" in verdicts)
     assert "mnist-ray score" in text
     assert (out / "report.html").read_bytes() == scoring.page(facts), "the page is made of the facts alone"
 
