@@ -11,8 +11,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
-import ray
-
 
 class _Nothing:
     """Stands for a method of an actor. A call does nothing."""
@@ -40,6 +38,8 @@ class _Coordinator:
 
     def get_reserved_resources(self) -> dict[str, dict[str, float]]:
         """What the only node has."""
+        import ray
+
         return {ray.get_runtime_context().get_node_id(): ray.cluster_resources()}
 
 
