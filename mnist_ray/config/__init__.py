@@ -83,7 +83,7 @@ class _Merged:
 
 @dataclass(frozen=True, kw_only=True)
 class CommitConfig(Output, _Merged):
-    """Make one prediction table of those that the jobs with --shard have written. Inputs are not read.
+    """Make one prediction table of those that the jobs with --shard have written. Nothing is scored again.
 
     All shards must be finished, and must have listed the same inputs. Their own tables stay, in OUT/shards.
     """
