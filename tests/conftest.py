@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from mnist_ray.cli import main
@@ -37,6 +38,8 @@ NODES = ("cluster", "deploy", "faults", "lab")
 """Folders of tests with several nodes, which load the machine. They never run side by side."""
 BIN = Path(sys.executable).parent
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background programs without it
+settings.register_profile("busy", deadline=None)  # no test asserts a duration
+settings.load_profile("busy")
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ["OMP_NUM_THREADS"] = "1"  # on busy cores, threads of one process wait for each other: many times slower
