@@ -63,10 +63,12 @@ class Capacity:
 
 
 def capacity() -> Capacity:
-    """What the cluster that this process has joined has now, and what its autoscaler says."""
-    deadline = time.monotonic() + FIRST_WORD_S
+    """What the cluster that this process has joined has now, and what its autoscaler says. A cluster of its own has none."""
+    from ray._private import worker
+
+    deadline = time.monotonic() + (0.0 if worker._global_node.head else FIRST_WORD_S)  # type: ignore[attr-defined]
     while (found := _capacity()) is None:
-        if time.monotonic() > deadline:  # nodes of a cloud, but no autoscaler
+        if time.monotonic() >= deadline:  # nodes of a cloud, but no autoscaler
             return _capacity(silent=True) or Capacity(0, 0, 0, 0)
         time.sleep(POLL_S)
     return found
