@@ -275,8 +275,9 @@ def _pool(config: ScoreConfig) -> tuple[tuple[int, int], dict[str, float], capac
     """The smallest and the largest number of actors of the connected cluster, the resources of each, and what is there."""
     has = capacity.capacity()
     fewest, most = scoring_pool(config.workers)
-    pool = (fewest, most) if most > 0 else (1, capacity.size(config.device, has))
-    return pool, capacity.needs(pool[0], config.device, has), has
+    gpus = config.gpus_per_actor or capacity.gpu_share(capacity.nodes())
+    pool = (fewest, most) if most > 0 else (1, capacity.size(config.device, has, gpus))
+    return pool, capacity.needs(pool[0], config.device, has, gpus=gpus), has
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from mnist_ray.data.order import SampleOrder
 from mnist_ray.learn import dist, state
 from mnist_ray.learn.metrics import Tally
 from mnist_ray.learn.optim import AdamW
-from mnist_ray.learn.step import DeviceDigits, train_step
+from mnist_ray.learn.step import DeviceDigits, learner, train_step
 
 STEPS = 200
 
@@ -36,11 +36,11 @@ def _losses(rank: int, world: int, folder: str, precision: str) -> None:
         training.optimizer = AdamW(training.model, recipe)
     order = SampleOrder(len(splits.train), recipe.global_batch_size, config.seed)
     digits = DeviceDigits.put(splits.train, device)
-    model = dist.wrap(training.model.train(), digits.images[:32])
+    learn = learner(dist.wrap(training.model.train(), digits.images[:32]), training, digits, recipe)
     losses = []
     for _ in range(STEPS):
         training.tally = Tally()
-        train_step(model, training, order, digits, recipe)
+        train_step(learn, training, order, recipe)
         losses.append(training.tally.reduced().loss)
     torch.save(losses, f"{folder}/{rank}")
 

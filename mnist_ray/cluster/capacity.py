@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ FIRST_WORD_S = 10.0
 """Seconds that an autoscaler may take after the start of the cluster until it says anything."""
 WORKERS_PER_CPU = 4
 """Largest number of workers that share one CPU (docs/decisions/0008)."""
+ACTORS_PER_GPU = 8
+"""Largest number of scoring actors that share a GPU by default. Each takes up to 1 GiB of its memory."""
 _SILENT = "`ray logs cluster monitor.log` says why"
 """The reason of a failed launch for which autoscaler v2 reports none: those of most clouds."""
 LARGEST_POOL = 1000
@@ -132,16 +135,17 @@ def _said_by_v2(state: Any) -> dict[str, Any]:
     }
 
 
-def needs(fewest: int, device: str, has: Capacity, *, elastic: bool = False) -> dict[str, float]:
-    """The resources of each of `fewest` workers or more: one GPU if all can have one, else up to one CPU.
+def needs(fewest: int, device: str, has: Capacity, *, elastic: bool = False, gpus: float = 1.0) -> dict[str, float]:
+    """The resources of each of `fewest` workers or more: `gpus` of a GPU if all can have them, and up to one CPU.
 
     With `elastic`, Ray Train may resize the group. It supports whole CPUs only, so workers do not share one.
 
     Raises ClusterError if the cluster can never provide the resources.
     """
-    if device == "cuda" and has.gpus < fewest and not has.grows:
+    asked = round(fewest * gpus, 4)  # Ray counts in steps of 0.0001
+    if device == "cuda" and has.gpus < asked and not has.grows:
         raise ClusterError(
-            f"--workers {fewest} --device cuda: asks for {fewest} GPUs and the cluster has {has.gpus:g}; ask for fewer workers"
+            f"--workers {fewest} --device cuda: asks for {asked:g} GPUs and the cluster has {has.gpus:g}; ask for fewer workers"
         )
     shared = 1 if elastic else WORKERS_PER_CPU
     if fewest > has.cpus * shared and not has.grows:
@@ -152,23 +156,36 @@ def needs(fewest: int, device: str, has: Capacity, *, elastic: bool = False) -> 
         )
     # A whole number of workers per CPU fits on nodes of every size.
     cpu = 1.0 if has.grows or elastic else 1 / math.ceil(fewest / has.cpus)
-    gpu = device == "cuda" or (device == "auto" and has.gpus >= fewest > 0)
-    return {"CPU": cpu, "GPU": 1.0} if gpu else {"CPU": cpu}
+    gpu = device == "cuda" or (device == "auto" and has.gpus >= asked > 0)
+    return {"CPU": cpu, "GPU": gpus} if gpu else {"CPU": cpu}
 
 
-def size(device: str, has: Capacity) -> int:
-    """The most workers that the cluster has work for: one per GPU, or one per CPU if it has no GPU or `device` is cpu."""
+def gpu_share(nodes: Iterable[dict[str, float]]) -> float:
+    """The part of a GPU that a scoring actor takes, so that the actors of a node with GPUs use all its CPUs.
+
+    Reading and decoding take most of an actor's time. `nodes` are the resources of each node.
+    """
+    cpus_per_gpu = [int(node.get("CPU", 0) / node["GPU"]) for node in nodes if node.get("GPU", 0) >= 1]
+    return 1 / max(1, min([ACTORS_PER_GPU, *cpus_per_gpu])) if cpus_per_gpu else 1.0
+
+
+def size(device: str, has: Capacity, gpus: float = 1.0) -> int:
+    """The most workers that the cluster has work for: one per CPU if it has no GPU or `device` is cpu, else one per `gpus`."""
     if has.grows:
         return LARGEST_POOL
-    return (int(has.gpus) if device != "cpu" else 0) or max(1, int(has.cpus))
+    return (int(has.gpus / gpus) if device != "cpu" else 0) or max(1, int(has.cpus))
+
+
+def nodes() -> list[dict[str, float]]:
+    """The resources of each node that is there."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def per_node(needs: dict[str, float]) -> int:
     """How many workers with these resources fit on the largest node that is there; 0 if none does."""
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return max((min(int(has.get(name, 0) / count + 1e-9) for name, count in needs.items()) for has in nodes), default=0)
+    return max((min(int(has.get(name, 0) / count + 1e-9) for name, count in needs.items()) for has in nodes()), default=0)
 
 
 def granted_device(needs: dict[str, float]) -> Device:

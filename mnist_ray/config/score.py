@@ -10,7 +10,19 @@ from mnist_ray.config.common import Output, Switch, flag
 from mnist_ray.flags import Device, ScoringPrecision, most_quarantined, probabilities, require, scoring_pool, shard, share
 
 _RESOURCES = {
-    *("model", "out", "workers", "processes", "device", "resume", "extend", "rescore_changed", "overwrite", "address"),
+    *(
+        "model",
+        "out",
+        "workers",
+        "processes",
+        "device",
+        "gpus_per_actor",
+        "resume",
+        "extend",
+        "rescore_changed",
+        "overwrite",
+        "address",
+    ),
     *("max_quarantined", "shard", "dry_run", "price_per_node_hour", "log_format", "quiet"),
 }
 """Flags that cannot change the rows of the table; `shard`, those of all shards together."""
@@ -69,11 +81,13 @@ class _Worker:
 
     workers: Annotated[str, flag("auto|N|MIN:MAX")] = "auto"
     """Number of scoring actors on Ray, or MIN:MAX to follow the amount of work. 0 uses only this machine, without Ray.
-    auto is 0 for up to 200,000 inputs, and one actor per CPU or GPU of the cluster for more."""
-    processes: Annotated[int, flag("N", "one per CPU, or one if a GPU computes")] = 0
-    """Scoring processes of this machine, without Ray."""
+    auto is 0 for up to 200,000 inputs. For more, it is one actor per CPU, up to eight for each GPU if the cluster has GPUs."""
+    processes: Annotated[int, flag("N", "one per CPU")] = 0
+    """Scoring processes of this machine, without Ray. They share the first GPU."""
     device: Device = "auto"
-    """Device that computes; auto uses one GPU per actor if the cluster has GPUs."""
+    """Device that computes; auto uses the GPUs if the cluster has enough for all actors."""
+    gpus_per_actor: Annotated[float, flag("SHARE", "so much that a GPU serves the CPUs of its node, at least 1/8")] = 0.0
+    """Part of a GPU that each actor takes, or a whole number of GPUs."""
     address: Annotated[str, flag("HOST:PORT", "RAY_ADDRESS, or else a new local cluster")] = ""
     """Ray cluster to join."""
     shard: Annotated[str, flag("I/N", "all inputs")] = ""
@@ -102,6 +116,9 @@ class ScoreConfig(Output, _Worker, _Table, _Input):
         require(bool(self.out), "--out is empty: give a folder for the prediction table")
         scoring_pool(self.workers)
         require(self.processes >= 0, f"--processes {self.processes}: expected at least 1, or 0 for one per CPU")
+        gpus = self.gpus_per_actor
+        whole_or_part = gpus >= 0 and (gpus <= 1 or gpus % 1 == 0)
+        require(whole_or_part, f"--gpus-per-actor {gpus:g}: expected a part of 1, or a whole number of GPUs")
         probabilities(self.probabilities)
         share("--target-error", self.target_error)
         most_quarantined(self.max_quarantined, None)

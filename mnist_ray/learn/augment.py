@@ -1,6 +1,7 @@
 """Random distortion of a batch of digits, on the batch's device."""
 
 import math
+from functools import cache
 
 import numpy as np
 import torch
@@ -9,9 +10,12 @@ from torch import Tensor
 
 from mnist_ray.recipes import Affine
 
-_AXIS = (2 * torch.arange(28) + 1) / 28 - 1
-PIXELS = torch.stack([_AXIS.repeat(28), _AXIS.repeat_interleave(28), torch.ones(28 * 28)])
-"""The normalised coordinates (x, y, 1) of all pixel centres, float32[3, 784]."""
+
+@cache
+def _pixels(device: torch.device) -> Tensor:
+    """The normalised coordinates (x, y, 1) of all pixel centres, float32[3, 784]."""
+    axis = (2 * torch.arange(28, device=device) + 1) / 28 - 1
+    return torch.stack([axis.repeat(28), axis.repeat_interleave(28), torch.ones(28 * 28, device=device)])
 
 
 def draw_affine(random: np.random.Generator, count: int, limits: Affine) -> Tensor:
@@ -30,7 +34,7 @@ def sampling_grid(affine: Tensor) -> Tensor:
     This is one matrix product, because `affine_grid` takes three times as long as the rest of the distortion. The last bits of
     a matrix product depend on its size, so call this for a whole global batch and slice the result.
     """
-    return (affine.reshape(-1, 3) @ PIXELS).view(-1, 2, 28, 28).permute(0, 2, 3, 1)
+    return (affine.reshape(-1, 3) @ _pixels(affine.device)).view(-1, 2, 28, 28).permute(0, 2, 3, 1)
 
 
 def distort(images: Tensor, grid: Tensor) -> Tensor:

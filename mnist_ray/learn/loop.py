@@ -14,12 +14,13 @@ from mnist_ray.errors import MnistRayError, UsageError
 from mnist_ray.flags import checkpoint_interval
 from mnist_ray.learn import dist
 from mnist_ray.learn.control import Request, RunControl
+from mnist_ray.learn.graph import RecordedStep
 from mnist_ray.learn.history import HistoryWriter
 from mnist_ray.learn.metrics import Tally
 from mnist_ray.learn.model import ARCHITECTURE, CALIBRATION_SAMPLES, calibrate
 from mnist_ray.learn.optim import learning_rate
 from mnist_ray.learn.state import all_have_bfloat16, make_state, newest_checkpoint, save_checkpoint
-from mnist_ray.learn.step import DeviceDigits, evaluate, train_step
+from mnist_ray.learn.step import DeviceDigits, evaluate, learner, train_step
 
 SHOW_S = 1.0
 """Seconds between two progress records."""
@@ -54,6 +55,9 @@ class Loop:
         self.digits, self.test = DeviceDigits.put(train, device), DeviceDigits.put(splits.test, device)
         self.validation = DeviceDigits.put(validation, device) if validation else None
         self.model = dist.wrap(self.state.model.train(), self.digits.images[:GROUP_SIZE])
+        self._learn = learner(self.model, self.state, self.digits, self.recipe)
+        if device.type == "cuda" and dist.world() == 1:
+            self._learn = RecordedStep(self._learn, self.recipe.global_batch_size)
         amount, unit = checkpoint_interval(config.checkpoint_every)
         samples = amount * (len(train) if unit == "epochs" else self.recipe.global_batch_size)
         self._save_samples = math.inf if unit == "seconds" else max(1, round(samples))
@@ -101,7 +105,7 @@ class Loop:
         state, started = self.state, time.monotonic()
         middle = state.samples_seen + min(self.recipe.global_batch_size, state.total - state.samples_seen) / 2
         state.optimizer.lr = learning_rate(self.recipe, middle / state.total)
-        self._loss = train_step(self.model, state, self.order, self.digits, self.recipe)
+        self._loss = train_step(self._learn, state, self.order, self.recipe)
         self._steps += 1
         show = started - self._shown_at > SHOW_S
         if show or self._steps % self._agree_steps == 0:

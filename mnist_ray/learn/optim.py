@@ -18,13 +18,23 @@ class AdamW:
         decayed, others = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
         self._groups = ((decayed, recipe.weight_decay), (others, 0.0))
         self._betas = recipe.betas
+        self._lr_on_device = torch.zeros((), device=parameters[0].device)
         self.lr = recipe.lr
-        """The learning rate of the next step."""
         self.state: list[dict[str, Tensor]] = [
             {"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
             for p in (*decayed, *others)
         ]
         """Of each parameter, the number of steps, and the averages of the gradient and of its square."""
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, rate: float) -> None:
+        self._lr = rate
+        self._lr_on_device.fill_(rate)  # a recorded step reads it there
 
     @torch.no_grad()
     def step(self) -> None:
@@ -46,7 +56,7 @@ class AdamW:
                 amsgrad=False,
                 beta1=self._betas[0],
                 beta2=self._betas[1],
-                lr=self.lr,
+                lr=self._lr_on_device if self._lr_on_device.is_cuda else self.lr,
                 weight_decay=weight_decay,
                 eps=1e-8,
                 maximize=False,

@@ -1,7 +1,8 @@
 """One training step, and the evaluation of a network, on one worker's share of the digits."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -34,29 +35,57 @@ class DeviceDigits:
         return len(self.labels)
 
 
-def train_step(model: nn.Module, state: TrainState, order: SampleOrder, digits: DeviceDigits, recipe: Recipe) -> Tensor:
+class Learned(NamedTuple):
+    """What a batch has taught the network, before the step."""
+
+    logits: Tensor
+    labels: Tensor
+    loss: Tensor
+    """Sum over the batch, in nats, a scalar."""
+
+
+Learn = Callable[[Tensor, Tensor | None, slice, float], Learned]
+"""A function like `learner` returns."""
+
+
+def learner(model: nn.Module, state: TrainState, digits: DeviceDigits, recipe: Recipe) -> Learn:
+    """A function that learns from the digits at `rows` int64[N], which are the part `span` of a global batch.
+
+    `maps` float32[B, 2, 3] distort the whole batch, and `weight` multiplies the summed loss. All tensors are on the device.
+    """
+
+    def learn(rows: Tensor, maps: Tensor | None, span: slice, weight: float) -> Learned:
+        images, labels = digits.images.index_select(0, rows), digits.labels.index_select(0, rows)
+        if maps is not None:
+            images = distort(images, sampling_grid(maps)[span])
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=state.precision == "bfloat16"):
+            logits = model(images)
+        loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=recipe.label_smoothing)
+        dist.backward(loss * weight)
+        state.optimizer.step()
+        model.zero_grad()
+        return Learned(logits.detach(), labels, loss.detach())
+
+    return learn
+
+
+def train_step(learn: Learn, state: TrainState, order: SampleOrder, recipe: Recipe) -> Tensor:
     """Take one optimizer step on this worker's share of the next global batch; returns the share's mean loss, a scalar."""
     batch = order.batch(state.samples_seen, state.total)
     span = share(len(batch), dist.rank(), dist.world())
     idle = span.start == span.stop
     if idle:  # DDP needs every worker in the backward pass, so compute one group and give it weight 0
         span = slice(0, min(GROUP_SIZE, len(batch)))
-    rows = torch.from_numpy(batch[span]).to(digits.labels.device, non_blocking=True)
-    images, labels = digits.images.index_select(0, rows), digits.labels.index_select(0, rows)
+    device, maps = state.model.head.weight.device, None
     if recipe.affine:  # drawn for the whole batch, so that a sample's distortion does not depend on the span
-        grid = sampling_grid(draw_affine(order.random(state.samples_seen), len(batch), recipe.affine))
-        images = distort(images, grid[span].to(images.device, non_blocking=True))
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=state.precision == "bfloat16"):
-        logits = model(images)
-    loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=recipe.label_smoothing)
-    # DDP divides the summed gradients by the number of workers; this scale makes them the gradients of the global mean loss.
-    dist.backward(loss * (0.0 if idle else dist.world() / len(batch)))
-    state.optimizer.step()
-    model.zero_grad()
+        maps = draw_affine(order.random(state.samples_seen), len(batch), recipe.affine).to(device, non_blocking=True)
+    rows = torch.from_numpy(batch[span]).to(device, non_blocking=True)
+    # DDP divides the summed gradients by the number of workers; this weight makes them the gradients of the global mean loss.
+    learned = learn(rows, maps, span, 0.0 if idle else dist.world() / len(batch))
     state.samples_seen += len(batch)
     if not idle:
-        state.tally.add(logits, labels, loss)
-    return loss.detach() / len(labels)
+        state.tally.add(*learned)
+    return learned.loss / len(rows)
 
 
 @torch.inference_mode()

@@ -24,6 +24,8 @@ from mnist_ray.scoring.unit import score_unit
 R = TypeVar("R")
 MOST_DEATHS = 10
 """Number of times that scoring processes are started again."""
+GPU_BYTES = 2**30
+"""Memory of a GPU that a scoring process needs, most of it for CUDA itself."""
 TICK_S = 0.5
 """Seconds without a result after which a job looks whether it was asked to stop."""
 END_S = 3.0
@@ -60,8 +62,8 @@ def scoring(
 ) -> Iterator[Generator[UnitResult | None]]:
     """The results of units that processes score, each as soon as it is there; None after `TICK_S` without one.
 
-    `number` is that of the processes; 0 starts one for each core, or one that uses the GPU. They end with the results, with
-    this block, and with this process. The first one loads and tests the model before the block begins. Raises MnistRayError.
+    `number` is that of the processes; 0 starts one for each core, or as many as the memory of the GPU has room
+    for. They end with the results, with this block, and with this process. The first one loads and tests the model before the block begins. Raises MnistRayError.
     """
     pool = _Pool(job, bundle, device, number, warn)
     try:
@@ -96,10 +98,10 @@ class _Pool:
             self._executor = ProcessPoolExecutor(self._number, context, initializer=follow_parent)
         except OSError as error:  # its locks are files there
             raise ClusterError(f"scoring processes cannot be started: {error.strerror}; free some space in /dev/shm") from None
-        on_gpu = self._submit(_load, self._bundle, self._device, self._job.precision).result()
-        if on_gpu and self._number > 1 and not self._chosen:  # one process keeps a GPU busy
+        room = self._submit(_load, self._bundle, self._device, self._job.precision).result()
+        if room and self._number > room and not self._chosen:
             self.end()
-            self._number = 1
+            self._number = room
             self._start()
 
     def end(self) -> None:
@@ -195,8 +197,8 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _load(bundle: str, device: str, precision: str) -> bool:
-    """Load the model, which cannot cross the process boundary. Returns whether it is on a GPU.
+def _load(bundle: str, device: str, precision: str) -> int:
+    """Load the model, which cannot cross the process boundary. Returns how many processes can share its GPU; 0 without a GPU.
 
     Raises ModelError, or ClusterError if there is no memory for PyTorch.
     """
@@ -208,7 +210,10 @@ def _load(bundle: str, device: str, precision: str) -> bool:
             "`python -c 'import torch'` says why"
         ) from None
     predictor(bundle, device, precision)
-    return device != "cpu" and torch.cuda.is_available()
+    if device == "cpu" or not torch.cuda.is_available():
+        return 0
+    free, _ = torch.cuda.mem_get_info()
+    return 1 + free // GPU_BYTES
 
 
 def score_ref(ref: UnitRef, job: Job, bundle: str, device: str, crashed: Collection[int] = ()) -> UnitResult:

@@ -141,3 +141,26 @@ def test_a_cluster_that_cannot_grow_is_refused_at_once(workers: int, device: str
 )
 def test_auto_asks_for_one_worker_per_gpu_or_cpu(device: str, has: Capacity, expected: int) -> None:
     assert capacity.size(device, has) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "share"),
+    [
+        ([], 1.0),
+        ([{"CPU": 16}], 1.0),
+        ([{"CPU": 1, "GPU": 1}], 1.0),
+        ([{"CPU": 16}, {"CPU": 4, "GPU": 1}], 1 / 4),
+        ([{"CPU": 8, "GPU": 4}, {"CPU": 12, "GPU": 4}], 1 / 2),
+        ([{"CPU": 192, "GPU": 8}], 1 / capacity.ACTORS_PER_GPU),
+    ],
+)
+def test_the_scoring_actors_of_a_node_share_its_gpus(nodes: list[dict[str, float]], share: float) -> None:
+    assert capacity.gpu_share(nodes) == share
+
+
+def test_a_pool_has_as_many_actors_as_the_gpus_have_shares() -> None:
+    assert capacity.size("auto", FOUR_CPUS, 0.5) == 4
+    assert capacity.needs(4, "auto", FOUR_CPUS, gpus=0.5) == {"CPU": 1, "GPU": 0.5}
+    assert capacity.needs(3, "auto", FOUR_CPUS, gpus=1.0) == {"CPU": 1}, "the GPUs are too few for all"
+    with pytest.raises(ClusterError, match="asks for 2.5 GPUs and the cluster has 2"):
+        capacity.needs(5, "cuda", FOUR_CPUS, gpus=0.5)

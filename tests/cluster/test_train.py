@@ -141,7 +141,8 @@ def test_an_error_on_one_worker_ends_the_job_at_once_with_its_own_message(
     config = TrainConfig(data=str(small_idx), address=ray_cluster.address, workers="2", epochs=1, out=str(tmp_path / "run"))
     with pytest.raises(seen, match=message):
         train(config, Quiet())
-    assert sorted(path.name[0] for path in tmp_path.glob("?-*")) == ["0", "1"], "the workers were started again"
+    started = [path.name[0] for path in tmp_path.glob("?-*")]  # the job may end before rank 0 has begun
+    assert started.count("1") == 1 and started.count("0") <= 1, "the workers were started again"
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from mnist_ray.learn.loop import Loop
 from mnist_ray.learn.metrics import Tally
 from mnist_ray.learn.model import DigitCNN
 from mnist_ray.learn.optim import AdamW
-from mnist_ray.learn.step import DeviceDigits, evaluate, train_step
+from mnist_ray.learn.step import DeviceDigits, evaluate, learner, train_step
 from tests.learn.gloo import run_workers
 
 CPU = torch.device("cpu")
@@ -44,11 +44,11 @@ def _losses(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], batch: i
     training.optimizer = AdamW(training.model, recipe)
     order = SampleOrder(len(labels), batch, config.seed)
     digits = DeviceDigits.put(LabelledDigits(images, labels), CPU)
-    model = dist.wrap(training.model.train(), digits.images[:32])
+    learn = learner(dist.wrap(training.model.train(), digits.images[:32]), training, digits, recipe)
     losses: list[float] = []
     while len(losses) < STEPS and training.samples_seen < training.total:
         training.tally = Tally()
-        train_step(model, training, order, digits, recipe)
+        train_step(learn, training, order, recipe)
         losses.append(training.tally.reduced().loss)
     return losses
 
@@ -265,7 +265,7 @@ def test_a_loss_that_is_not_finite_is_noticed_between_checkpoints(
     assert not _saved(tmp_path)
 
 
-def _step_without_a_loss(model: object, training: state.TrainState, *_: object) -> torch.Tensor:
+def _step_without_a_loss(learn: object, training: state.TrainState, *_: object) -> torch.Tensor:
     training.samples_seen += 128
     return torch.tensor(math.nan)
 
