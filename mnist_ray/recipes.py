@@ -36,36 +36,50 @@ class Recipe:
     global_batch_size: int = 128
     lr: float
     """Peak learning rate of AdamW."""
+    muon_ratio: float
+    """Learning rate of Muon, as a multiple of that of AdamW."""
     weight_decay: float
+    """AdamW's weight decay, for the weights of the last layer."""
     label_smoothing: float = 0.1
     affine: Affine | None
     betas: tuple[float, float] = (0.9, 0.99)
     """AdamW's decay rates per step, for the averages of the gradient and of its square."""
+    momentum: float = 0.85
+    """Muon's decay rate per step, for the average of the gradient."""
     warm_up: float = 0.2
     """Share of the samples over which the learning rate rises to its peak. Over the rest it falls to zero."""
 
 
 RECIPES: dict[RecipeName, Recipe] = {
     "fast": Recipe(
-        layers=(Conv(24, 7, stride=2, pool=2), Conv(64, 3, pool=2)),
-        epochs=0.6,
-        lr=0.02,
+        layers=(Conv(24, 7, stride=2, pool=2), Conv(64, 3)),
+        epochs=0.5,
+        lr=0.015,
+        muon_ratio=4.0,
         weight_decay=0.3,
+        label_smoothing=0.05,
         affine=Affine(degrees=5, scale=0.05, shear=0.05, shift_px=1),
         betas=(0.85, 0.98),
         warm_up=0.1,
     ),
     "standard": Recipe(
         layers=(Conv(16, 5, stride=2), Conv(32, 3, pool=2), Conv(64, 3, pool=2), Conv(64, 3)),
-        epochs=4.0,
+        epochs=3.0,
         lr=0.015,
+        muon_ratio=2.5,
         weight_decay=0.15,
         affine=Affine(degrees=8, scale=0.1, shear=0.1, shift_px=1.5),
     ),
     "best": Recipe(
-        layers=(Conv(24, 5, stride=2), Conv(48, 3, pool=2), Conv(96, 3, pool=2), Conv(96, 3)),
-        epochs=20.0,
+        layers=(
+            *(Conv(32, 3), Conv(32, 3, pool=2)),
+            *(Conv(64, 3), Conv(64, 3, pool=2)),
+            *(Conv(128, 3), Conv(128, 3, pool=2)),
+        ),
+        epochs=10.0,
         lr=0.012,
+        muon_ratio=1.0,
+        momentum=0.9,
         weight_decay=0.15,
         affine=Affine(degrees=12, scale=0.15, shear=0.15, shift_px=2),
     ),

@@ -33,7 +33,8 @@ FLAGS = {
     ),
     ScoreConfig: (
         "inputs model image_column truth sample out resume extend rescore_changed overwrite keep probabilities target_error "
-        "precision max_quarantined unit_rows workers processes device gpus_per_actor address shard dry_run price_per_node_hour log_format "
+        "precision max_quarantined unit_rows workers processes device gpus_per_actor address "
+        "shard dry_run price_per_node_hour log_format "
         "quiet"
     ),
     CommitConfig: "out overwrite log_format quiet",

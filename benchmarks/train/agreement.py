@@ -16,7 +16,7 @@ from mnist_ray.data import datasets
 from mnist_ray.data.order import SampleOrder
 from mnist_ray.learn import dist, state
 from mnist_ray.learn.metrics import Tally
-from mnist_ray.learn.optim import AdamW
+from mnist_ray.learn.optim import Optimizer
 from mnist_ray.learn.step import DeviceDigits, learner, train_step
 
 STEPS = 200
@@ -33,7 +33,7 @@ def _losses(rank: int, world: int, folder: str, precision: str) -> None:
     training.precision = precision
     if precision == "float64":
         training.model.double()
-        training.optimizer = AdamW(training.model, recipe)
+        training.optimizer = Optimizer(training.model, recipe)
     order = SampleOrder(len(splits.train), recipe.global_batch_size, config.seed)
     digits = DeviceDigits.put(splits.train, device)
     learn = learner(dist.wrap(training.model.train(), digits.images[:32]), training, digits, recipe)

@@ -53,9 +53,9 @@ class _Recipe:
     global_batch_size: Annotated[int | None, _from_recipe("N", lambda recipe: recipe.global_batch_size)] = None
     """Samples per optimizer step, over all workers."""
     lr: Annotated[float | None, _from_recipe("RATE", lambda recipe: recipe.lr)] = None
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW. That of Muon changes with it."""
     weight_decay: Annotated[float | None, _from_recipe("DECAY", lambda recipe: recipe.weight_decay)] = None
-    """AdamW's weight decay, for convolution and linear weights."""
+    """AdamW's weight decay, for the weights of the last layer."""
     label_smoothing: Annotated[float | None, _from_recipe("SHARE", lambda recipe: recipe.label_smoothing)] = None
     """Share of each target that is spread over all digits, from 0 to below 1."""
     augment: Annotated[

@@ -1,34 +1,45 @@
 """The optimizer and its learning rate."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from mnist_ray.recipes import Recipe
 
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of one step of the iteration, from Jordan et al., "Muon: an optimizer for hidden layers", 2024."""
+NEWTON_SCHULZ_STEPS = 5
 
-class AdamW:
-    """AdamW (Loshchilov and Hutter, 2019), without weight decay for biases and batch norm.
 
-    It is PyTorch's function without PyTorch's class, because the class imports the compiler of PyTorch: 1 to 3 s of every job.
+class Optimizer:
+    """Muon (Jordan et al., 2024) for the weights of convolutions, and AdamW (Loshchilov and Hutter, 2019) for all others.
+
+    Only the last layer's weights decay. PyTorch's class of AdamW is not used, because it imports the compiler of PyTorch: 1 to
+    3 s of every job. PyTorch's Muon computes in bfloat16, which most processors emulate slowly.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         parameters: list[Tensor] = list(model.parameters())
-        decayed, others = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
-        self._groups = ((decayed, recipe.weight_decay), (others, 0.0))
-        self._betas = recipe.betas
+        self._recipe = recipe
+        self._convolutions = [p for p in parameters if p.ndim == 4]
+        head, others = [p for p in parameters if p.ndim == 2], [p for p in parameters if p.ndim == 1]
+        self._groups = ((head, recipe.weight_decay), (others, 0.0))
         self._lr_on_device = torch.zeros((), device=parameters[0].device)
         self.lr = recipe.lr
         self.state: list[dict[str, Tensor]] = [
-            {"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-            for p in (*decayed, *others)
+            *({"average": torch.zeros_like(p)} for p in self._convolutions),
+            *(
+                {"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+                for p in (*head, *others)
+            ),
         ]
-        """Of each parameter, the number of steps, and the averages of the gradient and of its square."""
+        """Of each parameter, the average of its gradient; with AdamW also that of its square, and the number of steps."""
 
     @property
     def lr(self) -> float:
-        """The learning rate of the next step."""
+        """AdamW's learning rate of the next step."""
         return self._lr
 
     @lr.setter
@@ -39,38 +50,63 @@ class AdamW:
     @torch.no_grad()
     def step(self) -> None:
         """Change the parameters by their gradients."""
-        first = 0
+        muon_lr = self._lr_on_device * self._recipe.muon_ratio
+        for weight, held in zip(self._convolutions, self.state, strict=False):
+            if weight.grad is not None:
+                weight.sub_(self._direction(weight.grad, held["average"]) * muon_lr)
+        first = len(self._convolutions)
         for parameters, weight_decay in self._groups:
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            held = self.state[first : first + len(parameters)]
+            self._adamw(parameters, self.state[first : first + len(parameters)], weight_decay)
             first += len(parameters)
-            steps, averages, squares = ([moments[name] for moments in held] for name in ("step", "exp_avg", "exp_avg_sq"))
-            adamw(
-                parameters,
-                gradients,
-                averages,
-                squares,
-                [],
-                steps,
-                fused=True,
-                amsgrad=False,
-                beta1=self._betas[0],
-                beta2=self._betas[1],
-                lr=self._lr_on_device if self._lr_on_device.is_cuda else self.lr,
-                weight_decay=weight_decay,
-                eps=1e-8,
-                maximize=False,
-            )
 
-    def state_dict(self) -> dict[str, dict[int, dict[str, Tensor]]]:
-        """The state in the format of `torch.optim.AdamW`."""
-        return {"state": dict(enumerate(self.state))}
+    def _direction(self, gradient: Tensor, average: Tensor) -> Tensor:
+        """Muon's direction for the weights float[O, I, K, K] of a convolution. Updates the average of the gradient."""
+        momentum = self._recipe.momentum
+        average.lerp_(gradient, 1 - momentum)
+        matrix = gradient.lerp(average, momentum).reshape(len(gradient), -1)  # Nesterov's momentum
+        rows, columns = matrix.shape
+        return orthogonal(matrix).view(gradient.shape) * math.sqrt(max(1.0, rows / columns))
 
-    def load_state_dict(self, saved: dict[str, dict[int, dict[str, Tensor]]]) -> None:
+    def _adamw(self, parameters: list[Tensor], held: list[dict[str, Tensor]], weight_decay: float) -> None:
+        steps, averages, squares = ([moments[name] for moments in held] for name in ("step", "exp_avg", "exp_avg_sq"))
+        adamw(
+            parameters,
+            [p.grad for p in parameters if p.grad is not None],
+            averages,
+            squares,
+            [],
+            steps,
+            fused=True,
+            amsgrad=False,
+            beta1=self._recipe.betas[0],
+            beta2=self._recipe.betas[1],
+            lr=self._lr_on_device if self._lr_on_device.is_cuda else self.lr,
+            weight_decay=weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )
+
+    def state_dict(self) -> list[dict[str, Tensor]]:
+        """The state of each parameter."""
+        return self.state
+
+    def load_state_dict(self, saved: list[dict[str, Tensor]]) -> None:
         """Take over a saved state."""
-        for i, moments in enumerate(self.state):
-            for name, values in moments.items():
-                values.copy_(saved["state"][i][name])
+        for own, other in zip(self.state, saved, strict=True):
+            for name, values in own.items():
+                values.copy_(other[name])
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """A matrix float[R, C] with nearly the same singular vectors, whose singular values are about 1 (0.7 to 1.2)."""
+    a, b, c = NEWTON_SCHULZ
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
 
 
 def learning_rate(recipe: Recipe, progress: float) -> float:

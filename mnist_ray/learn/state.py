@@ -19,7 +19,7 @@ from mnist_ray.errors import OutputError, StorageError
 from mnist_ray.learn import dist
 from mnist_ray.learn.metrics import Tally
 from mnist_ray.learn.model import DigitCNN
-from mnist_ray.learn.optim import AdamW
+from mnist_ray.learn.optim import Optimizer
 
 UNKNOWN = 10**12
 """Length in samples of a run with `--seconds`, until its speed is known."""
@@ -33,7 +33,7 @@ class TrainState:
     """The complete state of a run. It holds no random state, because all random numbers derive from seed and position."""
 
     model: DigitCNN
-    optimizer: AdamW
+    optimizer: Optimizer
     total: int
     """Length of the run, in samples."""
     precision: str = "float32"
@@ -69,7 +69,7 @@ def make_state(config: TrainConfig, num_samples: int, device: torch.device) -> T
     model = DigitCNN(recipe.layers).to(device)
     total = UNKNOWN if config.seconds else max(1, round(recipe.epochs * num_samples))
     fast = "bfloat16" if all_have_bfloat16(device) else "float32"
-    return TrainState(model, AdamW(model, recipe), total, fast if config.precision == "auto" else config.precision)
+    return TrainState(model, Optimizer(model, recipe), total, fast if config.precision == "auto" else config.precision)
 
 
 def _has_bfloat16(device: torch.device) -> bool:

@@ -62,8 +62,9 @@ def scoring(
 ) -> Iterator[Generator[UnitResult | None]]:
     """The results of units that processes score, each as soon as it is there; None after `TICK_S` without one.
 
-    `number` is that of the processes; 0 starts one for each core, or as many as the memory of the GPU has room
-    for. They end with the results, with this block, and with this process. The first one loads and tests the model before the block begins. Raises MnistRayError.
+    `number` is that of the processes; 0 starts one for each core, or as many as the memory of the GPU has room for. They end
+    with the results, with this block, and with this process. The first one loads and tests the model before the block begins.
+    Raises MnistRayError.
     """
     pool = _Pool(job, bundle, device, number, warn)
     try:

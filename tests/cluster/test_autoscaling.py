@@ -162,5 +162,5 @@ def test_a_pool_has_as_many_actors_as_the_gpus_have_shares() -> None:
     assert capacity.size("auto", FOUR_CPUS, 0.5) == 4
     assert capacity.needs(4, "auto", FOUR_CPUS, gpus=0.5) == {"CPU": 1, "GPU": 0.5}
     assert capacity.needs(3, "auto", FOUR_CPUS, gpus=1.0) == {"CPU": 1}, "the GPUs are too few for all"
-    with pytest.raises(ClusterError, match="asks for 2.5 GPUs and the cluster has 2"):
+    with pytest.raises(ClusterError, match=r"asks for 2\.5 GPUs and the cluster has 2"):
         capacity.needs(5, "cuda", FOUR_CPUS, gpus=0.5)

@@ -142,7 +142,7 @@ def test_an_error_on_one_worker_ends_the_job_at_once_with_its_own_message(
     with pytest.raises(seen, match=message):
         train(config, Quiet())
     started = [path.name[0] for path in tmp_path.glob("?-*")]  # the job may end before rank 0 has begun
-    assert started.count("1") == 1 and started.count("0") <= 1, "the workers were started again"
+    assert sorted(started) in (["1"], ["0", "1"]), "the workers were started again"
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from mnist_ray.learn.step import DeviceDigits, learner, train_step
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
 
-@pytest.mark.parametrize("augment", ["on", "off"])
-def test_recorded_steps_learn_the_same(small: Splits, augment: str) -> None:
+@pytest.mark.parametrize("augment", [True, False])
+def test_recorded_steps_learn_the_same(small: Splits, augment: bool) -> None:
     """The last batch of the run is shorter than the others, and the learning rate changes from step to step."""
     weights = []
     for recorded in (False, True):

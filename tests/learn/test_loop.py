@@ -27,7 +27,7 @@ from mnist_ray.learn.control import PeersLostError, Request, RunControl
 from mnist_ray.learn.loop import Loop
 from mnist_ray.learn.metrics import Tally
 from mnist_ray.learn.model import DigitCNN
-from mnist_ray.learn.optim import AdamW
+from mnist_ray.learn.optim import Optimizer
 from mnist_ray.learn.step import DeviceDigits, evaluate, learner, train_step
 from tests.learn.gloo import run_workers
 
@@ -41,7 +41,7 @@ def _losses(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], batch: i
     recipe = config.settings()
     training = state.make_state(config, len(labels), CPU)
     training.model.double()
-    training.optimizer = AdamW(training.model, recipe)
+    training.optimizer = Optimizer(training.model, recipe)
     order = SampleOrder(len(labels), batch, config.seed)
     digits = DeviceDigits.put(LabelledDigits(images, labels), CPU)
     learn = learner(dist.wrap(training.model.train(), digits.images[:32]), training, digits, recipe)
@@ -242,7 +242,7 @@ def test_a_run_that_diverges_ends_on_every_worker_and_saves_only_finite_weights(
 def test_an_optimizer_whose_state_is_not_finite_ends_the_run(small: Splits, tmp_path: Path) -> None:
     """A gradient of 1e20 makes the second moment infinite. Its weight stays finite, and never changes again."""
     loop = Loop(str(tmp_path), TrainConfig(workers="0", epochs=3), small, CPU, RunControl())
-    weight = next(loop.state.model.parameters())
+    weight = loop.state.model.head.weight
     weight.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor(0), 1e20))
     with pytest.raises(UsageError, match="training has diverged: the sum of the optimizer's exp_avg_sq is inf"):
         loop.run()

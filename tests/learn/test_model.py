@@ -8,7 +8,7 @@ from mnist_ray.data.digits import Splits
 from mnist_ray.data.order import GROUP_SIZE
 from mnist_ray.learn.augment import distort, draw_affine, sampling_grid
 from mnist_ray.learn.model import DigitCNN, GroupBatchNorm2d, calibrate
-from mnist_ray.learn.optim import AdamW, learning_rate
+from mnist_ray.learn.optim import Optimizer, learning_rate, orthogonal
 from mnist_ray.recipes import RECIPES, Affine
 
 LAYERS = RECIPES["standard"].layers
@@ -63,24 +63,45 @@ def test_the_schedule_rises_and_falls_to_zero() -> None:
     assert rates.index(max(rates)) == 20
 
 
-def test_the_optimizer_is_that_of_pytorch(small: Splits) -> None:
-    """Bit by bit, and it continues from a state that PyTorch's class has saved."""
+def test_the_optimizer_is_adamw_and_muon_of_pytorch(small: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AdamW bit by bit. PyTorch's Muon orthogonalises in bfloat16 and ours in float32, so here it uses our function."""
     recipe = replace(RECIPES["standard"], weight_decay=0.05)
     ours, theirs = DigitCNN(LAYERS), DigitCNN(LAYERS)
     theirs.load_state_dict(ours.state_dict())
+    kernels = [p for p in theirs.parameters() if p.ndim == 4]
+    matrices = [torch.nn.Parameter(kernel.detach().reshape(len(kernel), -1).clone()) for kernel in kernels]
+    monkeypatch.setattr("torch.optim._muon._zeropower_via_newtonschulz", lambda gradient, *_: orthogonal(gradient))
+    muon = torch.optim.Muon(matrices, lr=recipe.lr * recipe.muon_ratio, momentum=recipe.momentum, weight_decay=0.0)
     groups = [
-        {"params": [p for p in theirs.parameters() if p.ndim > 1], "weight_decay": 0.05},
-        {"params": [p for p in theirs.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [theirs.head.weight], "weight_decay": 0.05},
+        {"params": [p for p in theirs.parameters() if p.ndim == 1], "weight_decay": 0.0},
     ]
-    reference = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
-    optimizer = AdamW(ours, recipe)
+    adamw = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
+    optimizer = Optimizer(ours, recipe)
     images, labels = torch.tensor(small.train.images[:64]), torch.tensor(small.train.labels[:64], dtype=torch.int64)
     for step in range(6):
-        for model, own in ((ours, optimizer), (theirs, reference)):
+        for model in (ours, theirs):
             torch.nn.functional.cross_entropy(model(images), labels).backward()
+        for kernel, matrix in zip(kernels, matrices, strict=True):
+            assert kernel.grad is not None
+            matrix.grad = kernel.grad.reshape(len(kernel), -1)
+        for own in (optimizer, muon, adamw):
             own.step()
+        for kernel, matrix in zip(kernels, matrices, strict=True):
+            kernel.data = matrix.detach().view(kernel.shape).clone(memory_format=torch.channels_last)
+        for model in (ours, theirs):
             model.zero_grad()
-        assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
         if step == 2:
-            optimizer = AdamW(ours, recipe)
-            optimizer.load_state_dict(reference.state_dict())
+            saved, optimizer = optimizer.state_dict(), Optimizer(ours, recipe)
+            optimizer.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("shape", [(16, 25), (64, 288), (32, 9)])
+def test_an_orthogonal_matrix_keeps_the_singular_vectors(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    values = u.T @ orthogonal(matrix) @ v.T
+    assert float((values - torch.diag(values.diag())).abs().max()) < 1e-4
+    assert 0.6 < float(values.diag().min()) <= float(values.diag().max()) < 1.3
