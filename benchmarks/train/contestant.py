@@ -1,6 +1,7 @@
 """Runs one contestant once, and prints its points as JSON.
 
-python -m benchmarks.train.contestant ours --recipe fast --epochs 0.6 --seed 0
+python -m benchmarks.train.contestant ours --recipe fast --seed 0
+python -m benchmarks.train.contestant plain --recipe fast --seed 0
 python -m benchmarks.train.contestant example --until 0.99
 """
 
@@ -11,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks.train import rivals
+from benchmarks.train import plain, rivals
 from mnist_ray.config import TrainConfig
 from mnist_ray.data import datasets
 from mnist_ray.data.digits import Splits
@@ -58,7 +59,7 @@ def ours(config: TrainConfig, splits: Splits) -> rivals.Point:
 def main() -> None:
     """Run the contestant that the arguments name."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("who", choices=["ours", *rivals.NAMES])
+    parser.add_argument("who", choices=["ours", "plain", *rivals.NAMES])
     parser.add_argument("--recipe", default="fast")
     parser.add_argument("--epochs", type=float)
     parser.add_argument("--seed", type=int, default=0)
@@ -66,9 +67,11 @@ def main() -> None:
     parser.add_argument("--max-epochs", type=int, default=14)
     given = parser.parse_args()
     splits, points = datasets.load("mnist"), []
+    config = TrainConfig(data="mnist", workers="0", recipe=given.recipe, epochs=given.epochs, seed=given.seed)
     if given.who == "ours":
-        config = TrainConfig(data="mnist", workers="0", recipe=given.recipe, epochs=given.epochs, seed=given.seed)
         points.append(ours(config, splits))
+    elif given.who == "plain":
+        points.append(plain.train(config.settings(), splits, given.seed))
     else:
         for reached in rivals.curve(given.who, splits.train, splits.test, given.seed, given.max_epochs):
             points.append(reached)

@@ -1,5 +1,7 @@
 """Rival (c): our whole job, with checkpoints and bundle, under torchrun instead of Ray.
 
+Nobody watches this job: it shows no progress and keeps no owner record.
+
 torchrun --standalone --nproc-per-node=2 -m benchmarks.train.torchrun --out /tmp/run
 """
 
