@@ -10,20 +10,9 @@ from mnist_ray.config.common import Output, Switch, flag
 from mnist_ray.flags import Device, ScoringPrecision, most_quarantined, probabilities, require, scoring_pool, shard, share
 
 _RESOURCES = {
-    *(
-        "model",
-        "out",
-        "workers",
-        "processes",
-        "device",
-        "gpus_per_actor",
-        "resume",
-        "extend",
-        "rescore_changed",
-        "overwrite",
-        "address",
-    ),
-    *("max_quarantined", "shard", "dry_run", "price_per_node_hour", "log_format", "quiet"),
+    *("model", "out", "workers", "processes", "device", "gpus_per_actor", "address", "shard"),
+    *("resume", "extend", "rescore_changed", "overwrite"),
+    *("max_quarantined", "dry_run", "price_per_node_hour", "log_format", "quiet"),
 }
 """Flags that cannot change the rows of the table; `shard`, those of all shards together."""
 
@@ -86,7 +75,7 @@ class _Worker:
     """Scoring processes of this machine, without Ray. They share the first GPU."""
     device: Device = "auto"
     """Device that computes; auto uses the GPUs if the cluster has enough for all actors."""
-    gpus_per_actor: Annotated[float, flag("SHARE", "so much that a GPU serves the CPUs of its node, at least 1/8")] = 0.0
+    gpus_per_actor: Annotated[float, flag("SHARE", "a GPU divided among the CPUs of its node, at least 1/8")] = 0.0
     """Part of a GPU that each actor takes, or a whole number of GPUs."""
     address: Annotated[str, flag("HOST:PORT", "RAY_ADDRESS, or else a new local cluster")] = ""
     """Ray cluster to join."""

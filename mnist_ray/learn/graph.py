@@ -10,7 +10,7 @@ WARM_UP = 3
 
 
 class RecordedStep:
-    """A function like `learn`, for batches of one size on one GPU without other workers. It takes all others as usual."""
+    """The function `learn` on one GPU without other workers, recorded for batches of one size. Others are computed as usual."""
 
     def __init__(self, learn: Learn, batch_size: int) -> None:
         self._learn, self._batch_size = learn, batch_size
@@ -18,7 +18,7 @@ class RecordedStep:
         self._steps = 0
 
     def __call__(self, rows: Tensor, maps: Tensor | None, span: slice, weight: float) -> Learned:
-        """Learn from a batch. The returned tensors change with the next batch."""
+        """Take one optimizer step. The returned tensors change with the next step."""
         self._steps += 1
         if len(rows) != self._batch_size or self._steps <= WARM_UP:
             return self._learn(rows, maps, span, weight)

@@ -36,7 +36,7 @@ class DeviceDigits:
 
 
 class Learned(NamedTuple):
-    """What a batch has taught the network, before the step."""
+    """What one optimizer step has computed from its batch, with the weights before the step."""
 
     logits: Tensor
     labels: Tensor
@@ -45,11 +45,11 @@ class Learned(NamedTuple):
 
 
 Learn = Callable[[Tensor, Tensor | None, slice, float], Learned]
-"""A function like `learner` returns."""
+"""What `learner` returns."""
 
 
 def learner(model: nn.Module, state: TrainState, digits: DeviceDigits, recipe: Recipe) -> Learn:
-    """A function that learns from the digits at `rows` int64[N], which are the part `span` of a global batch.
+    """A function that takes one optimizer step on the digits at `rows` int64[N], the part `span` of a global batch.
 
     `maps` float32[B, 2, 3] distort the whole batch, and `weight` multiplies the summed loss. All tensors are on the device.
     """
