@@ -29,9 +29,10 @@ SHARES = (0.0, 0.001, 0.002, 0.005, *np.linspace(0.01, 0.1, 10).tolist(), *np.li
 
 def basis(features: Tensor) -> Tensor:
     """The directions float[F, `BASIS_SIZE`] that hold most of the features float[N, F] of digits: their singular vectors."""
-    size = min(BASIS_SIZE, features.shape[1])
-    directions: Tensor = torch.linalg.eigh(features.T @ features).eigenvectors[:, -size:]
-    return directions.contiguous()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the algorithm starts with random directions
+        directions: Tensor = torch.svd_lowrank(features, min(BASIS_SIZE + 8, *features.shape), niter=4)[2]
+    return directions[:, :BASIS_SIZE].contiguous()
 
 
 def temperature(logits: Tensor, labels: Tensor) -> float:
