@@ -20,21 +20,21 @@ def train_loop(config: dict[str, Any]) -> dict[str, float]:
     """Train on one worker; returns its seconds and the samples of all workers."""
     import ray
     import ray.train.torch
-    import torch
     import torch.nn.functional as F
     from torch.utils.data import DataLoader
 
     from benchmarks.train.rivals import PilDigits
     from mnist_ray.learn.model import DigitCNN
+    from mnist_ray.learn.optim import Optimizer
 
     recipe = RECIPES[config["recipe"]]
     model = ray.train.torch.prepare_model(DigitCNN(recipe.layers))
-    optimizer = torch.optim.AdamW(model.parameters(), recipe.lr, recipe.betas, weight_decay=recipe.weight_decay, fused=True)
+    optimizer = Optimizer(model, recipe)
     digits, size = PilDigits(ray.get(config["digits"])), recipe.global_batch_size // config["workers"]
     loader = ray.train.torch.prepare_data_loader(DataLoader(digits, batch_size=size, shuffle=True))
     started, samples = time.perf_counter(), 0
     for images, labels in chain.from_iterable(repeat(loader)):
-        optimizer.zero_grad()
+        model.zero_grad()
         F.cross_entropy(model(images.squeeze(1)), labels).backward()
         optimizer.step()
         samples += len(labels) * config["workers"]

@@ -150,6 +150,27 @@ def test_a_cluster_is_asked_for_its_resources(ray_cluster: RayCluster, mixed: Pa
     assert not (tmp_path / "out").exists()
 
 
+class _ClusterWithAGpu(RayCluster):
+    """A cluster of 2 CPUs, which says that it has a GPU."""
+
+    def _head_flags(self) -> list[str]:
+        return ["--num-gpus=1"]
+
+
+@pytest.mark.slow
+def test_the_actors_of_a_node_share_its_gpu(mixed: Path, run_dir: Path, tmp_path: Path) -> None:
+    cluster = _ClusterWithAGpu()
+    try:
+        shared, alone = "2 with 1 CPU and 0.5 GPU each", "1 with 1 CPU and 1 GPU each"
+        for flags, workers in (([], shared), (["--gpus-per-actor", "1"], alone)):
+            words = ["--address", cluster.address, "--dry-run", *flags]
+            done = cli("score", str(mixed), "--model", str(run_dir), "--out", str(tmp_path / "out"), *words)
+            assert done.returncode == 0, done.stderr
+            assert f"workers: {workers}; the cluster has 2 CPUs (2 free) and 1 GPUs" in done.stdout
+    finally:
+        cluster.stop()
+
+
 def unit(number: int, rows: int) -> WorkUnit:
     """A unit of image files of 1,000 bytes each."""
     names = [f"{number}/{row}.png" for row in range(rows)]
