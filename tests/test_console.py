@@ -250,12 +250,12 @@ def test_evaluate_draws_a_table_on_a_terminal(run_dir: Path, small_idx: Path, tm
 @pytest.mark.parametrize(
     ("flags", "digits", "advice"),
     [
-        ({"recipe": "fast"}, 450, "give --recipe best, or --epochs 12 or more"),
-        ({"recipe": "fast", "epochs": 2}, 450, "give --epochs 12 or more"),
-        ({"recipe": "standard"}, 450, "give --recipe best, or --epochs 12 or more"),
-        ({"recipe": "best"}, 450, ""),
+        ({"recipe": "fast"}, 600, "give --recipe best, or --epochs 9 or more"),
+        ({"recipe": "fast", "epochs": 2}, 600, "give --epochs 9 or more"),
+        ({"recipe": "standard"}, 600, "give --recipe best, or --epochs 9 or more"),
+        ({"recipe": "best"}, 600, ""),
         ({"recipe": "fast"}, 60_000, ""),
-        ({"recipe": "fast", "seconds": 5.0}, 450, ""),
+        ({"recipe": "fast", "seconds": 5.0}, 600, ""),
     ],
 )
 def test_a_run_that_is_too_short_is_warned_of(
