@@ -64,7 +64,7 @@ def chart(name: str, label: str, width: float = 4.4, height: float = 2.8) -> Ite
     charts narrow: on a phone, a wide one is scaled down with its text.
     """
     with rc_context(_STYLE):
-        figure = Figure(figsize=(width, height))
+        figure = Figure(figsize=(width, height), layout="none")  # also where the program of a user has set one
         figure.subplots_adjust(LEFT / width, BOTTOM / height, 1 - RIGHT / width, 1 - TOP / height)
         drawing = Chart(figure.subplots())
         drawing.axes.set_prop_cycle(color=SERIES)
