@@ -29,6 +29,8 @@ SERIES = tuple(COLOURS[name] for name in ("first", "second", "third", "fourth"))
 LEFT, BOTTOM, RIGHT, TOP = 0.8, 0.5, 0.15, 0.12
 """Margins of a chart in inches. Matplotlib's own layouts measure all texts first, which takes as long as drawing."""
 _STYLE: Any = {
+    "figure.autolayout": False,  # a notebook may have set these
+    "figure.constrained_layout.use": False,
     "svg.fonttype": "none",  # text stays text, in the page's font
     "svg.hashsalt": "mnist_ray",  # the same chart gives the same file
     "font.size": 9,
@@ -64,7 +66,7 @@ def chart(name: str, label: str, width: float = 4.4, height: float = 2.8) -> Ite
     charts narrow: on a phone, a wide one is scaled down with its text.
     """
     with rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="none")  # also where the program of a user has set one
+        figure = Figure(figsize=(width, height))
         figure.subplots_adjust(LEFT / width, BOTTOM / height, 1 - RIGHT / width, 1 - TOP / height)
         drawing = Chart(figure.subplots())
         drawing.axes.set_prop_cycle(color=SERIES)
