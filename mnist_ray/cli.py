@@ -317,8 +317,8 @@ def main(args: list[str] | None = None) -> int:
     """Run the command that `args` (default: those of this process) name, and return its exit status."""
     if args is None:
         _take_names_for_utf8()
-        # Threads that wait for each other for long lose a busy machine's time; the library reads it when torch is loaded.
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # measured in docs/decisions/0011
+        # Threads that wait actively take time from other programs (docs/decisions/0011). OpenMP reads it with torch.
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     with standard_streams() as out:
         return _run([expand_home(arg) for arg in (sys.argv[1:] if args is None else args)], out)
 

@@ -2,7 +2,8 @@
 
 It shares with us the layers, learning rates, number of samples, distortion and label smoothing. It differs in the code: all
 digits are one float tensor, batch norm is PyTorch's, activations have the default memory format, and a plain loop saves
-nothing. So an original's seconds over this rival's are what the recipe gains, and this rival's over ours what the code gains.
+nothing. PyTorch's example is slower than this rival by what the recipe gains. This rival is slower than ours by what the code
+gains.
 
 The optimizer is ours, too. PyTorch's Muon takes no weights of convolutions, and computes in bfloat16, which most processors
 emulate slowly. AdamW alone would need more samples, which would be another recipe.

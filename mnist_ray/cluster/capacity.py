@@ -173,7 +173,7 @@ def size(device: str, has: Capacity, gpus: float = 1.0) -> int:
     """The most workers that the cluster has work for: one per CPU if it has no GPU or `device` is cpu, else one per `gpus`."""
     if has.grows:
         return LARGEST_POOL
-    return (int(has.gpus / gpus) if device != "cpu" else 0) or max(1, int(has.cpus))
+    return (int(has.gpus / gpus + 1e-9) if device != "cpu" else 0) or max(1, int(has.cpus))
 
 
 def nodes() -> list[dict[str, float]]:
