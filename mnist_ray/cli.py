@@ -1,5 +1,6 @@
 """The command line: one function per command. Only this module prints results and converts errors to exit statuses."""
 
+import gc
 import inspect
 import json
 import os
@@ -320,7 +321,10 @@ def main(args: list[str] | None = None) -> int:
         # Threads that wait actively take time from other programs (docs/decisions/0011). OpenMP reads it with torch.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     with standard_streams() as out:
-        return _run([expand_home(arg) for arg in (sys.argv[1:] if args is None else args)], out)
+        status = _run([expand_home(arg) for arg in (sys.argv[1:] if args is None else args)], out)
+    if args is None:
+        gc.freeze()  # at its end, Python would look for cycles among all objects of PyTorch, for 0.6 s
+    return status
 
 
 def _take_names_for_utf8() -> None:

@@ -132,15 +132,16 @@ def _run_workers(launch: dict[str, Any], splits: Splits, needs: dict[str, float]
 
     class Trainer(DataParallelTrainer):  # not Ray's TorchTrainer: a worker that fails in its set-up leaves a placement group
         def _create_default_callbacks(self) -> list[Any]:
-            """Ray's callbacks; on the job's own cluster without the cleaner, which would take 12 s to end."""
-            callbacks: list[Any] = super()._create_default_callbacks()
-            return [one for one in callbacks if not (owns_cluster and type(one).__name__ == "PlacementGroupCleanerCallback")]
+            """Ray's callbacks that this job needs, without processes for Ray Data, which it does not use."""
+            return [one for one in super()._create_default_callbacks() if type(one).__name__ not in unused]
 
         def _initialize_and_run_controller(self, **settings: Any) -> Any:
             if owns_cluster and fewest == most:
                 settings["scaling_policy"] = Alone(self.scaling_config)  # type: ignore[arg-type]
             return super()._initialize_and_run_controller(**settings)
 
+    # A process for datasets of Ray Data. The cleaner would take 12 s to end, and on the job's own cluster nothing is left to clean.
+    unused = {"DatasetsCallback", "PlacementGroupCleanerCallback" if owns_cluster else ""}
     scaling = ScalingConfig(
         num_workers=most if fewest == most else (fewest, most),  # type: ignore[arg-type]
         use_gpu="GPU" in needs,
