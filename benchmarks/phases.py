@@ -26,7 +26,7 @@ def run(code: str, command: list[str]) -> Phases:
     """The seconds of each step of a job, in order, and of the whole job."""
     environ = {**os.environ, "PYTHONPATH": code}
     with tempfile.TemporaryDirectory() as folder:
-        args = [sys.executable, "-m", "mnist_ray", *command, "--out", f"{folder}/out", "--log-format", "json"]
+        args = [sys.executable, "-P", "-m", "mnist_ray", *command, "--out", f"{folder}/out", "--log-format", "json"]
         began = time.time()
         done = subprocess.run(args, env=environ, stdout=subprocess.PIPE, text=True, check=True)
         ended = time.time()

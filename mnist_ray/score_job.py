@@ -3,10 +3,12 @@
 import gc
 import json
 import os
+import threading
 import time
 from collections.abc import Collection, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from mnist_ray.artifact import seal
@@ -41,6 +43,10 @@ from mnist_ray.scoring.shards import copy_parts, load_shards, write_plan
 
 SMALL_JOB = 200_000
 """Inputs up to which `--workers auto` scores without Ray. They take seconds, and Ray takes ten to start."""
+
+
+LOOK_AHEAD_S = 1.0
+"""Seconds of listing before the first image is scored. PyTorch, which another process imports meanwhile, takes longer."""
 
 
 class _Start(NamedTuple):
@@ -212,6 +218,12 @@ def _report(config: ScoreConfig, summary: dict[str, Any], card: dict[str, Any], 
         console.warning(f"the report could not be written: {type(error).__name__}: {first_line(error)}")
 
 
+def _import_report() -> None:
+    """Import what draws the report, while other processes load the model: matplotlib takes half a second."""
+    with suppress(Exception):  # `_report` meets it again, and warns
+        import mnist_ray.report.scoring  # noqa: F401
+
+
 @contextmanager
 def _resumable() -> Iterator[None]:
     """Add to a StorageError how to continue."""
@@ -293,8 +305,9 @@ def _engine(
         yield 0, _nothing()
     elif _without_ray(config, planner):
         console.progress("loading the model")
-        units, number = planner.pending(), config.processes
-        with processes.scoring(units, job, bundle, config.device, number, console.warning) as results:
+        threading.Thread(target=_import_report).start()
+        units, number, list_more = planner.pending(), config.processes, partial(planner.look_ahead, LOOK_AHEAD_S)
+        with processes.scoring(units, job, bundle, config.device, number, console.warning, list_more) as results:
             yield number or processes.cores(), results
     else:
         with runtime.cluster(config.address, console) as alone:
@@ -302,6 +315,7 @@ def _engine(
 
             pool, needs, _ = _pool(config)
             capacity.wait_for_room(pool[0], needs, console)
+            threading.Thread(target=_import_report).start()
             yield pool[0], actors.stream(planner, job, bundle, pool, needs, console, alone=alone)
 
 

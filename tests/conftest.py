@@ -284,11 +284,12 @@ def cli(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(args, status, out.getvalue(), err.getvalue())
 
 
-def start_cli(*args: str, threads: int = 1) -> subprocess.Popen[str]:
+def start_cli(*args: str, threads: int = 1, new_session: bool = False) -> subprocess.Popen[str]:
     """Start the command line in a process of its own, as a user does."""
     command = [sys.executable, "-m", "mnist_ray", *args]
     env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=pipe, stderr=pipe, start_new_session=new_session)
 
 
 def thread_pool(number: int) -> Callable[..., ThreadPoolExecutor]:

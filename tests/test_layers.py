@@ -31,6 +31,7 @@ RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
         {"torch", "artifact", "learn"},
     ),
     "run": (TOP | {"config", "data", "scoring", "learn.control"}, set(), {"joblib", "torch", "artifact", "learn", "report"}),
+    "run/forked": (set(), {"pyarrow"}, set()),
     "cluster": (TOP | {"config", "flags", "data", "run", "scoring", "learn.control"}, set(), {"ray", "grpc", "yaml"}),
     "cluster/actors": (TOP | {"config", "data", "run", "scoring", "cluster"}, DATA | {"ray"}, set()),
     "cluster/node": ({"data"}, set(), {"torch", "yaml"}),
@@ -39,7 +40,7 @@ RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
     "cli": (
         TOP | {"config", "flags"},
         {"tyro"},
-        {"train_job", "score_job", "artifact", "scoring", "data", "report", "cluster.doctor", "rich"},
+        {"train_job", "score_job", "artifact", "scoring", "data", "report", "cluster.doctor", "run.forkserver", "rich"},
     ),
     "library": (
         TOP | {"config", "flags", "recipes"},

@@ -3,8 +3,8 @@
     python -m benchmarks.score.compare FOLDER MODEL --runs 5 --only ours-0,ours-2,tuned
 
 FOLDER has one subfolder of PNG files per digit, as `jobs/write_digits.py` writes them. MODEL is a run directory or bundle.
-Every run is a process of its own with a new output folder. Memory is the sum of the proportional set sizes of all its
-processes, at its highest.
+Every run is a process of its own with a new output folder. With --memory, the highest sum of the proportional set sizes of all
+its processes is measured, too. This slows a program down, the more the more processes it has, so seconds are measured without.
 """
 
 import argparse
@@ -42,13 +42,13 @@ def _memory(token: str) -> float:
     return total / 1024
 
 
-def run(name: str, folder: str, model: str) -> Run:
-    """One run of a contestant: seconds of the process, steady images per second, and peak memory in MiB."""
+def run(name: str, folder: str, model: str, memory: bool) -> Run:
+    """One run of a contestant: seconds of the process, steady images per second, and peak memory in MiB if it is asked for."""
     token, peak, finished = uuid.uuid4().hex, 0.0, threading.Event()
 
     def watch_memory() -> None:
         nonlocal peak
-        while not finished.wait(MEMORY_EVERY_S):
+        while memory and not finished.wait(MEMORY_EVERY_S):
             peak = max(peak, _memory(token))
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -86,7 +86,7 @@ def report(measured: dict[str, list[Run]], images: int) -> None:
         whole = spread([images / run["seconds"] for run in runs], 0)
         print(
             f"{name:14s} {spread([run['seconds'] for run in runs], 1)} s, {whole} images/s in all, {spread(steady, 0)} steady, "
-            f"{spread([run['megabytes'] for run in runs], 0)} MB; {best} is {spread(ratios, 2)} times as fast"
+            f"{spread([run['megabytes'] for run in runs], 0)} MiB; {best} is {spread(ratios, 2)} times as fast"
         )
 
 
@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--only", default=",".join([*OURS, *RIVALS]), help="contestants, separated by commas")
+    parser.add_argument("--memory", action="store_true", help="measure the memory; the seconds are then too many")
     parser.add_argument("--json", help="file for all measurements")
     args = parser.parse_args()
     images = sum(1 for _ in Path(args.folder).rglob("*.png"))
@@ -104,7 +105,7 @@ def main() -> None:
     measured: dict[str, list[Run]] = {name: [] for name in names}
     for number in range(args.runs):
         for name in names[:: -1 if number % 2 else 1]:
-            measured[name].append(run(name, args.folder, args.model))
+            measured[name].append(run(name, args.folder, args.model, args.memory))
             print(f"run {number} {name}: {measured[name][-1]}", file=sys.stderr, flush=True)
             if args.json:
                 Path(args.json).write_text(json.dumps({**vars(args), "machine": machine(), "measured": measured}, indent=1))

@@ -6,6 +6,7 @@ cache. The labels equal those of the network in the bundle; the logits differ by
 for, a few labels differ.
 """
 
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -56,21 +57,28 @@ def folded(model: DigitCNN) -> DigitCNN:
 
 
 class _Judging(nn.Module):
-    """A network that also tells which share of its squared features lies in a basis float[F, B]."""
+    """A network that also tells which share of its squared features lies in a basis float[F, B].
 
-    basis: Tensor
+    The last layer and the basis are one matrix, because a product with ten columns alone is slow. Its rows are in the order in
+    which the convolutions leave the features, so that these are not copied.
+    """
+
+    matrix: Tensor
 
     def __init__(self, network: DigitCNN, basis: Tensor) -> None:
         super().__init__()
-        self.network = network
-        self.register_buffer("basis", basis)
+        self.network, head = network, network.head
+        channels = network.layers[-1].channels
+        side = math.isqrt(head.in_features // channels)
+        in_memory = torch.arange(head.in_features).view(side, side, channels).permute(2, 0, 1).flatten()
+        self.register_buffer("matrix", torch.cat([head.weight.float().T, basis], 1)[in_memory])
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits float32[B, C] and shares float32[B] of images uint8[B, 28, 28]."""
-        features = self.network.embed(images)
-        logits, features = self.network.head(features).float(), features.float()
-        inside = (features @ self.basis).square().sum(1) / features.square().sum(1).clamp_min(1e-12)
-        return logits, inside
+        features = self.network.features(self.network.planes(images)).flatten(1).float()
+        products, classes = features @ self.matrix, self.network.head.out_features
+        inside = products[:, classes:].square().sum(1) / torch.linalg.vector_norm(features, dim=1).square().clamp_min(1e-12)
+        return products[:, :classes] + self.network.head.bias.float(), inside
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,8 @@ def _run_workers(launch: dict[str, Any], splits: Splits, needs: dict[str, float]
                 settings["scaling_policy"] = Alone(self.scaling_config)  # type: ignore[arg-type]
             return super()._initialize_and_run_controller(**settings)
 
-    # A process for datasets of Ray Data. The cleaner would take 12 s to end, and on the job's own cluster nothing is left to clean.
+    # The first one starts a process for datasets of Ray Data. The other one would take 12 s to end, and has nothing to clean on
+    # a cluster that ends with the job.
     unused = {"DatasetsCallback", "PlacementGroupCleanerCallback" if owns_cluster else ""}
     scaling = ScalingConfig(
         num_workers=most if fewest == most else (fewest, most),  # type: ignore[arg-type]

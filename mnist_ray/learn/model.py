@@ -65,10 +65,13 @@ class DigitCNN(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Features float[B, F] of the images, of which the logits are a linear function."""
+        return torch.flatten(self.features(self.planes(images)).permute(0, 2, 3, 1), 1)  # the order in memory
+
+    def planes(self, images: Tensor) -> Tensor:
+        """The normalised input float[B, 1, H, W] of the first convolution: the images without their border."""
         images = images[:, BORDER:-BORDER, BORDER:-BORDER]
         scaled = (images.to(self.head.weight.dtype) / 255 - MEAN) / STD
-        planes = scaled.unsqueeze(1).to(memory_format=torch.channels_last)
-        return torch.flatten(self.features(planes).permute(0, 2, 3, 1), 1)  # the order in memory
+        return scaled.unsqueeze(1).to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()

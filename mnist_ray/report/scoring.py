@@ -136,7 +136,7 @@ def _examples(out: str, units: list[str]) -> dict[str, list[dict[str, Any]]]:
             found = {name: choose(pa.concat_tables([found[name], batch])) for name, choose in _KINDS.items()}
         return found
 
-    with ThreadPoolExecutor(_READERS) as pool:
+    with ThreadPoolExecutor(1 if storage.is_local(out) else _READERS) as pool:  # threads help against latency only
         found = [{name: _EXAMPLE.empty_table() for name in _KINDS}, *pool.map(of_unit, range(len(units)))]
     chosen = {name: choose(pa.concat_tables([one[name] for one in found])) for name, choose in _KINDS.items()}
     return {name: rows.drop_columns("draw").to_pylist() for name, rows in chosen.items()}

@@ -9,12 +9,13 @@ import warnings
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import TypeVar
 
 from mnist_ray.data.digits import Predict
 from mnist_ray.errors import ClusterError, first_line
+from mnist_ray.run import forkserver
 from mnist_ray.run.owner import fenced
 from mnist_ray.run.probe import crashing_inputs
 from mnist_ray.scoring.job import Job, UnitResult
@@ -58,17 +59,23 @@ def predictor(bundle: str, device: str, precision: str) -> Predict:
 
 @contextmanager
 def scoring(
-    refs: Iterable[UnitRef], job: Job, bundle: str, device: str, number: int, warn: Callable[[str], None]
+    refs: Iterable[UnitRef],
+    job: Job,
+    bundle: str,
+    device: str,
+    number: int,
+    warn: Callable[[str], None],
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Iterator[Generator[UnitResult | None]]:
     """The results of units that processes score, each as soon as it is there; None after `TICK_S` without one.
 
     `number` is that of the processes; 0 starts one for each core, or as many as the memory of the GPU has room for. They end
     with the results, with this block, and with this process. The first one loads and tests the model before the block begins.
-    Raises MnistRayError.
+    `meanwhile` is called while PyTorch is imported. Raises MnistRayError.
     """
     pool = _Pool(job, bundle, device, number, warn)
     try:
-        pool.start()
+        pool.start(meanwhile)
         yield pool.results(refs)
     finally:
         pool.end()
@@ -82,8 +89,11 @@ class _Pool:
         self._number, self._chosen = number or cores(), bool(number)
         self._running: dict[Future[UnitResult], UnitRef] = {}
 
-    def start(self) -> None:
-        """Start the processes and load the model. Raises ModelError or ClusterError."""
+    def start(self, meanwhile: Callable[[], None]) -> None:
+        """Start the processes and load the model. Raises ModelError or ClusterError, or what `meanwhile` raises."""
+        with suppress(OSError):  # `_start` meets it again
+            forkserver.start()
+        meanwhile()
         try:
             self._start()
         except BrokenProcessPool:
@@ -91,12 +101,13 @@ class _Pool:
                 "the first scoring process ended while it started: it was killed, memory ran out, or the lines above "
                 'say why; a script of your own calls `score` below `if __name__ == "__main__":`'
             ) from None
+        except KeyboardInterrupt:
+            forkserver.kill()
+            raise
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__, "mnist_ray.artifact.predictor"])
         try:
-            self._executor = ProcessPoolExecutor(self._number, context, initializer=follow_parent)
+            self._executor = ProcessPoolExecutor(self._number, forkserver.start(), initializer=follow_parent)
         except OSError as error:  # its locks are files there
             raise ClusterError(f"scoring processes cannot be started: {error.strerror}; free some space in /dev/shm") from None
         room = self._submit(_load, self._bundle, self._device, self._job.precision).result()

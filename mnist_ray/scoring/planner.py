@@ -1,6 +1,7 @@
 """Planning: the inputs are listed, cut into units and written to the plan, as a stream."""
 
 import hashlib
+import time
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from itertools import chain, islice
@@ -63,6 +64,13 @@ class Planner:
             left -= unit.num_inputs if unit.id not in self._finished else 0
         self._new = chain(ahead, self._new)
         return left >= 0
+
+    def look_ahead(self, seconds: float) -> None:
+        """List further inputs for so many seconds. `pending` then has them at once."""
+        until, ahead = time.monotonic() + seconds, list[WorkUnit]()
+        while time.monotonic() < until and (unit := next(self._new, None)):
+            ahead.append(unit)
+        self._new = chain(ahead, self._new)
 
     def preview(self) -> Iterator[WorkUnit]:
         """The units that are to be scored, with their inputs. Writes nothing; the planner cannot be used afterwards."""

@@ -42,6 +42,17 @@ def test_a_second_ctrl_c_ends_the_job(pause_s: float, long_job: list[str], tmp_p
     verify(str(tmp_path / "out"))
 
 
+@pytest.mark.parametrize("after_s", [0.2, 1.0, 2.0])
+def test_ctrl_c_in_a_terminal_while_a_job_starts(after_s: float, long_job: list[str]) -> None:
+    job = start_cli(*long_job, new_session=True)
+    assert job.stdout
+    assert "starting" in job.stdout.readline()
+    time.sleep(after_s)
+    family = list(descendants(job.pid))
+    os.killpg(job.pid, signal.SIGINT)  # a terminal sends it to all processes
+    check_ended(job, family, 130)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_frozen_process_does_not_keep_a_job_from_ending(number: int, long_job: list[str]) -> None:
     job, family = start(long_job)

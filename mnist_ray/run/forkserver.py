@@ -1,0 +1,31 @@
+"""The process that scoring processes are forked from. It imports PyTorch once, while the job lists its inputs."""
+
+import multiprocessing
+import os
+import signal
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import ForkServerContext
+from typing import Any
+
+_PRELOADED = ["mnist_ray.run.processes", "mnist_ray.artifact.predictor", "mnist_ray.run.forked"]
+
+
+def start() -> ForkServerContext:
+    """Start the process, if it does not run yet. Raises OSError."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    resource_tracker.ensure_running()  # it would allow the signal again
+    # Ctrl-C reaches all processes. While this one imports modules, it would print a stack trace.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
+
+
+def kill() -> None:
+    """End the process at once. It would still fork what it was asked for, without the locks of a job that has ended."""
+    server: Any = forkserver.ensure_running.__self__  # type: ignore[attr-defined]
+    if server._forkserver_pid is not None:
+        os.kill(server._forkserver_pid, signal.SIGKILL)
