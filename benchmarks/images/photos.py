@@ -31,7 +31,7 @@ def main() -> None:
         size = sum(map(len, photos)) / len(photos) / 1e6
         print(f"{args.count} photos of 12 megapixels, {size:.1f} MB each")
         for workers in args.workers:
-            done = run(f"ours-{workers}", folder, args.model)
+            done = run(f"ours-{workers}", folder, args.model, memory=True)
             print(f"--workers {workers}: {done['seconds']:.1f} s, {done['megabytes']:.0f} MiB at most")
 
 

@@ -4,7 +4,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from itertools import islice
 
@@ -32,8 +31,10 @@ TIMED_FILES = 32
 def _read_limited(uri: str, limit: int) -> bytes | OSError:
     store, path = resolve(uri)
     try:
-        with suppress(OSError, StorageError):  # the usual case, without the cost of `patiently`
-            return store.read(path, limit + 1)
+        return store.read(path, limit + 1)
+    except (OSError, StorageError):
+        pass  # this is slow, so it is not for the usual case
+    try:
         return patiently(uri, "read", partial(store.read, path, limit + 1))
     except ANSWERS as error:
         return error
@@ -56,7 +57,8 @@ def read_many(uris: list[str], limit: int, sizes: list[int] | None = None) -> It
             yield data
         readers = LOCAL_READERS
         if read_s <= SLOW_S * min(len(uris), TIMED_FILES):
-            yield from (_read_limited(uri, limit) for uri, _ in files)
+            for uri, _ in files:
+                yield _read_limited(uri, limit)
             return
     yield from _read_ahead(files, limit, readers)
 

@@ -58,6 +58,7 @@ class Rejection:
 
 _CHUNK = struct.Struct(">I4s").unpack_from
 _NUMBER = struct.Struct(">I").unpack_from
+_SIDES = struct.Struct(">II").unpack_from
 
 
 def _check_png(data: bytes) -> Rejection | None:
@@ -65,16 +66,16 @@ def _check_png(data: bytes) -> Rejection | None:
 
     libpng prints to standard error and does not distinguish truncated files from damaged ones.
     """
-    position = 8
-    while position + 12 <= len(data):
+    position, size = 8, len(data)
+    while position + 12 <= size:
         length, kind = _CHUNK(data, position)
         end = position + 12 + length
-        if end > len(data):
+        if end > size:
             break
         if zlib.crc32(data[position + 4 : end - 4]) != _NUMBER(data, end - 4)[0]:
             return Rejection(Reason.CORRUPT, f"PNG checksum of chunk {kind!r} at byte {position} does not match")
         if kind == b"IHDR" and length == 13:
-            width, height = struct.unpack_from(">II", data, position + 8)
+            width, height = _SIDES(data, position + 8)
             if width * height > MAX_PIXELS:
                 return Rejection(Reason.TOO_LARGE, f"declares {width} x {height} pixels; at most {MAX_PIXELS} are decoded")
         if kind == b"IEND":

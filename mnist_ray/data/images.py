@@ -95,6 +95,8 @@ def _lacks_avif() -> bool:
 
 def grey_levels(pixels: NDArray[Any]) -> Grey | Rejection:
     """Step 2 of the rule: convert pixels, [H, W] or [H, W, 1|3|4] in OpenCV's channel order (BGR), to uint8[H, W]."""
+    if pixels.ndim == 2 and pixels.dtype == np.uint8:
+        return pixels
     if pixels.dtype == np.uint16:
         pixels = (pixels // 257).astype(np.uint8)
     elif pixels.dtype.kind == "f":
