@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Collection, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -45,8 +46,8 @@ SMALL_JOB = 200_000
 """Inputs up to which `--workers auto` scores without Ray. They take seconds, and Ray takes ten to start."""
 
 
-LOOK_AHEAD_S = 1.0
-"""Seconds of listing before the first image is scored. PyTorch, which another process imports meanwhile, takes longer."""
+LOOK_AHEAD_S, RAY_LOOK_AHEAD_S = 1.0, 3.0
+"""Seconds of listing while PyTorch or Ray starts, which takes longer."""
 
 
 class _Start(NamedTuple):
@@ -310,13 +311,23 @@ def _engine(
         with processes.scoring(units, job, bundle, config.device, number, console.warning, list_more) as results:
             yield number or processes.cores(), results
     else:
-        with runtime.cluster(config.address, console) as alone:
-            from mnist_ray.cluster import actors
+        with ThreadPoolExecutor(1) as meanwhile:
+            listed = meanwhile.submit(_prepare_for_ray, planner)
+            with runtime.cluster(config.address, console) as alone:
+                listed.result()
+                from mnist_ray.cluster import actors
 
-            pool, needs, _ = _pool(config)
-            capacity.wait_for_room(pool[0], needs, console)
-            threading.Thread(target=_import_report).start()
-            yield pool[0], actors.stream(planner, job, bundle, pool, needs, console, alone=alone)
+                pool, needs, _ = _pool(config)
+                capacity.wait_for_room(pool[0], needs, console)
+                meanwhile.submit(_import_report)
+                yield pool[0], actors.stream(planner, job, bundle, pool, needs, console, alone=alone)
+
+
+def _prepare_for_ray(planner: Planner) -> None:
+    """What takes seconds and needs no cluster, while Ray starts. Raises MnistRayError for inputs that cannot be scored."""
+    import mnist_ray.cluster.actors  # noqa: F401
+
+    planner.look_ahead(RAY_LOOK_AHEAD_S)
 
 
 def _nothing() -> Generator[UnitResult | None]:

@@ -1,5 +1,6 @@
 """Scoring on Ray: the units of the plan stream through a pool of actors, and only their results come back."""
 
+import gc
 import logging
 import queue
 import tempfile
@@ -125,6 +126,7 @@ class Actor:
         """Units that may have ended the process of this actor before."""
         with suppress(MnistRayError):  # the first unit reports it
             predictor(bundle, device, job.precision)
+        gc.freeze()  # else Python looks for garbage among all modules, while it runs and for a second when it ends
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """The result of the unit that this row names, or an error."""
@@ -163,7 +165,7 @@ def stream(
     MnistRayError.
     """
     console.progress("starting the actors")
-    results = _results(job, planner.skip, bundle, pool, needs)
+    results = _results(planner, job, bundle, pool, needs)
     stop = threading.Event()
     helpers = without_helpers() if alone else nullcontext()
     with helpers, ThreadPoolExecutor(1, "planner") as thread, watching(console, _LOST_NODE) as cluster:
@@ -213,23 +215,33 @@ def _ticking(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any] | None]:
         yield row
 
 
-def _results(job: Job, skip: frozenset[str], bundle: str, pool: tuple[int, int], needs: dict[str, float]) -> ray.data.Dataset:
+def _results(planner: Planner, job: Job, bundle: str, pool: tuple[int, int], needs: dict[str, float]) -> ray.data.Dataset:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = STALLED_S
     context.target_max_block_size = 1  # a block, and so a task, for each unit: it starts as soon as it is planned
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors reach the user as ours
     warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)  # a small job leaves some idle
-    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    units = ray.data.read_datasource(PlannedUnits(job.out, skip), num_cpus=0, label_selector=here, override_num_blocks=1)
-    results: ray.data.Dataset = units.map(
-        Actor,
+    results: ray.data.Dataset = _units(planner, job).map(
+        Actor,  # type: ignore[arg-type]
         fn_constructor_args=(job, bundle, granted_device(needs)),
         num_cpus=needs["CPU"],
         num_gpus=needs.get("GPU", 0),
         compute=ray.data.ActorPoolStrategy(min_size=pool[0], max_size=pool[1], max_tasks_in_flight_per_actor=TASKS_PER_ACTOR),
     )
     return results
+
+
+def _units(planner: Planner, job: Job) -> ray.data.Dataset:
+    """The units to be scored, one row each. Unless all are known, a task reads them from the plan while it grows."""
+    if planner.all_known:  # so that Ray need not start a process for the task
+        rows = [asdict(ref) for ref in planner.pending()]
+        return ray.data.from_items(rows, override_num_blocks=len(rows))
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    units: ray.data.Dataset = ray.data.read_datasource(
+        PlannedUnits(job.out, planner.skip), num_cpus=0, label_selector=here, override_num_blocks=1
+    )
+    return units
 
 
 def _plan(planner: Planner, stop: threading.Event) -> None:

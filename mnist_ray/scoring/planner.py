@@ -40,6 +40,8 @@ class Planner:
         """Planned inputs."""
         self.listed = not self.planning
         """Whether all inputs are planned."""
+        self.all_known = self.listed
+        """Whether all inputs are planned or were listed ahead."""
 
     def _open(self, config: ScoreConfig) -> None:
         if config.rescore_changed:
@@ -68,8 +70,10 @@ class Planner:
     def look_ahead(self, seconds: float) -> None:
         """List further inputs for so many seconds. `pending` then has them at once."""
         until, ahead = time.monotonic() + seconds, list[WorkUnit]()
-        while time.monotonic() < until and (unit := next(self._new, None)):
-            ahead.append(unit)
+        while not self.all_known and time.monotonic() < until:
+            unit = next(self._new, None)
+            ahead += [unit] if unit else []
+            self.all_known = unit is None
         self._new = chain(ahead, self._new)
 
     def preview(self) -> Iterator[WorkUnit]:
