@@ -30,7 +30,7 @@ from mnist_ray.errors import (
     first_line,
 )
 from mnist_ray.flags import most_quarantined, output_path, scoring_pool, share, table_path
-from mnist_ray.run import processes
+from mnist_ray.run import forkserver, processes
 from mnist_ray.run.clock import Clock
 from mnist_ray.run.owner import Owner, owning, require_free
 from mnist_ray.scoring.admit import admit, begin
@@ -311,6 +311,7 @@ def _engine(
         with processes.scoring(units, job, bundle, config.device, number, console.warning, list_more) as results:
             yield number or processes.cores(), results
     else:
+        forkserver.kill()  # it was started before it was known that Ray scores the inputs
         with ThreadPoolExecutor(1) as meanwhile:
             listed = meanwhile.submit(_prepare_for_ray, planner)
             with runtime.cluster(config.address, console) as alone:

@@ -8,6 +8,8 @@ from multiprocessing.context import ForkServerContext
 from typing import Any
 
 _PRELOADED = ["mnist_ray.run.processes", "mnist_ray.artifact.predictor", "mnist_ray.run.forked"]
+_server: Any = forkserver.ensure_running.__self__  # type: ignore[attr-defined]
+_started: set[int] = set()
 
 
 def start() -> ForkServerContext:
@@ -15,17 +17,22 @@ def start() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     resource_tracker.ensure_running()  # it would allow the signal again
+    held = _server._forkserver_pid
     # Ctrl-C reaches all processes. While this one imports modules, it would print a stack trace.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if _server._forkserver_pid != held:
+        _started.add(_server._forkserver_pid)
     return context
 
 
 def kill() -> None:
-    """End the process at once. It would still fork what it was asked for, without the locks of a job that has ended."""
-    server: Any = forkserver.ensure_running.__self__  # type: ignore[attr-defined]
-    if server._forkserver_pid is not None:
-        os.kill(server._forkserver_pid, signal.SIGKILL)
+    """End the process at once, if `start` has started it.
+
+    Asked for a scoring process, it would still fork one after its job has ended.
+    """
+    if _server._forkserver_pid in _started:
+        os.kill(_server._forkserver_pid, signal.SIGKILL)
