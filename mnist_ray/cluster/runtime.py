@@ -74,7 +74,7 @@ def _connect(target: str, *, owns_cluster: bool) -> None:
     try:
         dashboard = False if owns_cluster else None
         ray.init(address=target, log_to_driver=False, configure_logging=False, include_dashboard=dashboard)
-    except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # Ray raises this class itself if a process of it does not answer in time
         if owns_cluster:
             raise ClusterError(
                 f"Ray could not be started here: {first_line(error)}; use --workers 0 to run without Ray"

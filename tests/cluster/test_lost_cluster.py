@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mnist_ray.cluster import runtime
+from mnist_ray.errors import ClusterError
 from tests.cluster.runs import checkpoints
 from tests.conftest import descendants, start_cli, wait_for
 
@@ -66,3 +67,12 @@ def test_the_cluster_of_a_job_leaves_the_port_of_the_agent_free() -> None:
         assert node
         assert node.dashboard_agent_listen_port != AGENT_PORT
         socket.create_connection((node.node_ip_address, node.dashboard_agent_listen_port), timeout=60).close()
+
+
+def test_a_ray_that_does_not_start_in_time_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nThis could happen because …")  # as Ray does after 30 s
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(ClusterError, match="could not be started here: The current node timed out during startup"):
+        runtime._connect("local", owns_cluster=True)
