@@ -47,7 +47,7 @@ SMALL_JOB = 200_000
 
 
 LOOK_AHEAD_S, RAY_LOOK_AHEAD_S = 1.0, 3.0
-"""Seconds of listing while PyTorch or Ray starts, which takes longer."""
+"""Most seconds of listing while PyTorch is imported, and while Ray starts. Both take longer than that."""
 
 
 class _Start(NamedTuple):

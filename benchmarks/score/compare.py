@@ -4,7 +4,7 @@
 
 FOLDER has one subfolder of PNG files per digit, as `jobs/write_digits.py` writes them. MODEL is a run directory or bundle.
 Every run is a process of its own with a new output folder. With --memory, the highest sum of the proportional set sizes of all
-its processes is measured, too. This slows a program down, the more the more processes it has, so seconds are measured without.
+its processes is measured, too. That slows programs with several processes down, so measure seconds without it.
 """
 
 import argparse

@@ -140,8 +140,8 @@ def _run_workers(launch: dict[str, Any], splits: Splits, needs: dict[str, float]
                 settings["scaling_policy"] = Alone(self.scaling_config)  # type: ignore[arg-type]
             return super()._initialize_and_run_controller(**settings)
 
-    # The first one starts a process for datasets of Ray Data. The other one would take 12 s to end, and has nothing to clean on
-    # a cluster that ends with the job.
+    # DatasetsCallback starts a process for datasets of Ray Data. The cleaner takes 12 s to end, and a cluster that ends with
+    # the job does not need it.
     unused = {"DatasetsCallback", "PlacementGroupCleanerCallback" if owns_cluster else ""}
     scaling = ScalingConfig(
         num_workers=most if fewest == most else (fewest, most),  # type: ignore[arg-type]

@@ -33,7 +33,7 @@ def _read_limited(uri: str, limit: int) -> bytes | OSError:
     try:
         return store.read(path, limit + 1)
     except (OSError, StorageError):
-        pass  # this is slow, so it is not for the usual case
+        pass  # `patiently` costs time, so only a file that has failed goes through it
     try:
         return patiently(uri, "read", partial(store.read, path, limit + 1))
     except ANSWERS as error:

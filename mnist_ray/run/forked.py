@@ -20,4 +20,4 @@ def _leave_pandas_out() -> None:
 
 
 _leave_pandas_out()
-gc.freeze()  # the processes share the memory of all modules as long as none looks for garbage there
+gc.freeze()  # a process that looks for garbage in the modules would make its own copy of their memory

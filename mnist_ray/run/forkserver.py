@@ -16,7 +16,7 @@ def start() -> ForkServerContext:
     """Start the process, if it does not run yet. Raises OSError."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
-    resource_tracker.ensure_running()  # it would allow the signal again
+    resource_tracker.ensure_running()  # before the signal is blocked, because its start unblocks it
     held = _server._forkserver_pid
     # Ctrl-C reaches all processes. While this one imports modules, it would print a stack trace.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -32,7 +32,7 @@ def start() -> ForkServerContext:
 def kill() -> None:
     """End the process at once, if `start` has started it.
 
-    Asked for a scoring process, it would still fork one after its job has ended.
+    Otherwise it forks every process that it was asked for, even after the job has ended.
     """
     if _server._forkserver_pid in _started:
         os.kill(_server._forkserver_pid, signal.SIGKILL)

@@ -65,7 +65,7 @@ def scoring(
     device: str,
     number: int,
     warn: Callable[[str], None],
-    meanwhile: Callable[[], None] = lambda: None,
+    meanwhile: Callable[[], None],
 ) -> Iterator[Generator[UnitResult | None]]:
     """The results of units that processes score, each as soon as it is there; None after `TICK_S` without one.
 
