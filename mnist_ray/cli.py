@@ -73,7 +73,7 @@ def train(config: TrainConfig, console: Console) -> None:
 def score(config: ScoreConfig, console: Console) -> None:
     """Score images, and print the counts and where the table is; or only what the job would take."""
     console.progress("starting")
-    if config.workers in ("0", "auto") and not (config.dry_run or config.address or os.environ.get("RAY_ADDRESS")):
+    if not (config.dry_run or config.needs_ray()):
         from mnist_ray.run import forkserver
 
         with suppress(OSError):  # the job tries it again, and says what is wrong

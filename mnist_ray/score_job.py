@@ -2,18 +2,14 @@
 
 import gc
 import json
-import os
-import threading
 import time
 from collections.abc import Collection, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
+from mnist_ray import engines
 from mnist_ray.artifact import seal
-from mnist_ray.cluster import capacity, runtime
 from mnist_ray.config import CommitConfig, ScoreConfig
 from mnist_ray.console import Console
 from mnist_ray.data import storage
@@ -29,25 +25,18 @@ from mnist_ray.errors import (
     UsageError,
     first_line,
 )
-from mnist_ray.flags import most_quarantined, output_path, scoring_pool, share, table_path
-from mnist_ray.run import forkserver, processes
+from mnist_ray.flags import most_quarantined, output_path, share, table_path
+from mnist_ray.run import processes
 from mnist_ray.run.clock import Clock
 from mnist_ray.run.owner import Owner, owning, require_free
 from mnist_ray.scoring.admit import admit, begin
 from mnist_ray.scoring.commit import REPORT, SUMMARY, commit
-from mnist_ray.scoring.estimate import Estimate, Inventory, Workers
+from mnist_ray.scoring.estimate import Estimate, Inventory
 from mnist_ray.scoring.job import Job, Tally, UnitResult
 from mnist_ray.scoring.parts import PREDICTIONS, QUARANTINE, finished_units, sweep
 from mnist_ray.scoring.plan import PLAN, Plan
 from mnist_ray.scoring.planner import Planner
 from mnist_ray.scoring.shards import copy_parts, load_shards, write_plan
-
-SMALL_JOB = 200_000
-"""Inputs up to which `--workers auto` scores without Ray. They take seconds, and Ray takes ten to start."""
-
-
-LOOK_AHEAD_S, RAY_LOOK_AHEAD_S = 1.0, 3.0
-"""Most seconds of listing while PyTorch is imported, and while Ray starts. Both take longer than that."""
 
 
 class _Start(NamedTuple):
@@ -111,7 +100,7 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
     clock = Clock()
     console.progress("listing inputs")
     config, bundle, digest, card, held, finished, planner, owner, job = _prepare(config, console)
-    engine = _engine(config, planner, job, bundle, console)
+    engine = engines.start(config, planner, job, bundle, console)
     with _resumable(), engine as (workers, results), owning(owner):
         if admit(config, digest) != held:
             raise OutputError(f"{config.out}: another job has written here meanwhile; check what it holds, then start again")
@@ -219,12 +208,6 @@ def _report(config: ScoreConfig, summary: dict[str, Any], card: dict[str, Any], 
         console.warning(f"the report could not be written: {type(error).__name__}: {first_line(error)}")
 
 
-def _import_report() -> None:
-    """Import what draws the report, while other processes load the model: matplotlib takes half a second."""
-    with suppress(Exception):  # `_report` meets it again, and warns
-        import mnist_ray.report.scoring  # noqa: F401
-
-
 @contextmanager
 def _resumable() -> Iterator[None]:
     """Add to a StorageError how to continue."""
@@ -253,9 +236,9 @@ def estimate(config: ScoreConfig, console: Console) -> Estimate:
     config, bundle, _, _, _, _, planner, _, job = _prepare(config, console)
     require_free(config.out)
     began = time.perf_counter()
-    here = _without_ray(config, planner)
+    here = engines.without_ray(config, planner)
     inventory = Inventory(seconds=time.perf_counter() - began)
-    workers = _workers(config, here, console)
+    workers = engines.workers(config, here, console)
     console.progress("loading the model")
     predict = processes.predictor(bundle, config.device if here else "auto", config.precision)
     with _few_objects_to_collect():
@@ -264,75 +247,6 @@ def estimate(config: ScoreConfig, console: Console) -> Estimate:
     console.progress("scoring a sample")
     inventory.score_sample(job, predict)
     return Estimate(inventory, planner.ignored, workers, config.price_per_node_hour)
-
-
-def _workers(config: ScoreConfig, here: bool, console: Console) -> Workers:
-    """The workers that a job would have: processes of this machine, or actors of a cluster."""
-    if here:
-        cores = processes.cores()
-        number = config.processes or cores
-        return Workers(number, {"CPU": 1}, number, f"they are processes of this machine, which has {cores} CPUs")
-    with runtime.cluster(config.address, console):
-        (_, most), needs, has = _pool(config)
-        return Workers(most, needs, capacity.per_node(needs), str(has))
-
-
-def _without_ray(config: ScoreConfig, planner: Planner) -> bool:
-    """Whether processes of this machine score the inputs. To know it, the first inputs may be listed."""
-    cluster = config.address or os.environ.get("RAY_ADDRESS")
-    small = config.workers == "auto" and not cluster and planner.at_most(SMALL_JOB)
-    return small or scoring_pool(config.workers)[1] == 0
-
-
-def _pool(config: ScoreConfig) -> tuple[tuple[int, int], dict[str, float], capacity.Capacity]:
-    """The smallest and the largest number of actors of the connected cluster, the resources of each, and what is there."""
-    has = capacity.capacity()
-    fewest, most = scoring_pool(config.workers)
-    gpus = config.gpus_per_actor or capacity.gpu_share(capacity.nodes())
-    pool = (fewest, most) if most > 0 else (1, capacity.size(config.device, has, gpus))
-    return pool, capacity.needs(pool[0], config.device, has, gpus=gpus), has
-
-
-@contextmanager
-def _engine(
-    config: ScoreConfig, planner: Planner, job: Job, bundle: str, console: Console
-) -> Iterator[tuple[int, Generator[UnitResult | None]]]:
-    """The smallest number of workers, and the results. Planning and scoring begin with the first result that is asked for.
-
-    The workers are processes of this machine, or actors of a Ray cluster that has room for them. Nothing is started if nothing
-    is to be done.
-    """
-    if planner.at_most(0):
-        yield 0, _nothing()
-    elif _without_ray(config, planner):
-        console.progress("loading the model")
-        threading.Thread(target=_import_report).start()
-        units, number, list_more = planner.pending(), config.processes, partial(planner.look_ahead, LOOK_AHEAD_S)
-        with processes.scoring(units, job, bundle, config.device, number, console.warning, list_more) as results:
-            yield number or processes.cores(), results
-    else:
-        forkserver.kill()  # it was started before it was known that Ray scores the inputs
-        with ThreadPoolExecutor(1) as meanwhile:
-            listed = meanwhile.submit(_prepare_for_ray, planner)
-            with runtime.cluster(config.address, console) as alone:
-                listed.result()
-                from mnist_ray.cluster import actors
-
-                pool, needs, _ = _pool(config)
-                capacity.wait_for_room(pool[0], needs, console)
-                meanwhile.submit(_import_report)
-                yield pool[0], actors.stream(planner, job, bundle, pool, needs, console, alone=alone)
-
-
-def _prepare_for_ray(planner: Planner) -> None:
-    """What takes seconds and needs no cluster, while Ray starts. Raises MnistRayError for inputs that cannot be scored."""
-    import mnist_ray.cluster.actors  # noqa: F401
-
-    planner.look_ahead(RAY_LOOK_AHEAD_S)
-
-
-def _nothing() -> Generator[UnitResult | None]:
-    yield from ()
 
 
 def _score(

@@ -36,7 +36,8 @@ RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
     "cluster/actors": (TOP | {"config", "data", "run", "scoring", "cluster"}, DATA | {"ray"}, set()),
     "cluster/node": ({"data"}, set(), {"torch", "yaml"}),
     "train_job": (TOP | {"config", "flags", "recipes", "data", "run", "cluster", "artifact.seal"}, set(), {"artifact"}),
-    "score_job": (TOP | {"config", "flags", "data", "run", "cluster", "scoring", "artifact.seal"}, set(), {"report"}),
+    "engines": (TOP | {"config", "flags", "run", "cluster", "scoring"}, set(), {"report"}),
+    "score_job": (TOP | {"config", "flags", "data", "run", "engines", "scoring", "artifact.seal"}, set(), {"report"}),
     "cli": (
         TOP | {"config", "flags"},
         {"tyro"},

@@ -1,5 +1,6 @@
 """Settings of a scoring job."""
 
+import os
 from dataclasses import asdict, dataclass
 from math import inf
 from typing import Annotated, Any, ClassVar
@@ -128,6 +129,12 @@ class ScoreConfig(Output, _Worker, _Table, _Input):
         """The fields that can change the rows of the table, as values that JSON can hold."""
         fields = {name: value for name, value in asdict(self).items() if name not in _RESOURCES}
         return {**fields, "inputs": list(self.inputs)}
+
+    def needs_ray(self) -> bool:
+        """Whether the flags or `RAY_ADDRESS` ask for Ray, however few inputs there are."""
+        if self.workers == "auto":
+            return bool(self.address or os.environ.get("RAY_ADDRESS"))
+        return scoring_pool(self.workers)[1] > 0
 
     def kept_columns(self) -> tuple[str, ...]:
         """The columns that `--keep` names, in order and without duplicates."""

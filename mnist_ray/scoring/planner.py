@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from itertools import chain, islice
@@ -30,8 +31,10 @@ class Planner:
         """The number of inputs of each planned unit, in the order of the plan. The units stay in memory: 200 bytes for each."""
         self.changes: dict[str, int] = {}
         """How many planned inputs have changed or are gone, if they were compared with the inputs."""
-        self._new: Iterator[WorkUnit] = iter(())
-        """Units that the plan does not hold yet."""
+        self._listing: Iterator[WorkUnit] = iter(())
+        self._ahead: deque[WorkUnit] = deque()
+        """Units that were listed to look at them, and that the plan does not hold yet."""
+        self._new = self._not_planned()
         if self.planning:
             self._open(config)
         self.units = {ref.id: ref.num_inputs for ref in self.plan.refs(self._out)}
@@ -51,30 +54,40 @@ class Planner:
             self.plan = replace(self.plan, dropped=(*self.plan.dropped, *known.stale()))
         self._known = Known(self.plan, self._out)
         self._units = Units(config, self._known, self.plan.job_id, len(self.plan.parts))
-        units = iter(self._units)
-        self._new = chain(list(islice(units, 1)), units)
+        self._listing = iter(self._units)
+        self._ahead.extend(islice(self._listing, 1))
         if self.plan.parts and self._units.kept != self.plan.kept:
             raise DataError(f"{self._out}: its table has other --keep columns than the inputs have now; give another --out")
         self.plan = replace(self.plan, complete=False, failed="", kept=self._units.kept)
 
+    def _not_planned(self) -> Iterator[WorkUnit]:
+        """The units that the plan does not hold yet."""
+        while self._ahead:
+            yield self._ahead.popleft()
+        yield from self._listing
+
+    def _look(self) -> Iterator[WorkUnit]:
+        """The same units, which `_not_planned` yields later."""
+        yield from tuple(self._ahead)
+        for unit in self._listing:
+            self._ahead.append(unit)
+            yield unit
+        self.all_known = True
+
     def at_most(self, inputs: int) -> bool:
         """Whether at most so many inputs are to be scored. Lists only as many as it takes to know."""
         left = inputs - self._planned
-        ahead: list[WorkUnit] = []
-        while left >= 0 and (unit := next(self._new, None)):
-            ahead.append(unit)
-            left -= unit.num_inputs if unit.id not in self._finished else 0
-        self._new = chain(ahead, self._new)
+        new = (unit.num_inputs for unit in self._look() if unit.id not in self._finished)
+        while left >= 0 and (num_inputs := next(new, None)):
+            left -= num_inputs
         return left >= 0
 
     def look_ahead(self, seconds: float) -> None:
         """List further inputs for so many seconds. `pending` then has them at once."""
-        until, ahead = time.monotonic() + seconds, list[WorkUnit]()
-        while not self.all_known and time.monotonic() < until:
-            unit = next(self._new, None)
-            ahead += [unit] if unit else []
-            self.all_known = unit is None
-        self._new = chain(ahead, self._new)
+        until = time.monotonic() + seconds
+        for _ in self._look():
+            if time.monotonic() > until:
+                return
 
     def preview(self) -> Iterator[WorkUnit]:
         """The units that are to be scored, with their inputs. Writes nothing; the planner cannot be used afterwards."""

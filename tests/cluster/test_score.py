@@ -39,9 +39,9 @@ def without_ray(digit_folder: Path, run_dir: Path, tmp_path_factory: pytest.Temp
 
 LISTING = """
 import sys
-from mnist_ray import score_job
+from mnist_ray import engines
 from mnist_ray.cli import main
-score_job.RAY_LOOK_AHEAD_S = float(sys.argv[1])
+engines.RAY_LOOK_AHEAD_S = float(sys.argv[1])
 sys.exit(main(sys.argv[2:]))
 """
 """The command line with another number of seconds in which inputs are listed while Ray starts."""
