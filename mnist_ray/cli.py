@@ -31,6 +31,7 @@ from mnist_ray.config import (
 from mnist_ray.console import Console, StandardFile, standard_streams
 from mnist_ray.errors import EXIT_STATUSES, MnistRayError, StorageError, UsageError, first_line
 from mnist_ray.flags import expand_home, output_path, table_path
+from mnist_ray.run.lean import leave_compiler_out
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -325,6 +326,7 @@ def main(args: list[str] | None = None) -> int:
         _take_names_for_utf8()
         # Threads that wait actively take time from other programs (docs/decisions/0011). OpenMP reads it with torch.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        leave_compiler_out()
     with standard_streams() as out:
         status = _run([expand_home(arg) for arg in (sys.argv[1:] if args is None else args)], out)
     if args is None:

@@ -1,6 +1,7 @@
 """The command line: its flags, its imports and its exit statuses."""
 
 import dataclasses
+import os
 import shlex
 import subprocess
 import sys
@@ -65,6 +66,29 @@ def test_help_imports_neither_torch_nor_ray(command: str) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "usage: mnist-ray" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train --data mnist5k --recipe fast --epochs 0.1 --workers 0 --out OUT",
+        "score DIGITS --model RUN --workers 0 --out OUT",
+        "evaluate --data mnist5k --model RUN --out OUT/evaluation.json",
+    ],
+    ids=lambda command: command.split()[0],
+)
+def test_pytorch_is_imported_without_its_compiler(command: str, digit_folder: Path, run_dir: Path, tmp_path: Path) -> None:
+    places = {"DIGITS": digit_folder, "RUN": run_dir, "OUT": tmp_path / "out"}
+    for name, place in places.items():
+        command = command.replace(name, str(place))
+    env = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}  # the processes of the job say what they import, too
+    done = subprocess.run(
+        [sys.executable, "-m", "mnist_ray", *command.split()], capture_output=True, text=True, check=False, env=env
+    )
+    assert done.returncode == 0, done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "torch.nn" in imported
+    assert not imported & {"torch._decomp", "torch._dynamo", "torch._inductor"}
 
 
 @pytest.mark.parametrize("kind", _COMMANDS, ids=lambda kind: kind.__name__)

@@ -31,7 +31,7 @@ RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
         {"torch", "artifact", "learn"},
     ),
     "run": (TOP | {"config", "data", "scoring", "learn.control"}, set(), {"joblib", "torch", "artifact", "learn", "report"}),
-    "run/forked": (set(), {"pyarrow"}, set()),
+    "run/forked": ({"run", "artifact"}, {"pyarrow"}, set()),
     "cluster": (TOP | {"config", "flags", "data", "run", "scoring", "learn.control"}, set(), {"ray", "grpc", "yaml"}),
     "cluster/actors": (TOP | {"config", "data", "run", "scoring", "cluster"}, DATA | {"ray"}, set()),
     "cluster/node": ({"data"}, set(), {"torch", "yaml"}),
@@ -39,7 +39,7 @@ RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
     "engines": (TOP | {"config", "flags", "run", "cluster", "scoring"}, set(), {"report"}),
     "score_job": (TOP | {"config", "flags", "data", "run", "engines", "scoring", "artifact.seal"}, set(), {"report"}),
     "cli": (
-        TOP | {"config", "flags"},
+        TOP | {"config", "flags", "run.lean"},
         {"tyro"},
         {"train_job", "score_job", "artifact", "scoring", "data", "report", "cluster.doctor", "run.forkserver", "rich"},
     ),

@@ -29,6 +29,7 @@ from mnist_ray.cluster.watch import watching
 from mnist_ray.console import Console
 from mnist_ray.data import storage
 from mnist_ray.errors import ClusterError, MnistRayError, first_line, from_status
+from mnist_ray.run.lean import leave_compiler_out
 from mnist_ray.run.owner import require_visible
 from mnist_ray.run.probe import crashing_inputs
 from mnist_ray.run.processes import TICK_S, predictor, score_ref
@@ -124,6 +125,7 @@ class Actor:
         reconstructed = ray.get_runtime_context().was_current_actor_reconstructed
         self._suspects = TASKS_PER_ACTOR if reconstructed else 0
         """Units that may have ended the process of this actor before."""
+        leave_compiler_out()
         with suppress(MnistRayError):  # the first unit reports it
             predictor(bundle, device, job.precision)
         gc.freeze()  # else Python looks for garbage among all modules, while it runs and for a second when it ends

@@ -21,6 +21,7 @@ from mnist_ray.errors import ClusterError, DefectError, MnistRayError
 from mnist_ray.flags import worker_range
 from mnist_ray.learn.control import Meeting, PeersLostError, Request, RunControl
 from mnist_ray.run import progress
+from mnist_ray.run.lean import leave_compiler_out
 from mnist_ray.run.owner import Owner, fenced, read, require_visible
 from mnist_ray.run.worker import work
 
@@ -176,6 +177,7 @@ def _worker(launch: dict[str, Any]) -> bool:
     """
     from ray.exceptions import RayError
 
+    leave_compiler_out()
     try:
         return _train(launch)
     except (MnistRayError, PeersLostError, RayError):

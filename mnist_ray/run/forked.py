@@ -1,4 +1,4 @@
-"""Imported last by the process that scoring processes are forked from, and by no other: it prepares what they inherit."""
+"""What scoring processes inherit. Only the process that they are forked from imports this."""
 
 import gc
 import sys
@@ -7,6 +7,9 @@ from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
+
+from mnist_ray.run import processes  # noqa: F401
+from mnist_ray.run.lean import leave_compiler_out
 
 
 def _leave_pandas_out() -> None:
@@ -20,4 +23,7 @@ def _leave_pandas_out() -> None:
 
 
 _leave_pandas_out()
+leave_compiler_out()
+import mnist_ray.artifact.predictor  # noqa: E402, F401
+
 gc.freeze()  # a process that looks for garbage in the modules would make its own copy of their memory

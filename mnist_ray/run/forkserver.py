@@ -7,7 +7,6 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
-_PRELOADED = ["mnist_ray.run.processes", "mnist_ray.artifact.predictor", "mnist_ray.run.forked"]
 _server: Any = forkserver.ensure_running.__self__  # type: ignore[attr-defined]
 _started: set[int] = set()
 
@@ -15,7 +14,7 @@ _started: set[int] = set()
 def start() -> ForkServerContext:
     """Start the process, if it does not run yet. Raises OSError."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
+    context.set_forkserver_preload(["mnist_ray.run.forked"])
     resource_tracker.ensure_running()  # before the signal is blocked, because its start unblocks it
     held = _server._forkserver_pid
     # Ctrl-C reaches all processes. While this one imports modules, it would print a stack trace.
