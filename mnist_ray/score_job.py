@@ -1,6 +1,5 @@
 """The scoring job: from a ScoreConfig to a prediction table."""
 
-import gc
 import json
 import time
 from collections.abc import Collection, Generator, Iterator
@@ -28,6 +27,7 @@ from mnist_ray.errors import (
 from mnist_ray.flags import most_quarantined, output_path, share, table_path
 from mnist_ray.run import processes
 from mnist_ray.run.clock import Clock
+from mnist_ray.run.lean import few_objects_to_collect
 from mnist_ray.run.owner import Owner, owning, require_free
 from mnist_ray.scoring.admit import admit, begin
 from mnist_ray.scoring.commit import REPORT, SUMMARY, commit
@@ -107,7 +107,7 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
         if planner.planning:
             begin(planner.plan, config.out, replace=held is None)
         clock.ready()
-        with _few_objects_to_collect():
+        with few_objects_to_collect():
             tally = _score(results, planner, finished.values(), clock, owner, config, console)
             plan = planner.complete()
         for unit in planner.units.keys() & finished:
@@ -217,16 +217,6 @@ def _resumable() -> Iterator[None]:
         raise error if "--resume" in str(error) else StorageError(f"{error}; run again with --resume") from None
 
 
-@contextmanager
-def _few_objects_to_collect() -> Iterator[None]:
-    """Keep the garbage collector from scanning all imported modules again and again, a third of the time of planning."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
 def estimate(config: ScoreConfig, console: Console) -> Estimate:
     """What `score` would do with the same configuration: its inputs, workers, time and cost.
 
@@ -241,7 +231,7 @@ def estimate(config: ScoreConfig, console: Console) -> Estimate:
     workers = engines.workers(config, here, console)
     console.progress("loading the model")
     predict = processes.predictor(bundle, config.device if here else "auto", config.precision)
-    with _few_objects_to_collect():
+    with few_objects_to_collect():
         for inputs in inventory.count(planner.preview()):
             console.progress("listing", detail=f"{inputs:,} inputs", inputs=inputs)
     console.progress("scoring a sample")

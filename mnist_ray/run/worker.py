@@ -8,6 +8,7 @@ from mnist_ray.data.digits import Splits
 from mnist_ray.errors import first_line
 from mnist_ray.learn.control import Request, RunControl
 from mnist_ray.run import owner
+from mnist_ray.run.lean import few_objects_to_collect
 from mnist_ray.run.progress import ProgressPrinter
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def work(run: str, config: TrainConfig, device: Device, splits: Splits, control:
     from mnist_ray.learn.loop import Loop
 
     torch_device = pick_device(device)
-    with dist.group(control.meeting, torch_device.type):
+    with few_objects_to_collect(), dist.group(control.meeting, torch_device.type):
         loop = Loop(run, config, splits, torch_device, control)
         if ended := loop.run():
             dist.on_rank_0(lambda: _write_results(run, config, splits, loop, torch_device))
