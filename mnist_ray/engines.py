@@ -4,7 +4,7 @@ import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 
 from mnist_ray.cluster import capacity, runtime
 from mnist_ray.config import ScoreConfig
@@ -19,6 +19,9 @@ SMALL_JOB = 200_000
 """Inputs up to which `--workers auto` scores without Ray. They take seconds, and Ray takes ten to start."""
 LOOK_AHEAD_S, RAY_LOOK_AHEAD_S = 1.0, 3.0
 """Most seconds of listing while PyTorch is imported, and while Ray starts. Both take longer than that."""
+
+ACTORS_START_S = 1.0
+"""Seconds after which the driver has started the actors, and waits until they have imported PyTorch."""
 
 
 def without_ray(config: ScoreConfig, planner: Planner) -> bool:
@@ -65,14 +68,16 @@ def _actors(
     """Actors of a Ray cluster that has room for them."""
     forkserver.kill()  # it was started before it was known that Ray scores the inputs
     with ThreadPoolExecutor(1) as meanwhile:
-        listed = meanwhile.submit(_prepare_for_ray, planner)
-        with runtime.cluster(config.address, console) as alone:
-            listed.result()
+        prepared = cache(lambda: meanwhile.submit(_prepare_for_ray, planner))
+        with runtime.cluster(config.address, console, prepared) as alone:
+            prepared().result()
             from mnist_ray.cluster import actors
 
             pool, needs, _ = _pool(config)
             capacity.wait_for_room(pool[0], needs, console)
-            meanwhile.submit(_import_report)
+            report = threading.Timer(ACTORS_START_S, _import_report)
+            report.daemon = True
+            report.start()
             yield pool[0], actors.stream(planner, job, bundle, pool, needs, console, alone=alone)
 
 

@@ -88,8 +88,8 @@ def _engine(run: str, config: TrainConfig, splits: Splits, console: Console) -> 
         yield lambda owner: work(run, config, config.device, splits, LocalControl(owner, console))
         return
     # This import takes seconds, so do it while Ray starts.
-    threading.Thread(target=importlib.import_module, args=("ray.train.v2.api.data_parallel_trainer",)).start()
-    with runtime.cluster(config.address, console) as owns_cluster:
+    trainer = threading.Thread(target=importlib.import_module, args=("ray.train.v2.api.data_parallel_trainer",))
+    with runtime.cluster(config.address, console, trainer.start) as owns_cluster:
         needs = capacity.needs(fewest, config.device, capacity.capacity(), elastic=fewest < most)
         capacity.wait_for_room(fewest, needs, console)
         yield lambda owner: fit(config, splits, needs, owner, console, owns_cluster=owns_cluster)

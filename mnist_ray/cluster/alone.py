@@ -1,14 +1,43 @@
-"""Ray Data without its helpers, on a cluster that a job has started for itself.
+"""Ray on a cluster that a job has started for itself: without processes that answer what is known there (docs/decisions/0013).
 
-Ray Data starts three actors on the node of the driver. Each is a process that imports Ray Data, and until all of them run, Ray
-Data sends no work. One collects figures for a dashboard, one knows where the scoring actors are, and one divides the cluster
-among several datasets. On a cluster of one node and one dataset, their answers are known (docs/decisions/0013).
+Each is a Python process that imports Ray for seconds, and the job would wait for it. What another version of Ray does not have
+stays as it is.
 """
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
+
+
+@contextmanager
+def few_processes(started: Callable[[], object]) -> Iterator[None]:
+    """Let `ray.init` start a small cluster inside this block. `started` is called while its last processes start.
+
+    By default, the agent of Ray's dashboard takes port 52365, and then a head that starts on this machine accepts no jobs.
+    Nobody uses the autoscaler, the monitor of log files, the dashboard, and what the agent does for it.
+    """
+    parameters, services = import_module("ray._private.parameter"), import_module("ray._private.services")
+    own = partial(parameters.RayParams, dashboard_agent_listen_port=0, no_monitor=True, include_log_monitor=False)
+    start = services.start_raylet
+
+    def start_raylet(*args: Any, **settings: Any) -> Any:
+        process = start(*args, **settings)
+        started()
+        return process
+
+    with ExitStack() as stack:
+        for module, name, value in (
+            ("parameter", "RayParams", own),
+            ("services", "start_api_server", lambda *_, **__: ("", None)),
+            ("services", "start_raylet", start_raylet),
+            ("utils", "get_dashboard_dependency_error", ImportError),  # the agent then leaves out what needs packages
+        ):
+            stack.enter_context(_replaced(f"ray._private.{module}", name, value))
+        yield
 
 
 class _Nothing:
@@ -19,13 +48,13 @@ class _Nothing:
 
 
 class _Locations:
-    """Stands for the actor that knows where the others are."""
+    """Stands for the actor of Ray Data that knows where the others are."""
 
     update_actor_location = _Nothing()
 
 
 class _Coordinator:
-    """Stands for the actor that divides the cluster. All of it belongs to this job."""
+    """Stands for the actor of Ray Data that divides the cluster among datasets. All of it belongs to this job."""
 
     def __init__(self, *_: object, **__: object) -> None: ...
 
@@ -47,31 +76,65 @@ def _ignore(*_: object, **__: object) -> None: ...
 
 @contextmanager
 def without_helpers() -> Iterator[None]:
-    """Keep Ray Data from starting its helpers, inside this block. What another version of Ray does not have stays as it is."""
-    pool = "execution.operators.actor_pool_map_operator"
+    """Keep Ray Data from starting its helpers inside this block.
+
+    One collects figures for a dashboard, one knows where the scoring actors are, and one divides the cluster.
+    """
+    pool, stats = "execution.operators.actor_pool_map_operator", "stats:_StatsManager"
     with ExitStack() as stack:
-        for name in ("register_dataset_to_stats_actor", "update_execution_metrics", "update_iteration_metrics"):
-            stack.enter_context(_replaced("stats", "_StatsManager", name, staticmethod(_ignore)))
-        coordinator = ("cluster_autoscaler.rate_based_cluster_autoscaler", "", "DefaultAutoscalingCoordinator", _Coordinator)
-        stack.enter_context(_replaced(*coordinator))
-        stack.enter_context(_replaced(pool, "", "get_or_create_actor_location_tracker", _Locations))
-        stack.enter_context(_replaced(pool, "", "get_actor_locations", dict.fromkeys))  # None: the location is not known
+        for place, name, value in (
+            (stats, "register_dataset_to_stats_actor", staticmethod(_ignore)),
+            (stats, "update_execution_metrics", staticmethod(_ignore)),
+            (stats, "update_iteration_metrics", staticmethod(_ignore)),
+            ("cluster_autoscaler.rate_based_cluster_autoscaler", "DefaultAutoscalingCoordinator", _Coordinator),
+            (pool, "get_or_create_actor_location_tracker", _Locations),
+            (pool, "get_actor_locations", dict.fromkeys),  # None: the location is not known
+        ):
+            stack.enter_context(_replaced(f"ray.data._internal.{place}", name, value))
         yield
+
+
+class _Meeting:
+    """The actor through which rank 0 tells all workers of Ray Train something. That of Ray Train imports all of Ray Train."""
+
+    def __init__(self, **_: object) -> None:
+        self._said: dict[int, asyncio.Future[Any]] = {}
+
+    async def broadcast_from_rank_zero(self, world_rank: int, data: Any, collective_seq: int, **_: object) -> Any:
+        """What rank 0 gives as `data`. `collective_seq` counts these calls on each worker."""
+        said = self._said.setdefault(collective_seq, asyncio.get_running_loop().create_future())
+        if world_rank == 0:
+            said.set_result(data)
+        return await said
+
+
+def run_controller(**settings: Any) -> Any:
+    """Run the controller of Ray Train in this process, which usually is an actor; returns the Result."""
+    import ray
+    from ray.train.v2._internal.execution.controller import TrainController
+
+    meeting = ray.remote(num_cpus=0)(_Meeting)
+    with (
+        _replaced("ray.train.v2._internal.execution.worker_group.worker_group", "SynchronizationActor", meeting),
+        _replaced("ray.runtime_context:RuntimeContext", "current_actor", None),  # workers would ask it for checkpoints of Ray
+    ):
+        controller = TrainController(**settings)
+        asyncio.run(controller.run())
+    return controller.get_result()
 
 
 @contextmanager
-def _replaced(module: str, kind: str, name: str, value: Any) -> Iterator[None]:
-    """Replace the value of a name in a module of Ray Data, or in a class there."""
-    place: Any = None
+def _replaced(place: str, name: str, value: Any) -> Iterator[None]:
+    """Replace the value of a name in a module, or in a class of a module: `module:Class`."""
+    before = owner = None
     with suppress(ImportError, AttributeError):
-        place = import_module(f"ray.data._internal.{module}")
-        place = getattr(place, kind) if kind else place
-    before = vars(place).get(name) if place else None
+        owner = resolve_name(place)
+        before = vars(owner).get(name)
     if before is None:
         yield
         return
-    setattr(place, name, value)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        setattr(place, name, before)
+        setattr(owner, name, before)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from mnist_ray.cluster import runtime
+from mnist_ray.cluster.alone import run_controller
 from mnist_ray.cluster.capacity import granted_device
 from mnist_ray.cluster.watch import Watch, watching
 from mnist_ray.config import TrainConfig
@@ -137,9 +138,9 @@ def _run_workers(launch: dict[str, Any], splits: Splits, needs: dict[str, float]
             return [one for one in super()._create_default_callbacks() if type(one).__name__ not in unused]
 
         def _initialize_and_run_controller(self, **settings: Any) -> Any:
-            if owns_cluster and fewest == most:
-                settings["scaling_policy"] = Alone(self.scaling_config)  # type: ignore[arg-type]
-            return super()._initialize_and_run_controller(**settings)
+            if not (owns_cluster and fewest == most):
+                return super()._initialize_and_run_controller(**settings)
+            return run_controller(**{**settings, "scaling_policy": Alone(self.scaling_config)})  # type: ignore[arg-type]
 
     # DatasetsCallback starts a process for datasets of Ray Data. The cleaner takes 12 s to end, and a cluster that ends with
     # the job does not need it.

@@ -3,12 +3,12 @@
 import logging
 import os
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from mnist_ray.cluster.address import probe, sends_token, token_source
+from mnist_ray.cluster.alone import few_processes
 from mnist_ray.console import Console
 from mnist_ray.errors import ClusterError, first_line
 
@@ -26,10 +26,10 @@ FLUSH_S = 2.0
 
 
 @contextmanager
-def cluster(address: str, console: Console | None = None) -> Iterator[bool]:
+def cluster(address: str, console: Console | None = None, meanwhile: Callable[[], object] = lambda: None) -> Iterator[bool]:
     """Connect to the cluster at `address` or `RAY_ADDRESS`, or start one for this job alone; yields whether it was started.
 
-    Raises ClusterError.
+    `meanwhile` begins what may be done while Ray starts, and returns at once. Raises ClusterError.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a future default; without it, every task warns
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")  # the default of 2 s delays the end of a job
@@ -39,6 +39,7 @@ def cluster(address: str, console: Console | None = None) -> Iterator[bool]:
     owns_cluster = target == "local"
     if owns_cluster:  # this machine gets no preemption notices, and nobody scrapes the metrics of a temporary cluster
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")  # the job prints its own messages
         os.environ.setdefault("RAY_enable_metrics_collection", "0")
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # workers of Ray Train could not use them
     if console:
@@ -50,7 +51,10 @@ def cluster(address: str, console: Console | None = None) -> Iterator[bool]:
     worker.print_to_stdstream = lambda *_, **__: None  # Ray's about lost nodes and retries, up to 40 lines each: watch.py
     _require_answer(target)
     with _without_lines_of_ray():
-        _connect(target, owns_cluster=owns_cluster)
+        if not owns_cluster:
+            meanwhile()
+        with few_processes(meanwhile) if owns_cluster else nullcontext():
+            _connect(target, owns_cluster=owns_cluster)
         try:
             yield owns_cluster
         finally:  # threads that still wait for a lost cluster would start another one
@@ -61,18 +65,9 @@ def cluster(address: str, console: Console | None = None) -> Iterator[bool]:
 def _connect(target: str, *, owns_cluster: bool) -> None:
     """Join the cluster, or start one. Raises ClusterError."""
     import ray
-    from ray._private import parameter, services
 
-    parameters: Any = parameter.RayParams
-    start_dashboard = services.start_api_server
-    if owns_cluster:
-        # By default, its agent takes port 52365, and then a head that starts on this machine accepts no jobs. Nobody uses its
-        # autoscaler, its monitor of log files and its dashboard, whose processes make the start longer by seconds.
-        own = partial(parameters, dashboard_agent_listen_port=0, no_monitor=True, include_log_monitor=False)
-        parameter.RayParams = own  # type: ignore[misc,assignment]
-        services.start_api_server = lambda *_, **__: ("", None)
+    dashboard = False if owns_cluster else None
     try:
-        dashboard = False if owns_cluster else None
         ray.init(address=target, log_to_driver=False, configure_logging=False, include_dashboard=dashboard)
     except Exception as error:  # Ray raises this class itself if a process of it does not answer in time
         if owns_cluster:
@@ -80,9 +75,6 @@ def _connect(target: str, *, owns_cluster: bool) -> None:
                 f"Ray could not be started here: {first_line(error)}; use --workers 0 to run without Ray"
             ) from None
         raise _unreachable(target, first_line(error)) from None
-    finally:
-        parameter.RayParams = parameters  # type: ignore[misc]
-        services.start_api_server = start_dashboard
 
 
 @contextmanager
