@@ -1,25 +1,25 @@
 """The two engines of a scoring job: processes of this machine, and actors of a Ray cluster."""
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from functools import cache, partial
+from contextlib import ExitStack, contextmanager
+from functools import cache
 
 from mnist_ray.cluster import capacity, runtime
 from mnist_ray.config import ScoreConfig
 from mnist_ray.console import Console
 from mnist_ray.flags import scoring_pool
 from mnist_ray.run import forkserver, processes
+from mnist_ray.run.ahead import import_ahead
 from mnist_ray.scoring.estimate import Workers
 from mnist_ray.scoring.job import Job, UnitResult
 from mnist_ray.scoring.planner import Planner
 
 SMALL_JOB = 200_000
 """Inputs up to which `--workers auto` scores without Ray. They take seconds, and Ray takes ten to start."""
-LOOK_AHEAD_S, RAY_LOOK_AHEAD_S = 1.0, 3.0
-"""Most seconds of listing while PyTorch is imported, and while Ray starts. Both take longer than that."""
-
+REPORT = "mnist_ray.report.scoring"
+"""What draws the report. It imports matplotlib for half a second, so it is imported while others load the model."""
 ACTORS_START_S = 1.0
 """Seconds after which the driver has started the actors, and waits until they have imported PyTorch."""
 
@@ -55,9 +55,9 @@ def _processes(
 ) -> Iterator[tuple[int, Generator[UnitResult | None]]]:
     """Processes of this machine."""
     console.progress("loading the model")
-    threading.Thread(target=_import_report).start()
-    units, number, list_more = planner.pending(), config.processes, partial(planner.look_ahead, LOOK_AHEAD_S)
-    with processes.scoring(units, job, bundle, config.device, number, console.warning, list_more) as results:
+    import_ahead(REPORT)
+    units, number, warn = planner.pending(), config.processes, console.warning
+    with processes.scoring(units, job, bundle, config.device, number, warn, planner.look_ahead) as results:
         yield number or processes.cores(), results
 
 
@@ -67,31 +67,28 @@ def _actors(
 ) -> Iterator[tuple[int, Generator[UnitResult | None]]]:
     """Actors of a Ray cluster that has room for them."""
     forkserver.kill()  # it was started before it was known that Ray scores the inputs
-    with ThreadPoolExecutor(1) as meanwhile:
-        prepared = cache(lambda: meanwhile.submit(_prepare_for_ray, planner))
+    started = threading.Event()
+    with ThreadPoolExecutor(1) as meanwhile, ExitStack() as at_end:
+        at_end.callback(started.set)  # so that the thread ends, even if Ray cannot start
+        prepared = cache(lambda: meanwhile.submit(_prepare_for_ray, planner, started.is_set))
         with runtime.cluster(config.address, console, prepared) as alone:
+            started.set()
             prepared().result()
             from mnist_ray.cluster import actors
 
             pool, needs, _ = _pool(config)
             capacity.wait_for_room(pool[0], needs, console)
-            report = threading.Timer(ACTORS_START_S, _import_report)
+            report = threading.Timer(ACTORS_START_S, import_ahead, [REPORT])
             report.daemon = True
             report.start()
             yield pool[0], actors.stream(planner, job, bundle, pool, needs, console, alone=alone)
 
 
-def _prepare_for_ray(planner: Planner) -> None:
-    """What takes seconds and needs no cluster, while Ray starts. Raises MnistRayError for inputs that cannot be scored."""
+def _prepare_for_ray(planner: Planner, started: Callable[[], bool]) -> None:
+    """What takes seconds and needs no cluster, until Ray has started. Raises MnistRayError for inputs that cannot be scored."""
     import mnist_ray.cluster.actors  # noqa: F401
 
-    planner.look_ahead(RAY_LOOK_AHEAD_S)
-
-
-def _import_report() -> None:
-    """Import what draws the report, while other processes load the model: matplotlib takes half a second."""
-    with suppress(Exception):  # the job meets it again, and warns
-        import mnist_ray.report.scoring  # noqa: F401
+    planner.look_ahead(started)
 
 
 def _pool(config: ScoreConfig) -> tuple[tuple[int, int], dict[str, float], capacity.Capacity]:

@@ -1,11 +1,10 @@
 """The training job: in this process, or as a Ray Train job with one process per worker."""
 
-import importlib
 import math
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from mnist_ray.artifact import seal
@@ -20,6 +19,7 @@ from mnist_ray.data.order import GROUP_SIZE, num_groups
 from mnist_ray.errors import ModelError, OutputError, StorageError, UsageError
 from mnist_ray.flags import output_path, worker_range
 from mnist_ray.recipes import RECIPES
+from mnist_ray.run.ahead import import_ahead
 from mnist_ray.run.owner import Owner, owning
 from mnist_ray.run.worker import LocalControl, work
 
@@ -46,6 +46,8 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         return metrics
     _require_work_for_all(config)
     console.progress("loading the digits")
+    if worker_range(config.workers)[1] == 0:
+        import_ahead("mnist_ray.artifact.predictor")
     splits = load(config.data, console.line)
     _warn_if_short(config, len(splits.train), console)
     if config.patience:
@@ -87,9 +89,8 @@ def _engine(run: str, config: TrainConfig, splits: Splits, console: Console) -> 
         pick_device(config.device)  # raises UsageError if there is no such device, before anything is written
         yield lambda owner: work(run, config, config.device, splits, LocalControl(owner, console))
         return
-    # This import takes seconds, so do it while Ray starts.
-    trainer = threading.Thread(target=importlib.import_module, args=("ray.train.v2.api.data_parallel_trainer",))
-    with runtime.cluster(config.address, console, trainer.start) as owns_cluster:
+    trainer = partial(import_ahead, "ray.train.v2.api.data_parallel_trainer")
+    with runtime.cluster(config.address, console, trainer) as owns_cluster:
         needs = capacity.needs(fewest, config.device, capacity.capacity(), elastic=fewest < most)
         capacity.wait_for_room(fewest, needs, console)
         yield lambda owner: fit(config, splits, needs, owner, console, owns_cluster=owns_cluster)

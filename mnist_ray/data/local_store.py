@@ -104,13 +104,15 @@ def _walk_local(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> 
     above |= {(place.st_dev, place.st_ino)}
     names, folders = patiently(folder, "listed", lambda: _names(folder))
     for name in names:
-        path = os.path.join(folder, name)
+        path = f"{folder}/{name}"
         if name in folders:
             yield from _walk_local(path, f"{prefix}{name}/", above)
             continue
-        found = None
-        with suppress(OSError):  # broken links, pipes and sockets are listed too, so that the table accounts for them
+        try:
             found = _found(os.stat(path), prefix + name)
+        except OSError:
+            found = None
+        # Broken links, pipes and sockets are listed too, so that the table accounts for them.
         yield found or Found(prefix + name, -1, "")
 
 

@@ -7,15 +7,16 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
 
 from mnist_ray.data.digits import Predict
 from mnist_ray.errors import ClusterError, first_line
 from mnist_ray.run import forkserver
+from mnist_ray.run.ahead import ahead
 from mnist_ray.run.owner import fenced
 from mnist_ray.run.probe import crashing_inputs
 from mnist_ray.scoring.job import Job, UnitResult
@@ -65,13 +66,13 @@ def scoring(
     device: str,
     number: int,
     warn: Callable[[str], None],
-    meanwhile: Callable[[], None],
+    meanwhile: Callable[[Callable[[], bool]], None],
 ) -> Iterator[Generator[UnitResult | None]]:
     """The results of units that processes score, each as soon as it is there; None after `TICK_S` without one.
 
     `number` is that of the processes; 0 starts one for each core, or as many as the memory of the GPU has room for. They end
     with the results, with this block, and with this process. The first one loads and tests the model before the block begins.
-    `meanwhile` is called while PyTorch is imported. Raises MnistRayError.
+    `meanwhile` is called in the meantime with a function that says whether it has. Raises MnistRayError.
     """
     pool = _Pool(job, bundle, device, number, warn)
     try:
@@ -89,21 +90,21 @@ class _Pool:
         self._number, self._chosen = number or cores(), bool(number)
         self._running: dict[Future[UnitResult], UnitRef] = {}
 
-    def start(self, meanwhile: Callable[[], None]) -> None:
+    def start(self, meanwhile: Callable[[Callable[[], bool]], None]) -> None:
         """Start the processes and load the model. Raises ModelError or ClusterError, or what `meanwhile` raises."""
-        with suppress(OSError):  # `_start` meets it again
-            forkserver.start()
-        meanwhile()
-        try:
-            self._start()
-        except BrokenProcessPool:
-            raise ClusterError(
-                "the first scoring process ended while it started: it was killed, memory ran out, or the lines above "
-                'say why; a script of your own calls `score` below `if __name__ == "__main__":`'
-            ) from None
-        except KeyboardInterrupt:
-            forkserver.kill()
-            raise
+        with ThreadPoolExecutor(1) as thread:
+            started = thread.submit(self._start)
+            try:
+                meanwhile(started.done)
+                started.result()
+            except BrokenProcessPool:
+                raise ClusterError(
+                    "the first scoring process ended while it started: it was killed, memory ran out, or the lines above "
+                    'say why; a script of your own calls `score` below `if __name__ == "__main__":`'
+                ) from None
+            except KeyboardInterrupt:
+                forkserver.kill()
+                raise
 
     def _start(self) -> None:
         try:
@@ -132,15 +133,15 @@ class _Pool:
         self._executor.shutdown()
 
     def results(self, refs: Iterable[UnitRef]) -> Generator[UnitResult | None]:
-        """At most two units per process wait, so that `refs` is read no faster than units are scored."""
-        ahead, deaths = iter(refs), 0
+        """At most two units per process wait. A thread reads `refs`, so that no process waits for the listing of inputs."""
+        units, deaths = ahead(refs), 0
         lost: list[UnitRef] = []
         try:
             while True:
                 try:
                     if lost:
                         yield from self._score_again(lost)
-                    while len(self._running) <= 2 * self._number and (ref := next(ahead, None)):
+                    while len(self._running) <= 2 * self._number and (ref := next(units, None)):
                         self._running[self._submit(score_ref, ref, self._job, self._bundle, self._device)] = ref
                     yield from self._done()
                     if not self._running:
@@ -153,6 +154,7 @@ class _Pool:
                     lost += self._running.values()
                     self._running.clear()
         finally:  # before the job gives up the output folder
+            units.close()
             self.end()
 
     def _submit(self, call: Callable[..., R], *args: object) -> Future[R]:

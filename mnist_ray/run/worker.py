@@ -8,6 +8,7 @@ from mnist_ray.data.digits import Splits
 from mnist_ray.errors import first_line
 from mnist_ray.learn.control import Request, RunControl
 from mnist_ray.run import owner
+from mnist_ray.run.ahead import import_ahead
 from mnist_ray.run.lean import few_objects_to_collect
 from mnist_ray.run.progress import ProgressPrinter
 
@@ -38,6 +39,7 @@ def _write_results(run: str, config: TrainConfig, splits: Splits, loop: "Loop", 
     """Write what a finished run leaves: its history, bundle, metrics and report. Raises StorageError."""
     from mnist_ray.artifact.finish import finish
 
+    import_ahead("mnist_ray.report.training")
     loop.history.write(loop.state.history)
     metrics, predictions = finish(run, config, splits, loop.state, device)
     try:

@@ -1,9 +1,8 @@
 """Planning: the inputs are listed, cut into units and written to the plan, as a stream."""
 
 import hashlib
-import time
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from itertools import chain, islice
 
@@ -82,11 +81,10 @@ class Planner:
             left -= num_inputs
         return left >= 0
 
-    def look_ahead(self, seconds: float) -> None:
-        """List further inputs for so many seconds. `pending` then has them at once."""
-        until = time.monotonic() + seconds
+    def look_ahead(self, until: Callable[[], bool]) -> None:
+        """List further inputs until this is true. `pending` then has them at once."""
         for _ in self._look():
-            if time.monotonic() > until:
+            if until():
                 return
 
     def preview(self) -> Iterator[WorkUnit]:

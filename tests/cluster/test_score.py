@@ -39,22 +39,23 @@ def without_ray(digit_folder: Path, run_dir: Path, tmp_path_factory: pytest.Temp
 
 LISTING = """
 import sys
-from mnist_ray import engines
 from mnist_ray.cli import main
-engines.RAY_LOOK_AHEAD_S = float(sys.argv[1])
+from mnist_ray.scoring.planner import Planner
+look_ahead = Planner.look_ahead
+Planner.look_ahead = lambda planner, _: look_ahead(planner, lambda: sys.argv[1] == "none")
 sys.exit(main(sys.argv[2:]))
 """
-"""The command line with another number of seconds in which inputs are listed while Ray starts."""
+"""The command line, which lists all inputs while Ray starts, or none but the first."""
 
 
-@pytest.mark.parametrize("ahead_s", [60, 0], ids=["all inputs are known", "the plan grows"])
+@pytest.mark.parametrize("listed", ["all", "none"], ids=["all inputs are known", "the plan grows"])
 def test_actors_write_the_same_table_as_a_job_without_ray(
-    ahead_s: int, ray_cluster: RayCluster, without_ray: Path, digit_folder: Path, run_dir: Path, tmp_path: Path
+    listed: str, ray_cluster: RayCluster, without_ray: Path, digit_folder: Path, run_dir: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     flags = ["--model", str(run_dir), "--out", str(out), "--workers", "2", "--unit-rows", "40"]
     job = ["score", str(digit_folder), *flags, "--address", ray_cluster.address]
-    command = [sys.executable, "-c", LISTING, str(ahead_s), *job]
+    command = [sys.executable, "-c", LISTING, listed, *job]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "300 inputs = 300 predicted + 0 quarantined, accuracy" in done.stdout

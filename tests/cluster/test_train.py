@@ -121,6 +121,7 @@ def _raising_on_rank_1(error: Exception, starts: Path) -> Worker:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("joined", [True, False], ids=["joined cluster", "own cluster"])
 @pytest.mark.parametrize(
     ("raised", "seen", "message"),
     [
@@ -132,13 +133,15 @@ def test_an_error_on_one_worker_ends_the_job_at_once_with_its_own_message(
     raised: Exception,
     seen: type[Exception],
     message: str,
+    joined: bool,
     ray_cluster: RayCluster,
     small_idx: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(fit, "_worker", _raising_on_rank_1(raised, tmp_path))
-    config = TrainConfig(data=str(small_idx), address=ray_cluster.address, workers="2", epochs=1, out=str(tmp_path / "run"))
+    address = ray_cluster.address if joined else "local"
+    config = TrainConfig(data=str(small_idx), address=address, workers="2", epochs=1, out=str(tmp_path / "run"))
     with pytest.raises(seen, match=message):
         train(config, Quiet())
     started = [path.name[0] for path in tmp_path.glob("?-*")]  # the job may end before rank 0 has begun

@@ -1,0 +1,47 @@
+"""Threads that work ahead: they take items from an iterator, or import modules."""
+
+import queue
+import threading
+from collections.abc import Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from importlib import import_module
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def ahead(items: Iterable[T]) -> Generator[T]:
+    """The same items, and the error that ends them. The thread ends with this generator, after its current item."""
+    found: queue.SimpleQueue[tuple[T] | BaseException | None] = queue.SimpleQueue()
+    stop = threading.Event()
+
+    def take() -> None:
+        try:
+            for item in items:
+                if stop.is_set():
+                    return
+                found.put((item,))
+            found.put(None)
+        except BaseException as error:
+            found.put(error)
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(take)
+        try:
+            while entry := found.get():
+                if isinstance(entry, BaseException):
+                    raise entry
+                yield entry[0]
+        finally:
+            stop.set()
+
+
+def import_ahead(module: str) -> None:
+    """Begin to import a module in a thread. Whoever needs it waits for that, and meets its error again."""
+
+    def load() -> None:
+        with suppress(Exception):
+            import_module(module)
+
+    threading.Thread(target=load, daemon=True).start()
