@@ -5,6 +5,7 @@ stays as it is.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -113,6 +114,7 @@ def run_controller(**settings: Any) -> Any:
     import ray
     from ray.train.v2._internal.execution.controller import TrainController
 
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # its errors reach the user as ours
     meeting = ray.remote(num_cpus=0)(_Meeting)
     with (
         _replaced("ray.train.v2._internal.execution.worker_group.worker_group", "SynchronizationActor", meeting),

@@ -39,7 +39,7 @@ def cluster(address: str, console: Console | None = None, meanwhile: Callable[[]
     owns_cluster = target == "local"
     if owns_cluster:  # this machine gets no preemption notices, and nobody scrapes the metrics of a temporary cluster
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")  # the job prints its own messages
+        os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")  # it runs in this process
         os.environ.setdefault("RAY_enable_metrics_collection", "0")
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # workers of Ray Train could not use them
     if console:
