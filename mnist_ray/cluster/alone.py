@@ -18,11 +18,11 @@ from typing import Any
 def few_processes(started: Callable[[], object]) -> Iterator[None]:
     """Let `ray.init` start a small cluster inside this block. `started` is called while its last processes start.
 
-    By default, the agent of Ray's dashboard takes port 52365, and then a head that starts on this machine accepts no jobs.
-    Nobody uses the autoscaler, the monitor of log files, the dashboard, and what the agent does for it.
+    Nobody uses the autoscaler, the monitor of log files, the dashboard, and what Ray's agent does for it. Besides, the agent
+    would take port 52365, and then a head that starts on this machine accepts no jobs.
     """
     parameters, services = import_module("ray._private.parameter"), import_module("ray._private.services")
-    own = partial(parameters.RayParams, dashboard_agent_listen_port=0, no_monitor=True, include_log_monitor=False)
+    own = partial(parameters.RayParams, no_monitor=True, include_log_monitor=False)
     start = services.start_raylet
 
     def start_raylet(*args: Any, **settings: Any) -> Any:

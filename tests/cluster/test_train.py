@@ -24,7 +24,7 @@ from mnist_ray.run import owner
 from mnist_ray.train_job import train
 from tests.cluster.runs import checkpoints, history, metrics
 from tests.cluster.test_doctor import require_namespaces
-from tests.conftest import ROOT, RayCluster, cli, start_cli, wait_for, write_idx
+from tests.conftest import ROOT, RayCluster, cli, descendants, start_cli, wait_for, write_idx
 
 
 @pytest.mark.slow
@@ -52,6 +52,20 @@ def test_workers_on_two_nodes_learn_although_one_is_killed_and_a_rerun_sees_it(r
     other = cli(*flags, "--seed", "1")
     assert other.returncode == 5
     assert "holds a run with other settings (seed 0 -> 1)" in other.stderr
+
+
+@pytest.mark.slow
+def test_a_worker_killed_on_the_jobs_own_cluster_is_replaced(small_idx: Path, tmp_path: Path) -> None:
+    flags = ["--data", str(small_idx), "--workers", "2", "--epochs", "40", "--checkpoint-every", "10steps"]
+    job = start_cli("train", *flags, "--out", str(tmp_path))
+    wait_for(lambda: checkpoints(tmp_path), job)
+    workers = [pid for pid, command in descendants(job.pid).items() if command.startswith("ray::RayTrainWorker")]
+    assert len(workers) == 2
+    os.kill(workers[0], signal.SIGKILL)
+    printed, errors = job.communicate(timeout=240)
+    assert job.returncode == 0, printed + errors
+    assert "Traceback" not in printed + errors
+    assert sum(row["train_samples"] for row in history(tmp_path)) == 40 * 600
 
 
 @pytest.mark.slow
