@@ -46,8 +46,8 @@ from mnist_ray.scoring.parts import PREDICTIONS, part_name, strays, write_part
 from mnist_ray.scoring.plan import UnitRef, fingerprint, load_plan
 from mnist_ray.scoring.planner import Planner
 
-IN_FLIGHT = 100 * 8 * 2
-"""Units at the workers of 100 nodes: on each of 8 cores, the unit that it scores and the next one."""
+IN_FLIGHT = 100 * 8 * 4
+"""Units at the workers of 100 nodes: on each of 8 cores, the unit that it scores and the next three."""
 FOLDER = "s3://bucket/scans"
 FILES = 10_000
 """Image files of a generated folder."""
