@@ -331,6 +331,10 @@ def main(args: list[str] | None = None) -> int:
         status = _run([expand_home(arg) for arg in (sys.argv[1:] if args is None else args)], out)
     if args is None:
         gc.freeze()  # at its end, Python would look for cycles among all objects of PyTorch, for 0.6 s
+        if "mnist_ray.run.forkserver" in sys.modules:
+            from mnist_ray.run import forkserver
+
+            forkserver.kill()  # it would end a second later, and keep this program's output open until then
     return status
 
 

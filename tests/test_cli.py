@@ -5,6 +5,8 @@ import os
 import shlex
 import subprocess
 import sys
+import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import get_type_hints
 
@@ -89,6 +91,26 @@ def test_pytorch_is_imported_without_its_compiler(command: str, digit_folder: Pa
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "torch.nn" in imported
     assert not imported & {"torch._decomp", "torch._dynamo", "torch._inductor"}
+
+
+def test_the_process_that_scoring_processes_are_forked_from_ends_with_a_command(
+    digit_folder: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    """A finished job ends while that process still imports PyTorch."""
+    score = ["score", str(digit_folder), "--model", str(run_dir), "--out", str(tmp_path / "out")]
+    assert cli(*score).returncode == 0
+    mark = f"TEST_MARK={uuid.uuid4()}"
+    command = ["env", mark, sys.executable, "-m", "mnist_ray", *score, "--resume", "--quiet"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    left = [process for process in Path("/proc").glob("[0-9]*") if mark in _text(process / "environ")]
+    assert not [process for process in left if "forkserver" in _text(process / "cmdline")]
+
+
+def _text(file: Path) -> str:
+    """A file of a process; empty if it has ended, or belongs to somebody else."""
+    with suppress(OSError):
+        return file.read_text(errors="replace")
+    return ""
 
 
 @pytest.mark.parametrize("kind", _COMMANDS, ids=lambda kind: kind.__name__)
