@@ -6,6 +6,7 @@ stays as it is.
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -99,11 +100,13 @@ class _Meeting:
     """The actor through which rank 0 tells all workers of Ray Train something. That of Ray Train imports all of Ray Train."""
 
     def __init__(self, **_: object) -> None:
+        self._calls: Counter[int] = Counter()
         self._said: dict[int, asyncio.Future[Any]] = {}
 
-    async def broadcast_from_rank_zero(self, world_rank: int, data: Any, collective_seq: int, **_: object) -> Any:
-        """What rank 0 gives as `data`. `collective_seq` counts these calls on each worker."""
-        said = self._said.setdefault(collective_seq, asyncio.get_running_loop().create_future())
+    async def broadcast_from_rank_zero(self, world_rank: int, data: Any, **_: object) -> Any:
+        """What rank 0 gives as `data` when it calls this as often as the caller has."""
+        self._calls[world_rank] += 1
+        said = self._said.setdefault(self._calls[world_rank], asyncio.get_running_loop().create_future())
         if world_rank == 0:
             said.set_result(data)
         return await said

@@ -1,0 +1,20 @@
+"""What stands for parts of Ray on a cluster that a job has started for itself."""
+
+import asyncio
+
+from mnist_ray.cluster.alone import _Meeting
+
+
+def test_every_worker_gets_what_rank_0_says_in_the_same_round_in_any_order() -> None:
+    async def rank(meeting: _Meeting, number: int) -> list[str]:
+        heard = []
+        for sent in "abc":
+            await asyncio.sleep(0.01 * ((number * 2 + ord(sent)) % 3))
+            heard.append(await meeting.broadcast_from_rank_zero(number, sent if number == 0 else None))
+        return heard
+
+    async def meet() -> list[list[str]]:
+        meeting = _Meeting(timeout_s=1)
+        return await asyncio.gather(*(rank(meeting, number) for number in range(3)))
+
+    assert asyncio.run(meet()) == [["a", "b", "c"]] * 3
