@@ -46,8 +46,6 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         return metrics
     _require_work_for_all(config)
     console.progress("loading the digits")
-    if worker_range(config.workers)[1] == 0:
-        import_ahead("mnist_ray.artifact.predictor")
     splits = load(config.data, console.line)
     _warn_if_short(config, len(splits.train), console)
     if config.patience:

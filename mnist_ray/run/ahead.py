@@ -38,7 +38,10 @@ def ahead(items: Iterable[T]) -> Generator[T]:
 
 
 def import_ahead(module: str) -> None:
-    """Begin to import a module in a thread. Whoever needs it waits for that, and meets its error again."""
+    """Begin to import a module in a thread, long before it is needed: an error is then met again.
+
+    Who needs it while the thread fails would see half a module, and not the error.
+    """
 
     def load() -> None:
         with suppress(Exception):
