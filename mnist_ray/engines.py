@@ -70,7 +70,7 @@ def _actors(
     started = threading.Event()
     with ThreadPoolExecutor(1) as meanwhile, ExitStack() as at_end:
         at_end.callback(started.set)  # so that the thread ends, even if Ray cannot start
-        prepared = cache(lambda: meanwhile.submit(_prepare_for_ray, planner, started.is_set))
+        prepared = cache(lambda: meanwhile.submit(_prepare_for_ray, planner, started.is_set))  # only once
         with runtime.cluster(config.address, console, prepared) as alone:
             started.set()
             prepared().result()
