@@ -122,6 +122,7 @@ class _Pool:
         if not hasattr(self, "_executor"):  # it could not be made
             return
         processes = list((self._executor._processes or {}).values())
+        manager: threading.Thread | None = getattr(self._executor, "_executor_manager_thread", None)
         until = time.monotonic() + END_S
         try:
             self._executor.shutdown(wait=False, cancel_futures=True)
@@ -130,7 +131,8 @@ class _Pool:
         finally:
             for process in processes:
                 process.kill()  # does nothing to one that has ended
-        self._executor.shutdown()
+        if manager:  # else it may close its pipe while Python, which ends, writes to it
+            manager.join(END_S)
 
     def results(self, refs: Iterable[UnitRef]) -> Generator[UnitResult | None]:
         """At most two units per process wait. A thread reads `refs`, so that no process waits for the listing of inputs."""
