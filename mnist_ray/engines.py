@@ -78,9 +78,7 @@ def _actors(
 
             pool, needs, _ = _pool(config)
             capacity.wait_for_room(pool[0], needs, console)
-            report = threading.Timer(ACTORS_START_S, import_ahead, [REPORT])
-            report.daemon = True
-            report.start()
+            import_ahead(REPORT, after_s=ACTORS_START_S)
             yield pool[0], actors.stream(planner, job, bundle, pool, needs, console, alone=alone)
 
 

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from importlib import import_module
 from pkgutil import resolve_name
 from typing import Any
 
@@ -22,8 +21,9 @@ def few_processes(started: Callable[[], object]) -> Iterator[None]:
     Nobody uses the autoscaler, the monitor of log files, the dashboard, and what Ray's agent does for it. Besides, the agent
     would take port 52365, and then a head that starts on this machine accepts no jobs.
     """
-    parameters, services = import_module("ray._private.parameter"), import_module("ray._private.services")
-    own = partial(parameters.RayParams, no_monitor=True, include_log_monitor=False)
+    from ray._private import parameter, services
+
+    own = partial(parameter.RayParams, no_monitor=True, include_log_monitor=False)  # type: ignore[arg-type]
     start = services.start_raylet
 
     def start_raylet(*args: Any, **settings: Any) -> Any:
@@ -36,7 +36,7 @@ def few_processes(started: Callable[[], object]) -> Iterator[None]:
             ("parameter", "RayParams", own),
             ("services", "start_api_server", lambda *_, **__: ("", None)),
             ("services", "start_raylet", start_raylet),
-            ("utils", "get_dashboard_dependency_error", ImportError),  # the agent then leaves out what needs packages
+            ("utils", "get_dashboard_dependency_error", ImportError),  # the agent then leaves out what needs more packages
         ):
             stack.enter_context(_replaced(f"ray._private.{module}", name, value))
         yield

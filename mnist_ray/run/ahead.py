@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -37,13 +38,14 @@ def ahead(items: Iterable[T]) -> Generator[T]:
             stop.set()
 
 
-def import_ahead(module: str) -> None:
-    """Begin to import a module in a thread, long before it is needed: an error is then met again.
+def import_ahead(module: str, after_s: float = 0.0) -> None:
+    """Import a module in a thread, after so many seconds, and long before it is needed: an error is then met again.
 
     Who needs it while the thread fails would see half a module, and not the error.
     """
 
     def load() -> None:
+        time.sleep(after_s)
         with suppress(Exception):
             import_module(module)
 

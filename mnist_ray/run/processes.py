@@ -72,7 +72,7 @@ def scoring(
 
     `number` is that of the processes; 0 starts one for each core, or as many as the memory of the GPU has room for. They end
     with the results, with this block, and with this process. The first one loads and tests the model before the block begins.
-    `meanwhile` is called in the meantime with a function that says whether it has. Raises MnistRayError.
+    Until then, `meanwhile` may work; the function that it gets tells whether the model is loaded. Raises MnistRayError.
     """
     pool = _Pool(job, bundle, device, number, warn)
     try:

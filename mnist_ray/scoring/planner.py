@@ -66,7 +66,7 @@ class Planner:
         yield from self._listing
 
     def _look(self) -> Iterator[WorkUnit]:
-        """The same units, which `_not_planned` yields later."""
+        """The same units, to look at them: `_not_planned` still yields them."""
         yield from tuple(self._ahead)
         for unit in self._listing:
             self._ahead.append(unit)
