@@ -248,7 +248,8 @@ class RayCluster:
         command += [f"--dashboard-agent-listen-port={free_port()}"]  # jobs fail on a node whose agent finds its port in use
         # The head checks its nodes every second instead of every three, so that a lost node is noticed sooner.
         health = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
-        env = {**os.environ, **health, **self._variables, "RAY_TMPDIR": self._folder}
+        job_stop = {"RAY_JOB_STOP_WAIT_TIME_S": "30"}  # as in the launch files
+        env = {**os.environ, **health, **job_stop, **self._variables, "RAY_TMPDIR": self._folder}
         self._nodes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env))
         self._wait_for_nodes()
 

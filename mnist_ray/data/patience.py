@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import math
 import os
 import random
 import time
@@ -30,6 +31,8 @@ T = TypeVar("T")
 
 _failing: dict[str, tuple[float, float]] = {}
 """The first and the last failure of each storage that has not answered since."""
+_warned: dict[str, float] = {}
+"""When each storage was last warned of."""
 
 
 def patiently(uri: str, verb: str, action: Callable[[], T], patience_s: float | None = None) -> T:
@@ -71,7 +74,8 @@ def _since(root: str, now: float, error: OSError) -> float:
     first, last = _failing.get(root, (now, now))
     if now - last > PATIENCE_S:  # an old failure that nothing followed
         first = now
-    if first == now and PATIENCE_S > 0:
+    if now - _warned.get(root, -math.inf) > PATIENCE_S > 0:
+        _warned[root] = now
         logging.getLogger(__name__).warning("warning: %s: %s; trying again for up to %.0f s", root, _why(error), PATIENCE_S)
     _failing[root] = (first, now)
     return first

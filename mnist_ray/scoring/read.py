@@ -4,6 +4,7 @@ import platform
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, groupby
 from typing import Any
 
@@ -19,7 +20,7 @@ from mnist_ray.data.containers import MAX_BYTES, Reason, Rejection
 from mnist_ray.data.csv_table import Refused
 from mnist_ray.data.images import SIDE, Digits, Grey, decode, normalise
 from mnist_ray.data.listing import stat_files
-from mnist_ray.data.patience import ANSWERS
+from mnist_ray.data.patience import ANSWERS, patiently
 from mnist_ray.errors import StorageError, first_line
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.job import Job
@@ -29,6 +30,9 @@ CHUNK_ROWS = 1024
 """Images that are decoded and predicted together: enough to keep the predictor busy, few enough to need little memory."""
 
 _CRASHED = Rejection(Reason.CRASHED_READER, "ends the process that reads it; report it to the authors of mnist_ray")
+
+_REFUSED = (Reason.MISSING, Reason.UNREADABLE)
+"""What a storage says of a file, and what it may say of any file while it is out of order."""
 
 _OPTIONAL_KEYS = [schema.PLAN.field("size_bytes"), schema.PLAN.field("truth")]
 
@@ -54,14 +58,18 @@ def read_unit(unit: WorkUnit, job: Job, crashed: Collection[int] = ()) -> Iterat
     """
     if unit.rows["first_row"].null_count:
         for start in range(0, unit.rows.num_rows, CHUNK_ROWS):
-            yield _read_files(unit.rows.slice(start, CHUNK_ROWS), job, {position - start for position in crashed})
+            rows = unit.rows.slice(start, CHUNK_ROWS)
+            read = partial(_read_files, rows, job, {position - start for position in crashed})
+            yield patiently(storage.from_text(rows["source"][0].as_py()), "read", read)
     else:
         yield from _read_rows(unit.rows.to_pylist()[0], job, crashed)
 
 
 def _read_files(rows: pa.Table, job: Job, crashed: Collection[int]) -> Chunk:
+    """Files as a chunk. Raises OSError if their storage gives a file at one time and not at another."""
     sources, sizes, versions = (rows[name].to_pylist() for name in ("source", "size_bytes", "version"))
-    contents = read_many([storage.from_text(source) for source in sources], MAX_BYTES, sizes)
+    uris = [storage.from_text(source) for source in sources]
+    contents = read_many(uris, MAX_BYTES, sizes)
     read_s, num_bytes = 0.0, 0
 
     def decoded() -> Iterator[Grey | Rejection]:
@@ -81,8 +89,10 @@ def _read_files(rows: pa.Table, job: Job, crashed: Collection[int]) -> Chunk:
     started = time.perf_counter()
     digits, rejected = normalise(decoded())
     decode_s = time.perf_counter() - started - read_s
-    if rejected and None not in sizes and min(sizes) >= 0:
-        _require_visible([storage.from_text(source) for source in sources], [rejected.get(row) for row in range(len(sources))])
+    if refused := {row: rejection for row, rejection in rejected.items() if rejection.reason in _REFUSED}:
+        if min(sizes) >= 0:
+            _require_visible(uris, refused)
+        _require_same(uris, refused)
     keys = {"source": rows["source"], "row": rows["first_row"], "size_bytes": rows["size_bytes"], "truth": rows["truth"]}
     if schema.KEPT in rows.column_names:
         kept = rows[schema.KEPT].combine_chunks()
@@ -113,23 +123,35 @@ def _rejection(answer: OSError) -> Rejection:
     return Rejection(Reason.UNREADABLE, answer.strerror or str(answer))
 
 
-def _require_visible(uris: list[str], found: list[Rejection | None]) -> None:
-    """Raise StorageError if no file of several is accessible, or the folder of the only one is gone.
+def _require_visible(uris: list[str], refused: dict[int, Rejection]) -> None:
+    """Raise an error if no file of several is accessible, or the folder of the only one is gone.
 
     All were listed when the plan was made. One file may have been deleted since. If all are gone, their storage is probably not
-    mounted here, or this machine sees another folder of this name. If an object store says that an object is not there, this
-    holds for all machines.
+    mounted here, or this machine sees another folder of this name: StorageError. If an object store says that an object is not
+    there, this holds for all machines. If it denies access to all, it may allow it soon: OSError.
     """
     remote = not storage.is_local(uris[0])
-    wanted = (Reason.UNREADABLE,) if remote else (Reason.MISSING, Reason.UNREADABLE)
-    rejected = [rejection for rejection in found if rejection and rejection.reason in wanted]
+    rejected = [rejection for rejection in refused.values() if not remote or rejection.reason == Reason.UNREADABLE]
     if len(rejected) < len(uris) or (len(uris) == 1 and storage.is_folder(uris[0].rpartition("/")[0])):
         return
-    advice = "Check the permissions" if remote else "Share their folder with this machine"
+    if remote:
+        others = f", as to all {len(uris)} files of this part" if len(uris) > 1 else ""
+        raise OSError(f"{rejected[0].detail}{others}; check the permissions, then run with --resume")
     raise StorageError(
         f"{uris[0]}: {rejected[0].detail} on {platform.node()}. The job listed {len(uris)} such files, and none can be "
-        f"read there. {advice} and run with --resume; if they were deleted, give --overwrite"
+        "read there. Share their folder with this machine and run with --resume; if they were deleted, give --overwrite"
     )
+
+
+def _require_same(uris: list[str], refused: dict[int, Rejection]) -> None:
+    """Raise OSError if the storage gives files now that it has just refused, or refuses now what it has just given.
+
+    It was then out of order for a moment: unmounted, for example, or its permissions were being changed.
+    """
+    given = [uri for row, uri in enumerate(uris) if row not in refused][:1]
+    lost = any(isinstance(answer, OSError) for answer in read_many(given, limit=0))
+    if lost or any(isinstance(answer, bytes) for answer in read_many([uris[row] for row in refused], limit=0)):
+        raise OSError(f"{next(iter(refused.values())).detail} at one moment, and not at another")
 
 
 def _read_rows(row: dict[str, Any], job: Job, crashed: Collection[int]) -> Iterator[Chunk]:
@@ -180,7 +202,11 @@ def _batches(row: dict[str, Any], job: Job) -> Iterator[pa.RecordBatch | Refused
         yield from _lines(uri, row, job) if csv_table.is_csv(uri) else _range(uri, row, job)
     except ANSWERS as error:
         rejection = _rejection(error)
-        _require_visible([uri], [rejection])
+        try:
+            _require_visible([uri], {0: rejection})
+            _require_same([uri], {0: rejection})
+        except OSError as fault:
+            raise StorageError(f"{uri}: cannot be read: {fault}; run with --resume") from None
         yield Refused(rejection, row["num_rows"])
     except (OSError, pa.ArrowException) as error:
         yield Refused(Rejection(Reason.CORRUPT, first_line(error)), row["num_rows"])

@@ -125,7 +125,9 @@ def test_a_run_in_an_object_store_stops_and_continues_bit_equal(small: Splits, t
 
 
 @pytest.mark.slow
-def test_ray_job_stop_saves_a_checkpoint(ray_cluster: RayCluster, small_idx: Path, tmp_path: Path) -> None:
+def test_ray_job_stop_saves_a_checkpoint_and_the_job_ends_by_itself(
+    ray_cluster: RayCluster, small_idx: Path, tmp_path: Path
+) -> None:
     job, to = [str(BIN / "ray"), "job"], f"--address={ray_cluster.jobs_address}"
     name = f"stop-{os.getpid()}"
     submit = [*job, "submit", to, "--no-wait", f"--submission-id={name}", "--working-dir", str(ROOT), "--"]
@@ -134,7 +136,9 @@ def test_ray_job_stop_saves_a_checkpoint(ray_cluster: RayCluster, small_idx: Pat
     wait_for((tmp_path / "progress.json").exists)
     assert not checkpoints(tmp_path)
     subprocess.run([*job, "stop", to, name], check=True, capture_output=True)
-    wait_for(lambda: checkpoints(tmp_path))
+    assert checkpoints(tmp_path)
+    logs = subprocess.run([*job, "logs", to, name], check=True, capture_output=True, text=True).stdout
+    assert "stopped as asked; run the same command again" in logs
 
 
 @pytest.mark.long

@@ -96,18 +96,20 @@ PASSING: dict[str, Break] = {
     "lost answer to every second PUT": lambda proxy: proxy.fail(px.lose_answer, "PUT|POST", every=2),
     "expired credentials (400)": lambda proxy: proxy.outage(px.answer(400, "ExpiredToken"), 30, seconds=0.6),
     "expired credentials (403)": lambda proxy: proxy.outage(px.answer(403, "ExpiredToken"), 30, seconds=0.6),
+    "denied for a moment": lambda proxy: proxy.fail(px.answer(403, "AccessDenied"), "GET", r"digits/.*\.png", every=4, times=9),
     "no answer": lambda proxy: proxy.outage(px.silence, 30, seconds=0.5),
     "slow answers": lambda proxy: proxy.fail(px.slow(0.5), "GET", every=20),
 }
 
 
 SLOW = ["503 to every third GET", "lost answer to every second PUT", "expired credentials (403)", "no answer"]
+LONG = [name for name in PASSING if name not in (*SLOW, "denied for a moment")]
 
 
 @pytest.mark.usefixtures("in_threads", "short_requests")
 @pytest.mark.parametrize(
     "fault",
-    [*marked(pytest.mark.slow, *SLOW), *marked(pytest.mark.long, *(name for name in PASSING if name not in SLOW))],
+    ["denied for a moment", *marked(pytest.mark.slow, *SLOW), *marked(pytest.mark.long, *LONG)],
 )
 def test_scoring_waits_for_a_fault_to_pass(fault: str, bucket: Bucket, inputs: Inputs, reference: Reference) -> None:
     rule = PASSING[fault](bucket.proxy)

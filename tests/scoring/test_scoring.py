@@ -617,6 +617,30 @@ def test_a_folder_that_is_gone_is_not_quarantined(run: Run, digit_folder: Path, 
     assert run(folder, out=out, resume=True)["reasons"] == {"missing": 1}
 
 
+@pytest.mark.parametrize("why", [errno.ENOENT, errno.EACCES])
+def test_a_folder_that_is_gone_for_a_moment_is_read_again(
+    monkeypatch: pytest.MonkeyPatch, run: Run, digit_folder: Path, tmp_path: Path, out: Path, why: int
+) -> None:
+    """A mount that is lost and comes back while a unit is read. One file is really missing."""
+    folder = shutil.copytree(digit_folder / "1", tmp_path / "1")
+    names = sorted(path.name for path in folder.iterdir())
+    (folder / names[3]).unlink()
+    (folder / names[3]).symlink_to("nowhere")
+    reads, open_file = 0, os.open
+
+    def lose_mount(path: str, *flags: int) -> int:
+        nonlocal reads
+        reads += str(folder) in str(path)
+        if 5 < reads <= len(names) and str(folder) in str(path):
+            raise OSError(why, os.strerror(why))
+        return open_file(path, *flags)
+
+    monkeypatch.setattr(os, "open", lose_mount)
+    summary = run(folder, out=out)
+    assert reads > len(names)
+    assert (summary["predicted"], summary["reasons"]) == (len(names) - 1, {"missing": 1})
+
+
 def test_a_process_that_dies_while_it_loads_the_model_is_one_clear_error(
     monkeypatch: pytest.MonkeyPatch, run: Run, digit_folder: Path, out: Path
 ) -> None:
