@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as td
 from torch import Tensor, nn
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import GradBucket, TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 from mnist_ray.errors import MnistRayError, first_line
@@ -77,11 +77,30 @@ def wrap(model: nn.Module, example: Tensor) -> nn.Module:
         # Calibration sets the batch statistics, so no step needs to broadcast them.
         with _with_peers():
             wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
-        # DDP reorders its gradients after the first backward pass, and the last bits of a sum over three or more workers depend
+            if example.device.type == "cpu":  # over gloo
+                wrapped.register_comm_hook(None, _exchange)
+        # DDP reorders its gradients after the first backward pass, and the last bits of a sum over three or more GPUs depend
         # on that order. So run one pass now: a continued run then begins in the same order as an uninterrupted one.
         backward(wrapped(example).sum() * 0.0)
     wrapped.zero_grad()
     return wrapped
+
+
+def _exchange(_: None, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+    """The mean of the gradients in a bucket over all workers. Each worker sends its own to all others.
+
+    Gloo's all-reduce passes pieces on in a ring, which takes three times as long for so few gradients: 66,000 to 300,000. Here,
+    every worker adds them in the order of the ranks, so all have the same last bits.
+    """
+    own = bucket.buffer()
+    parts = [own if other == rank() else torch.empty_like(own) for other in range(world())]
+    others = [other for other in range(world()) if other != rank()]
+    works: list[Any] = [work for other in others for work in (td.isend(own, other), td.irecv(parts[other], other))]
+    for work in works:
+        work.wait()
+    done: torch.futures.Future[Tensor] = torch.futures.Future()
+    done.set_result(torch.stack(parts).mean(0))
+    return done
 
 
 @contextmanager

@@ -144,6 +144,23 @@ def test_collectives_work_with_any_number_of_workers(world: int) -> None:
     assert run_workers(world, _collectives) == [(world, 0, (3, b"state"), world * (world + 1) / 2)] * world
 
 
+def _gradient() -> bytes:
+    """The gradient, averaged over the workers, of a linear layer whose gradient on each worker is its input."""
+    torch.manual_seed(0)
+    inputs = torch.randn(dist.world(), 4000)
+    model = dist.wrap(nn.Linear(4000, 1, bias=False), inputs[:1])
+    dist.backward(model(inputs[dist.rank()]).sum())
+    (gradient,) = (parameter.grad for parameter in model.parameters())
+    assert gradient is not None
+    torch.testing.assert_close(gradient[0], inputs.mean(0))
+    return gradient.numpy().tobytes()
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_all_workers_hold_the_same_mean_gradient_to_the_last_bit(world: int) -> None:
+    assert len(set(run_workers(world, _gradient))) == 1
+
+
 def _left_alone() -> None:
     if dist.rank() == 0:
         with pytest.raises(PeersLostError):
