@@ -17,16 +17,16 @@ class RecordedStep:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._steps = 0
 
-    def __call__(self, rows: Tensor, maps: Tensor | None, span: slice, weight: float) -> Learned:
+    def __call__(self, rows: Tensor, maps: Tensor | None, weight: float) -> Learned:
         """Take one optimizer step. The returned tensors change with the next step."""
         self._steps += 1
         if len(rows) != self._batch_size or self._steps <= WARM_UP:
-            return self._learn(rows, maps, span, weight)
+            return self._learn(rows, maps, weight)
         if self._graph is None:
             self._graph = torch.cuda.CUDAGraph()
             self._rows, self._maps = rows.clone(), None if maps is None else maps.clone()
             with torch.cuda.graph(self._graph):
-                self._learned = self._learn(self._rows, self._maps, span, weight)
+                self._learned = self._learn(self._rows, self._maps, weight)
         self._rows.copy_(rows)
         if self._maps is not None and maps is not None:
             self._maps.copy_(maps)

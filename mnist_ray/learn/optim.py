@@ -109,9 +109,9 @@ def orthogonal(matrix: Tensor) -> Tensor:
     x = x / (x.norm() + 1e-7)
     gram = x @ x.T
     product = torch.eye(len(x), dtype=x.dtype, device=x.device)
+    scaled = a * product
     for _ in range(NEWTON_SCHULZ_STEPS):
-        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal().add_(a)
+        factor = torch.addmm(torch.add(scaled, gram, alpha=b), gram, gram, alpha=c)
         product = factor @ product
         gram = factor @ gram @ factor
     x = torch.mm(product, x)

@@ -44,20 +44,20 @@ class Learned(NamedTuple):
     """Sum over the batch, in nats, a scalar."""
 
 
-Learn = Callable[[Tensor, Tensor | None, slice, float], Learned]
+Learn = Callable[[Tensor, Tensor | None, float], Learned]
 """What `learner` returns."""
 
 
 def learner(model: nn.Module, state: TrainState, digits: DeviceDigits, recipe: Recipe) -> Learn:
-    """A function that takes one optimizer step on the digits at `rows` int64[N], the part `span` of a global batch.
+    """A function that takes one optimizer step on the digits at `rows` int64[N].
 
-    `maps` float32[B, 2, 3] distort the whole batch, and `weight` multiplies the summed loss. All tensors are on the device.
+    `maps` float32[N, 2, 3] distort them, and `weight` multiplies the summed loss. All tensors are on the device.
     """
 
-    def learn(rows: Tensor, maps: Tensor | None, span: slice, weight: float) -> Learned:
+    def learn(rows: Tensor, maps: Tensor | None, weight: float) -> Learned:
         images, labels = digits.images.index_select(0, rows), digits.labels.index_select(0, rows)
         if maps is not None:
-            images = distort(images, sampling_grid(maps)[span])
+            images = distort(images, sampling_grid(maps))
         with torch.autocast(images.device.type, torch.bfloat16, enabled=state.precision == "bfloat16"):
             logits = model(images)
         loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=recipe.label_smoothing)
@@ -78,10 +78,10 @@ def train_step(learn: Learn, state: TrainState, order: SampleOrder, recipe: Reci
         span = slice(0, min(GROUP_SIZE, len(batch)))
     device, maps = state.model.head.weight.device, None
     if recipe.affine:  # drawn for the whole batch, so that a sample's distortion does not depend on the span
-        maps = draw_affine(order.random(state.samples_seen), len(batch), recipe.affine).to(device, non_blocking=True)
+        maps = draw_affine(order.random(state.samples_seen), len(batch), recipe.affine)[span].to(device, non_blocking=True)
     rows = torch.from_numpy(batch[span]).to(device, non_blocking=True)
     # DDP divides the summed gradients by the number of workers; this weight makes them the gradients of the global mean loss.
-    learned = learn(rows, maps, span, 0.0 if idle else dist.world() / len(batch))
+    learned = learn(rows, maps, 0.0 if idle else dist.world() / len(batch))
     state.samples_seen += len(batch)
     if not idle:
         state.tally.add(*learned)
