@@ -56,8 +56,8 @@ def _processes(
     """Processes of this machine."""
     console.progress("loading the model")
     import_ahead(REPORT)
-    units, number, warn = planner.pending(), config.processes, console.warning
-    with processes.scoring(units, job, bundle, config.device, number, warn, planner.look_ahead) as results:
+    number = config.processes
+    with processes.scoring(planner, job, bundle, config.device, number, console.warning) as results:
         yield number or processes.cores(), results
 
 

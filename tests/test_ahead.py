@@ -16,7 +16,7 @@ def test_items_are_taken_before_they_are_asked_for() -> None:
         yield from range(1000)
         taken.set()
 
-    found = ahead(items())
+    found = ahead(items(), 10)
     assert next(found) == 0
     assert taken.wait(10)
     assert list(found) == list(range(1, 1000))
@@ -27,7 +27,7 @@ def test_an_error_comes_after_the_items_before_it() -> None:
         yield 0  # an item like any other, although it is false
         raise DataError("damaged")
 
-    found = ahead(items())
+    found = ahead(items(), 10)
     assert next(found) == 0
     with pytest.raises(DataError, match="damaged"):
         next(found)
@@ -41,8 +41,9 @@ def test_the_thread_ends_with_the_generator() -> None:
         more.wait()
         yield from iter(int, 1)
 
-    found = ahead(items())
+    found = ahead(items(), 0.01)
     assert next(found) == 1
+    assert next(found) is None, "the next item takes longer"
     threading.Timer(0.1, more.set).start()
     found.close()
     assert threading.active_count() <= threads + 1, "only the timer may be left"

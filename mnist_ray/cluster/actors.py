@@ -42,7 +42,9 @@ STALLED_S = 900
 POLL_S = 0.5
 """Seconds between two looks at a plan that is not complete yet."""
 TASKS_PER_ACTOR = 4
-"""Units sent to an actor: the one that it scores, and the next ones. Small units take less time than sending another one."""
+"""Most units sent to an actor: the one that it scores, and the next ones. Sending one takes longer than scoring a small one."""
+FEW_TASKS = 2
+"""The same if there are less than two such rounds for all actors: the first actors to start would take all units."""
 MOST_TRIES = 3
 """Number of times that a unit may end an actor that has found no input to blame."""
 _GO_ON = "run again with --resume to score the rest"
@@ -168,10 +170,9 @@ def stream(
     """
     console.progress("starting the actors")
     results = _results(planner, job, bundle, pool, needs)
-    stop = threading.Event()
     helpers = without_helpers() if alone else nullcontext()
     with helpers, ThreadPoolExecutor(1, "planner") as thread, watching(console, _LOST_NODE) as cluster:
-        planning = thread.submit(_plan, planner, stop)
+        planning = thread.submit(_plan, planner)
         try:
             for row in _ticking(results.iter_rows()):
                 if row is None:
@@ -187,7 +188,7 @@ def stream(
                 raise type(cause)(first_line(cause)) from None
             raise ClusterError(f"scoring stopped: {first_line(error)}; {_GO_ON}") from error
         finally:
-            stop.set()
+            planner.stop()
         planning.result()
 
 
@@ -224,12 +225,14 @@ def _results(planner: Planner, job: Job, bundle: str, pool: tuple[int, int], nee
     context.target_max_block_size = 1  # a block, and so a task, for each unit: it starts as soon as it is planned
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors reach the user as ours
     warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)  # a small job leaves some idle
-    results: ray.data.Dataset = _units(planner, job).map(
+    units = _units(planner, job)
+    in_flight = FEW_TASKS if planner.all_known and len(planner.units) < 2 * TASKS_PER_ACTOR * pool[1] else TASKS_PER_ACTOR
+    results: ray.data.Dataset = units.map(
         Actor,  # type: ignore[arg-type]
         fn_constructor_args=(job, bundle, granted_device(needs)),
         num_cpus=needs["CPU"],
         num_gpus=needs.get("GPU", 0),
-        compute=ray.data.ActorPoolStrategy(min_size=pool[0], max_size=pool[1], max_tasks_in_flight_per_actor=TASKS_PER_ACTOR),
+        compute=ray.data.ActorPoolStrategy(min_size=pool[0], max_size=pool[1], max_tasks_in_flight_per_actor=in_flight),
     )
     return results
 
@@ -246,13 +249,13 @@ def _units(planner: Planner, job: Job) -> ray.data.Dataset:
     return units
 
 
-def _plan(planner: Planner, stop: threading.Event) -> None:
+def _plan(planner: Planner) -> None:
     """Plan all inputs, in a thread, while the actors score what is planned."""
     try:
         for _ in planner.pending():
-            if stop.is_set():
-                return
-        planner.complete()
+            pass
+        if not planner.stopped:
+            planner.complete()
     except BaseException as error:
         with suppress(MnistRayError):
             planner.fail(first_line(error))

@@ -21,6 +21,20 @@ One start is short, because Ray may still count a node that has just died. With 
 
 RAY_LINES = r"^\[20[0-9 ,:-]* [A-Z] [0-9]* [0-9]*\] "
 """How a line of Ray's C++ code begins. Its log files hold the same lines."""
+EVERY_JOB = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a future default; without it, every task warns
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # the default of 2 s delays the end of a job
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(START_S),
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers need no folder of Ray Train
+}
+"""Environment variables that a job sets for Ray."""
+OWN_CLUSTER = {  # this machine gets no preemption notices, and nobody scrapes the metrics of a temporary cluster
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",  # it runs in this process
+    "RAY_enable_metrics_collection": "0",
+    "RAY_prestart_worker_first_driver": "0",  # workers of Ray Train could not use them
+}
+"""The same, on a cluster that a job starts for itself."""
 FLUSH_S = 2.0
 """Seconds to wait at the end until all of standard error has passed."""
 
@@ -31,19 +45,17 @@ def cluster(address: str, console: Console | None = None, meanwhile: Callable[[]
 
     `meanwhile` begins what may be done while Ray starts, and returns at once. Raises ClusterError.
     """
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a future default; without it, every task warns
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")  # the default of 2 s delays the end of a job
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_S))
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers need no folder of Ray Train
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     owns_cluster = target == "local"
-    if owns_cluster:  # this machine gets no preemption notices, and nobody scrapes the metrics of a temporary cluster
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")  # it runs in this process
-        os.environ.setdefault("RAY_enable_metrics_collection", "0")
-        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # workers of Ray Train could not use them
     if console:
         console.progress("starting Ray" if owns_cluster else f"joining the Ray cluster at {target}")
+    with _settings(OWN_CLUSTER if owns_cluster else {}), _joined(target, meanwhile, owns_cluster=owns_cluster):
+        yield owns_cluster
+
+
+@contextmanager
+def _joined(target: str, meanwhile: Callable[[], object], *, owns_cluster: bool) -> Iterator[None]:
+    """Join or start the cluster, and leave or end it. Raises ClusterError."""
     import ray
     from ray._private import auto_init_hook, worker
 
@@ -56,10 +68,22 @@ def cluster(address: str, console: Console | None = None, meanwhile: Callable[[]
         with few_processes(meanwhile) if owns_cluster else nullcontext():
             _connect(target, owns_cluster=owns_cluster)
         try:
-            yield owns_cluster
+            yield
         finally:  # threads that still wait for a lost cluster would start another one
             auto_init_hook.enable_auto_connect = False
             ray.shutdown()
+
+
+@contextmanager
+def _settings(more: dict[str, str]) -> Iterator[None]:
+    """Set Ray's environment variables for a job, except those that the user has set. The user's next job may need others."""
+    added = {name: value for name, value in {**EVERY_JOB, **more}.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def _connect(target: str, *, owns_cluster: bool) -> None:

@@ -53,7 +53,7 @@ def patiently(uri: str, verb: str, action: Callable[[], T], patience_s: float | 
             _failing.pop(root, None)
             raise
         except StorageError as error:
-            raise error if str(error).startswith(uri) else StorageError(f"{uri}: cannot be {verb}: {error}") from None
+            raise error if ": cannot be " in str(error) else StorageError(f"{uri}: cannot be {verb}: {error}") from None
         except OSError as error:
             now = time.monotonic()
             patience = min(PATIENCE_S, FULL_S) if error.errno in _FULL else PATIENCE_S

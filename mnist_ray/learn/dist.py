@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import reduce
 from types import ModuleType, SimpleNamespace
 from typing import Any, TypeVar
 
@@ -21,6 +22,8 @@ from mnist_ray.errors import MnistRayError, first_line
 from mnist_ray.learn.control import Meeting, PeersLostError
 
 T = TypeVar("T")
+FEW_WORKERS = 4
+"""Workers that send their gradients to each other directly. The traffic of each grows with their number."""
 FORM_S = 60.0
 """Seconds that a worker waits for the others when they form their process group."""
 
@@ -77,10 +80,10 @@ def wrap(model: nn.Module, example: Tensor) -> nn.Module:
         # Calibration sets the batch statistics, so no step needs to broadcast them.
         with _with_peers():
             wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
-            if example.device.type == "cpu":  # over gloo
+            if example.device.type == "cpu" and world() <= FEW_WORKERS:  # over gloo
                 wrapped.register_comm_hook(None, _exchange)
-        # DDP reorders its gradients after the first backward pass, and the last bits of a sum over three or more GPUs depend
-        # on that order. So run one pass now: a continued run then begins in the same order as an uninterrupted one.
+        # DDP reorders its gradients after the first backward pass, and the last bits of a sum over three or more workers may
+        # depend on that order. So run one pass now: a continued run then begins in the same order as an uninterrupted one.
         backward(wrapped(example).sum() * 0.0)
     wrapped.zero_grad()
     return wrapped
@@ -92,14 +95,15 @@ def _exchange(_: None, bucket: GradBucket) -> torch.futures.Future[Tensor]:
     Gloo's all-reduce passes pieces on in a ring, which takes three times as long for so few gradients: 66,000 to 300,000. Here,
     every worker adds them in the order of the ranks, so all have the same last bits.
     """
-    own = bucket.buffer()
-    parts = [own if other == rank() else torch.empty_like(own) for other in range(world())]
+    parts = [torch.empty_like(bucket.buffer()) for _ in range(world())]
+    parts[rank()] = bucket.buffer()
     others = [other for other in range(world()) if other != rank()]
-    works: list[Any] = [work for other in others for work in (td.isend(own, other), td.irecv(parts[other], other))]
+    works: list[Any] = [td.isend(parts[rank()], other) for other in others]
+    works += [td.irecv(parts[other], other) for other in others]
     for work in works:
         work.wait()
     done: torch.futures.Future[Tensor] = torch.futures.Future()
-    done.set_result(torch.stack(parts).mean(0))
+    done.set_result(reduce(torch.add, parts) / world())
     return done
 
 

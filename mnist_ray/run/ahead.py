@@ -12,8 +12,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def ahead(items: Iterable[T]) -> Generator[T]:
-    """The same items, and the error that ends them. The thread ends with this generator, after its current item."""
+def ahead(items: Iterable[T], tick_s: float) -> Generator[T | None]:
+    """The same items, and the error that ends them; None after `tick_s` without one.
+
+    The thread ends with this generator, after its current item.
+    """
     found: queue.SimpleQueue[tuple[T] | BaseException | None] = queue.SimpleQueue()
     stop = threading.Event()
 
@@ -30,7 +33,14 @@ def ahead(items: Iterable[T]) -> Generator[T]:
     with ThreadPoolExecutor(1) as thread:
         thread.submit(take)
         try:
-            while entry := found.get():
+            while True:
+                try:
+                    entry = found.get(timeout=tick_s)
+                except queue.Empty:
+                    yield None
+                    continue
+                if entry is None:
+                    return
                 if isinstance(entry, BaseException):
                     raise entry
                 yield entry[0]

@@ -31,7 +31,11 @@ def start() -> ForkServerContext:
 def kill() -> None:
     """End the process at once, if `start` has started it.
 
-    Otherwise it forks every process that it was asked for, even after the job has ended.
+    Otherwise it forks every process that it was asked for, even after the job has ended, and those that the user's own program
+    asks for later.
     """
-    if _server._forkserver_pid in _started:
-        os.kill(_server._forkserver_pid, signal.SIGKILL)
+    if (pid := _server._forkserver_pid) in _started:
+        _started.remove(pid)
+        os.kill(pid, signal.SIGKILL)
+        _server._stop()  # waits until it has ended, so that the next `start` does not take it for a living one
+        multiprocessing.get_context("forkserver").set_forkserver_preload(["__main__"])  # Python's default

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -21,6 +21,7 @@ from mnist_ray.run.owner import fenced
 from mnist_ray.run.probe import crashing_inputs
 from mnist_ray.scoring.job import Job, UnitResult
 from mnist_ray.scoring.plan import UnitRef, load_unit
+from mnist_ray.scoring.planner import Planner
 from mnist_ray.scoring.unit import score_unit
 
 R = TypeVar("R")
@@ -30,8 +31,11 @@ GPU_BYTES = 2**30
 """Memory of a GPU that a scoring process needs, most of it for CUDA itself."""
 TICK_S = 0.5
 """Seconds without a result after which a job looks whether it was asked to stop."""
+POLL_S = 0.05
+"""Seconds to wait for the next planned unit, and not to look for results, while processes have room for it."""
 END_S = 3.0
 """Seconds that processes have to finish their units at the end. Then they are killed."""
+_ALL_PLANNED = object()
 _AGAIN = "run again with --resume to score the rest"
 
 
@@ -60,26 +64,21 @@ def predictor(bundle: str, device: str, precision: str) -> Predict:
 
 @contextmanager
 def scoring(
-    refs: Iterable[UnitRef],
-    job: Job,
-    bundle: str,
-    device: str,
-    number: int,
-    warn: Callable[[str], None],
-    meanwhile: Callable[[Callable[[], bool]], None],
+    planner: Planner, job: Job, bundle: str, device: str, number: int, warn: Callable[[str], None]
 ) -> Iterator[Generator[UnitResult | None]]:
-    """The results of units that processes score, each as soon as it is there; None after `TICK_S` without one.
+    """The results of units that processes score, each as soon as it is there; None after `TICK_S` or earlier without one.
 
     `number` is that of the processes; 0 starts one for each core, or as many as the memory of the GPU has room for. They end
-    with the results, with this block, and with this process. The first one loads and tests the model before the block begins.
-    Until then, `meanwhile` may work; the function that it gets tells whether the model is loaded. Raises MnistRayError.
+    with the results, with this block, and with this process. The first one loads and tests the model before the block begins,
+    and inputs are listed until then. Raises MnistRayError.
     """
     pool = _Pool(job, bundle, device, number, warn)
     try:
-        pool.start(meanwhile)
-        yield pool.results(refs)
+        pool.start(planner.look_ahead)
+        yield pool.results(planner)
     finally:
         pool.end()
+        forkserver.kill()
 
 
 class _Pool:
@@ -102,8 +101,10 @@ class _Pool:
                     "the first scoring process ended while it started: it was killed, memory ran out, or the lines above "
                     'say why; a script of your own calls `score` below `if __name__ == "__main__":`'
                 ) from None
-            except KeyboardInterrupt:
-                forkserver.kill()
+            except BaseException as error:  # the thread must not wait for a process that hangs
+                if isinstance(error, KeyboardInterrupt):
+                    forkserver.kill()
+                self.end()
                 raise
 
     def _start(self) -> None:
@@ -134,20 +135,19 @@ class _Pool:
         if manager:  # else it may close its pipe while Python, which ends, writes to it
             manager.join(END_S)
 
-    def results(self, refs: Iterable[UnitRef]) -> Generator[UnitResult | None]:
-        """At most two units per process wait. A thread reads `refs`, so that no process waits for the listing of inputs."""
-        units, deaths = ahead(refs), 0
+    def results(self, planner: Planner) -> Generator[UnitResult | None]:
+        """At most two units per process wait. A thread plans them, so that no process waits for the listing of inputs."""
+        units, deaths = ahead(planner.pending(), POLL_S), 0
         lost: list[UnitRef] = []
         try:
             while True:
                 try:
                     if lost:
                         yield from self._score_again(lost)
-                    while len(self._running) <= 2 * self._number and (ref := next(units, None)):
-                        self._running[self._submit(score_ref, ref, self._job, self._bundle, self._device)] = ref
-                    yield from self._done()
-                    if not self._running:
+                    more = self._submit_next(units)
+                    if not (more or self._running):
                         return
+                    yield from self._done(0.0 if more else TICK_S)
                 except BrokenProcessPool:
                     deaths += 1
                     if deaths > MOST_DEATHS:
@@ -156,8 +156,18 @@ class _Pool:
                     lost += self._running.values()
                     self._running.clear()
         finally:  # before the job gives up the output folder
+            planner.stop()
             units.close()
             self.end()
+
+    def _submit_next(self, units: Iterator[UnitRef | None]) -> bool:
+        """Submit units until enough wait for a process. Returns whether the next one is not planned yet."""
+        while len(self._running) <= 2 * self._number:
+            ref = next(units, _ALL_PLANNED)
+            if not isinstance(ref, UnitRef):
+                return ref is None
+            self._running[self._submit(score_ref, ref, self._job, self._bundle, self._device)] = ref
+        return False
 
     def _submit(self, call: Callable[..., R], *args: object) -> Future[R]:
         """A call in one of the processes. If they have ended, or none can be started, its result is a BrokenProcessPool."""
@@ -171,11 +181,9 @@ class _Pool:
         future.set_exception(broken)
         return future
 
-    def _done(self) -> Iterator[UnitResult | None]:
-        """The results that are there, or None if none came for `TICK_S`. Raises BrokenProcessPool."""
-        if not self._running:
-            return
-        done = wait(self._running, TICK_S, return_when=FIRST_COMPLETED).done
+    def _done(self, wait_s: float) -> Iterator[UnitResult | None]:
+        """The results that are there, or None if none came for `wait_s`. Raises BrokenProcessPool."""
+        done = wait(self._running, wait_s, return_when=FIRST_COMPLETED).done
         for future in done:
             result = future.result()
             del self._running[future]

@@ -68,7 +68,7 @@ def digest_of(data: bytes | memoryview) -> str:
 
 
 def _encode(table: pa.Table, about: dict[str, object]) -> bytes:
-    """A part as a Parquet file whose metadata also holds the digest of everything before its footer."""
+    """A part as a Parquet file whose metadata also holds the digests of everything before its footer, and of itself."""
     sink = io.BytesIO()
     table = table.replace_schema_metadata(None)
     # Floats hardly repeat: their dictionaries would make a part a third larger.
@@ -78,14 +78,21 @@ def _encode(table: pa.Table, about: dict[str, object]) -> bytes:
     with pq.ParquetWriter(sink, table.schema, compression="zstd", use_dictionary=repeated, write_page_checksum=True) as writer:
         writer.write_table(table, row_group_size=ROW_GROUP)
         metadata = {**about, "rows": digest_of(sink.getvalue())}
+        metadata["self"] = _digest_of_metadata(metadata)
         writer.add_key_value_metadata({_METADATA: json.dumps(metadata, sort_keys=True)})
     return sink.getvalue()
 
 
+def _digest_of_metadata(about: dict[str, object]) -> str:
+    return digest_of(json.dumps(about, sort_keys=True).encode())
+
+
 def _decode(data: bytes) -> tuple[pa.Table, dict[str, Any]]:
-    """The rows of a part, and what its metadata says. Raises one of `DAMAGE` unless the rows are those that were written."""
+    """The rows of a part, and what its metadata says. Raises one of `DAMAGE` unless they are those that were written."""
     parquet = pq.ParquetFile(pa.BufferReader(data))
     about = json.loads(parquet.metadata.metadata[_METADATA])
+    if about.pop("self") != _digest_of_metadata(about):
+        raise ValueError("its counts are not those that were written")
     footer = int.from_bytes(data[-8:-4], "little") + 8
     if digest_of(memoryview(data)[:-footer]) != about["rows"]:
         raise ValueError("its rows are not those that were written")

@@ -33,7 +33,8 @@ class Planner:
         self._listing: Iterator[WorkUnit] = iter(())
         self._ahead: deque[WorkUnit] = deque()
         """Units that were listed to look at them, and that the plan does not hold yet."""
-        self._new = self._not_planned()
+        self.stopped = False
+        """Whether `stop` was called."""
         if self.planning:
             self._open(config)
         self.units = {ref.id: ref.num_inputs for ref in self.plan.refs(self._out)}
@@ -59,14 +60,14 @@ class Planner:
             raise DataError(f"{self._out}: its table has other --keep columns than the inputs have now; give another --out")
         self.plan = replace(self.plan, complete=False, failed="", kept=self._units.kept)
 
-    def _not_planned(self) -> Iterator[WorkUnit]:
-        """The units that the plan does not hold yet."""
-        while self._ahead:
-            yield self._ahead.popleft()
-        yield from self._listing
+    def _next(self) -> WorkUnit | None:
+        """The next unit that the plan does not hold yet; None if there is none, or after `stop`."""
+        if self.stopped:
+            return None
+        return self._ahead.popleft() if self._ahead else next(self._listing, None)
 
     def _look(self) -> Iterator[WorkUnit]:
-        """The same units, to look at them: `_not_planned` still yields them."""
+        """The units that the plan does not hold yet, to look at them: `_next` still returns them."""
         yield from tuple(self._ahead)
         for unit in self._listing:
             self._ahead.append(unit)
@@ -89,7 +90,7 @@ class Planner:
 
     def preview(self) -> Iterator[WorkUnit]:
         """The units that are to be scored, with their inputs. Writes nothing; the planner cannot be used afterwards."""
-        units = chain(self.plan.units(self._out), self._new)
+        units = chain(self.plan.units(self._out), iter(self._next, None))
         return (unit for unit in units if unit.id not in self._finished)
 
     @property
@@ -110,15 +111,19 @@ class Planner:
     def _write(self) -> Iterator[UnitRef]:
         """Write the units that are not planned yet. The first files are small, so that scoring starts early."""
         limit = FIRST_PART
-        while units := list(take(self._new, limit)):
+        while units := list(take(iter(self._next, None), limit)):
             name = f"{len(self.plan.parts):05d}.parquet"
             refs, digest = write_units(self._out, name, units)
             self.plan = replace(self.plan, parts={**self.plan.parts, name: digest})
             self.units.update((ref.id, ref.num_inputs) for ref in refs)
             num_new = sum(ref.num_inputs for ref in refs)
-            self.num_inputs, self.listed = self.num_inputs + num_new, num_new < limit
+            self.num_inputs, self.listed = self.num_inputs + num_new, num_new < limit and not self.stopped
             yield from refs
             limit = min(2 * limit, LAST_PART)
+
+    def stop(self) -> None:
+        """Plan nothing more: let `pending` end soon in another thread, although inputs are left."""
+        self.stopped = True
 
     def complete(self) -> Plan:
         """Plan the inputs that `pending` did not reach, record that the plan is complete, and return it.
@@ -127,6 +132,7 @@ class Planner:
         """
         if self.plan.complete:
             return self.plan
+        self.stopped = False
         for _ in self._write():
             pass
         if self._known:

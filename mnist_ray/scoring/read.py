@@ -4,7 +4,6 @@ import platform
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate, groupby
 from typing import Any
 
@@ -58,41 +57,43 @@ def read_unit(unit: WorkUnit, job: Job, crashed: Collection[int] = ()) -> Iterat
     """
     if unit.rows["first_row"].null_count:
         for start in range(0, unit.rows.num_rows, CHUNK_ROWS):
-            rows = unit.rows.slice(start, CHUNK_ROWS)
-            read = partial(_read_files, rows, job, {position - start for position in crashed})
-            yield patiently(storage.from_text(rows["source"][0].as_py()), "read", read)
+            yield _read_files(unit.rows.slice(start, CHUNK_ROWS), job, {position - start for position in crashed})
     else:
         yield from _read_rows(unit.rows.to_pylist()[0], job, crashed)
 
 
 def _read_files(rows: pa.Table, job: Job, crashed: Collection[int]) -> Chunk:
-    """Files as a chunk. Raises OSError if their storage gives a file at one time and not at another."""
     sources, sizes, versions = (rows[name].to_pylist() for name in ("source", "size_bytes", "version"))
     uris = [storage.from_text(source) for source in sources]
     contents = read_many(uris, MAX_BYTES, sizes)
     read_s, num_bytes = 0.0, 0
 
-    def decoded() -> Iterator[Grey | Rejection]:
+    def decoded(position: int, data: bytes | OSError) -> Grey | Rejection:
+        size, version = sizes[position], versions[position]
+        if position in crashed:
+            return _CRASHED
+        if isinstance(data, FileNotFoundError) and size < 0 and version:
+            return Rejection(Reason.MISSING, f"there is no such file, and no {version}")
+        return _changed(data, size) or to_grey(sources[position], data)
+
+    def images() -> Iterator[Grey | Rejection]:
         nonlocal read_s, num_bytes
-        for position, (source, size, version) in enumerate(zip(sources, sizes, versions, strict=True)):
+        for position in range(len(uris)):
             started = time.perf_counter()
             data = next(contents)
             read_s += time.perf_counter() - started
             num_bytes += len(data) if isinstance(data, bytes) else 0
-            if position in crashed:
-                yield _CRASHED
-            elif isinstance(data, FileNotFoundError) and size < 0 and version:
-                yield Rejection(Reason.MISSING, f"there is no such file, and no {version}")
-            else:
-                yield _changed(data, size) or to_grey(source, data)
+            yield decoded(position, data)
 
     started = time.perf_counter()
-    digits, rejected = normalise(decoded())
+    digits, rejected = normalise(images())
     decode_s = time.perf_counter() - started - read_s
-    if refused := {row: rejection for row, rejection in rejected.items() if rejection.reason in _REFUSED}:
-        if min(sizes) >= 0:
-            _require_visible(uris, refused)
-        _require_same(uris, refused)
+    if refused := {position: rejection for position, rejection in rejected.items() if rejection.reason in _REFUSED}:
+        answers = _ask_again(uris, refused, [position for position, size in enumerate(sizes) if size >= 0])
+        digits[list(refused)], still = normalise(map(decoded, refused, answers))
+        others = {position: rejection for position, rejection in rejected.items() if position not in refused}
+        again = {position: still[place] for place, position in enumerate(refused) if place in still}
+        rejected = dict(sorted({**others, **again}.items()))
     keys = {"source": rows["source"], "row": rows["first_row"], "size_bytes": rows["size_bytes"], "truth": rows["truth"]}
     if schema.KEPT in rows.column_names:
         kept = rows[schema.KEPT].combine_chunks()
@@ -123,35 +124,47 @@ def _rejection(answer: OSError) -> Rejection:
     return Rejection(Reason.UNREADABLE, answer.strerror or str(answer))
 
 
-def _require_visible(uris: list[str], refused: dict[int, Rejection]) -> None:
-    """Raise an error if no file of several is accessible, or the folder of the only one is gone.
+def _ask_again(uris: list[str], refused: dict[int, Rejection], listed: list[int]) -> list[bytes | OSError]:
+    """What the storage says now about the files at the positions `refused`, which it did not give. Raises StorageError.
+
+    It may have been out of order for a moment: unmounted, for example, or its permissions were being changed. So it is asked
+    once it gives a file that it has given before. The files at the positions `listed` were there when the plan was made.
+    """
+    first, *_ = refused
+    given = [uri for position, uri in enumerate(uris) if position not in refused][:1]
+
+    def ask() -> list[bytes | OSError]:
+        if any(isinstance(answer, OSError) for answer in read_many(given, limit=0)):
+            raise OSError(f"{refused[first].detail}, and now {given[0]} cannot be read either, which could be read before")
+        answers = dict(zip(refused, read_many([uris[position] for position in refused], MAX_BYTES), strict=True))
+        if listed and all(isinstance(answers.get(position), PermissionError) for position in listed):
+            _require_folder([uris[position] for position in listed])
+        return list(answers.values())
+
+    if storage.is_local(uris[0]):
+        _require_visible([uris[position] for position in listed], [refused[row] for row in listed if row in refused])
+    return patiently(uris[first], "read", ask)
+
+
+def _require_folder(uris: list[str]) -> None:
+    """Raise OSError if access is denied to several files, and to no other that is read with them, or to the folder of one."""
+    if len(uris) > 1 or not storage.is_folder(uris[0].rpartition("/")[0]):
+        others = f", as to {len(uris) - 1:,} others of the job" if len(uris) > 1 else ""
+        raise OSError(f"access is denied{others}; check the permissions, then run with --resume")
+
+
+def _require_visible(uris: list[str], refused: list[Rejection]) -> None:
+    """Raise StorageError if no local file of several is accessible, or the folder of the only one is gone.
 
     All were listed when the plan was made. One file may have been deleted since. If all are gone, their storage is probably not
-    mounted here, or this machine sees another folder of this name: StorageError. If an object store says that an object is not
-    there, this holds for all machines. If it denies access to all, it may allow it soon: OSError.
+    mounted here, or this machine sees another folder of this name.
     """
-    remote = not storage.is_local(uris[0])
-    rejected = [rejection for rejection in refused.values() if not remote or rejection.reason == Reason.UNREADABLE]
-    if len(rejected) < len(uris) or (len(uris) == 1 and storage.is_folder(uris[0].rpartition("/")[0])):
+    if not refused or len(refused) < len(uris) or (len(uris) == 1 and storage.is_folder(uris[0].rpartition("/")[0])):
         return
-    if remote:
-        others = f", as to all {len(uris)} files of this part" if len(uris) > 1 else ""
-        raise OSError(f"{rejected[0].detail}{others}; check the permissions, then run with --resume")
     raise StorageError(
-        f"{uris[0]}: {rejected[0].detail} on {platform.node()}. The job listed {len(uris)} such files, and none can be "
+        f"{uris[0]}: {refused[0].detail} on {platform.node()}. The job listed {len(uris)} such files, and none can be "
         "read there. Share their folder with this machine and run with --resume; if they were deleted, give --overwrite"
     )
-
-
-def _require_same(uris: list[str], refused: dict[int, Rejection]) -> None:
-    """Raise OSError if the storage gives files now that it has just refused, or refuses now what it has just given.
-
-    It was then out of order for a moment: unmounted, for example, or its permissions were being changed.
-    """
-    given = [uri for row, uri in enumerate(uris) if row not in refused][:1]
-    lost = any(isinstance(answer, OSError) for answer in read_many(given, limit=0))
-    if lost or any(isinstance(answer, bytes) for answer in read_many([uris[row] for row in refused], limit=0)):
-        raise OSError(f"{next(iter(refused.values())).detail} at one moment, and not at another")
 
 
 def _read_rows(row: dict[str, Any], job: Job, crashed: Collection[int]) -> Iterator[Chunk]:
@@ -202,11 +215,9 @@ def _batches(row: dict[str, Any], job: Job) -> Iterator[pa.RecordBatch | Refused
         yield from _lines(uri, row, job) if csv_table.is_csv(uri) else _range(uri, row, job)
     except ANSWERS as error:
         rejection = _rejection(error)
-        try:
-            _require_visible([uri], {0: rejection})
-            _require_same([uri], {0: rejection})
-        except OSError as fault:
-            raise StorageError(f"{uri}: cannot be read: {fault}; run with --resume") from None
+        (answer,) = _ask_again([uri], {0: rejection}, [0])
+        if isinstance(answer, bytes):
+            raise StorageError(f"{uri}: cannot be read: {rejection.detail}, but only for a moment; run with --resume") from None
         yield Refused(rejection, row["num_rows"])
     except (OSError, pa.ArrowException) as error:
         yield Refused(Rejection(Reason.CORRUPT, first_line(error)), row["num_rows"])

@@ -1,7 +1,11 @@
 """What stands for parts of Ray on a cluster that a job has started for itself."""
 
 import asyncio
+import os
 
+import pytest
+
+from mnist_ray.cluster import runtime
 from mnist_ray.cluster.alone import _Meeting
 
 
@@ -18,3 +22,12 @@ def test_every_worker_gets_what_rank_0_says_in_the_same_round_in_any_order() -> 
         return await asyncio.gather(*(rank(meeting, number) for number in range(3)))
 
     assert asyncio.run(meet()) == [["a", "b", "c"]] * 3
+
+
+def test_settings_for_ray_end_with_the_job_and_leave_those_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_CHDIR_TO_TRIAL_DIR", "1")
+    before = dict(os.environ)
+    with runtime._settings(runtime.OWN_CLUSTER):
+        assert os.environ["RAY_CHDIR_TO_TRIAL_DIR"] == "1"
+        assert os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] == "0"
+    assert dict(os.environ) == before

@@ -59,7 +59,7 @@ def rows(out: Path, table: str = "predictions") -> list[dict[str, Any]]:
 
 
 def parts(out: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in (out / "predictions").iterdir()}
+    return {path.name: path.stat().st_mtime_ns for path in (out / "predictions").glob("[!.]*")}  # not those being written
 
 
 @pytest.fixture

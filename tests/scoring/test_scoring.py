@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from itertools import pairwise
@@ -31,6 +31,7 @@ from mnist_ray.data.images import Digits, encode_png
 from mnist_ray.data.listing import FileEntry, stat_files
 from mnist_ray.errors import AccountingError, ClusterError, DataError, NothingScoredError, OutputError, StorageError, UsageError
 from mnist_ray.run import processes
+from mnist_ray.scoring import planner as planner_module
 from mnist_ray.scoring import read
 from mnist_ray.scoring.known import CHANGES, Known
 from mnist_ray.scoring.plan import Plan
@@ -607,14 +608,15 @@ def test_a_table_whose_storage_fails_is_not_quarantined(
 def test_a_folder_that_is_gone_is_not_quarantined(run: Run, digit_folder: Path, tmp_path: Path, out: Path) -> None:
     """The folder is no longer mounted, or a worker on another machine does not have it."""
     folder = shutil.copytree(digit_folder / "1", tmp_path / "1")
-    run(folder, out=out)
+    (folder / "link.png").symlink_to("nowhere")  # without a size in the listing
+    assert run(folder, out=out)["reasons"] == {"missing": 1}
     next((out / "predictions").iterdir()).unlink()
     folder.rename(tmp_path / "elsewhere")
     with pytest.raises(StorageError, match=r"The job listed \d+ such files, and none can be read there"):
         run(folder, out=out, resume=True)
     (tmp_path / "elsewhere").rename(folder)
     next(folder.iterdir()).unlink()
-    assert run(folder, out=out, resume=True)["reasons"] == {"missing": 1}
+    assert run(folder, out=out, resume=True)["reasons"] == {"missing": 2}
 
 
 @pytest.mark.parametrize("why", [errno.ENOENT, errno.EACCES])
@@ -639,6 +641,57 @@ def test_a_folder_that_is_gone_for_a_moment_is_read_again(
     summary = run(folder, out=out)
     assert reads > len(names)
     assert (summary["predicted"], summary["reasons"]) == (len(names) - 1, {"missing": 1})
+
+
+def test_a_table_that_is_gone_for_a_moment_is_not_quarantined(
+    monkeypatch: pytest.MonkeyPatch, run: Run, mnist5k: Splits, tmp_path: Path, out: Path
+) -> None:
+    table, open_file = tmp_path / "t.parquet", os.open
+    write_table(table, mnist5k.test.images[:20], mnist5k.test.labels[:20])
+    planned, refusals = False, 1
+
+    def lose_mount(path: str, *flags: int) -> int:
+        nonlocal refusals
+        if planned and refusals and str(path) == str(table):
+            refusals -= 1
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return open_file(path, *flags)
+
+    def look_up(uris: list[str]) -> Iterator[FileEntry]:
+        nonlocal planned
+        planned = True
+        return stat_files(uris)
+
+    monkeypatch.setattr(os, "open", lose_mount)
+    monkeypatch.setattr(read, "stat_files", look_up)
+    with pytest.raises(StorageError, match=r"t.parquet: cannot be read: there is no such file, but only for a moment"):
+        run(table, out=out)
+    assert run(table, out=out, resume=True)["predicted"] == 20
+
+
+def test_all_units_are_scored_although_all_that_wait_end_at_once(
+    monkeypatch: pytest.MonkeyPatch, run: Run, digit_folder: Path, out: Path
+) -> None:
+    """As if the driver was suspended for a while."""
+    monkeypatch.setattr(processes, "wait", lambda running, *_, **__: wait(running))
+    summary = run(digit_folder, out=out, unit_rows=5)
+    assert summary["predicted"] == len(list(digit_folder.rglob("*.png")))
+    verify(str(out))
+
+
+def test_a_stopped_planner_plans_no_more_until_it_completes_the_plan(
+    monkeypatch: pytest.MonkeyPatch, digit_folder: Path, out: Path
+) -> None:
+    monkeypatch.setattr(planner_module, "FIRST_PART", 10)
+    config = ScoreConfig(inputs=(str(digit_folder),), model="m", out=str(out), unit_rows=5)
+    planner = Planner(config, Plan(config.identity(), "digest"), ())
+    units = planner.pending()
+    next(units)
+    planner.stop()
+    assert len(list(units)) < 2, "the part of the plan that was written already has two units"
+    assert not planner.listed
+    files = len(list(digit_folder.rglob("*.png")))
+    assert 10 == planner.num_inputs < planner.complete().num_inputs == files
 
 
 def test_a_process_that_dies_while_it_loads_the_model_is_one_clear_error(
