@@ -44,7 +44,7 @@ POLL_S = 0.5
 TASKS_PER_ACTOR = 4
 """Most units sent to an actor: the one that it scores, and the next ones. Sending one takes longer than scoring a small one."""
 FEW_TASKS = 2
-"""The same if there are less than two such rounds for all actors: the first actors to start would take all units."""
+"""The same if fewer than two such rounds are to be scored: the first actors to start would otherwise take all units."""
 MOST_TRIES = 3
 """Number of times that a unit may end an actor that has found no input to blame."""
 _GO_ON = "run again with --resume to score the rest"

@@ -52,7 +52,7 @@ def patiently(uri: str, verb: str, action: Callable[[], T], patience_s: float | 
         except ANSWERS:
             _failing.pop(root, None)
             raise
-        except StorageError as error:
+        except StorageError as error:  # it may name a file already
             raise error if ": cannot be " in str(error) else StorageError(f"{uri}: cannot be {verb}: {error}") from None
         except OSError as error:
             now = time.monotonic()

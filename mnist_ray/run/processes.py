@@ -32,7 +32,7 @@ GPU_BYTES = 2**30
 TICK_S = 0.5
 """Seconds without a result after which a job looks whether it was asked to stop."""
 POLL_S = 0.05
-"""Seconds to wait for the next planned unit, and not to look for results, while processes have room for it."""
+"""Seconds to wait for the next planned unit before looking for results again."""
 END_S = 3.0
 """Seconds that processes have to finish their units at the end. Then they are killed."""
 _ALL_PLANNED = object()
@@ -66,7 +66,7 @@ def predictor(bundle: str, device: str, precision: str) -> Predict:
 def scoring(
     planner: Planner, job: Job, bundle: str, device: str, number: int, warn: Callable[[str], None]
 ) -> Iterator[Generator[UnitResult | None]]:
-    """The results of units that processes score, each as soon as it is there; None after `TICK_S` or earlier without one.
+    """The results of units that processes score, each as soon as it is there; None after at most `TICK_S` without one.
 
     `number` is that of the processes; 0 starts one for each core, or as many as the memory of the GPU has room for. They end
     with the results, with this block, and with this process. The first one loads and tests the model before the block begins,

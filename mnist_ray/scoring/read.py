@@ -31,7 +31,7 @@ CHUNK_ROWS = 1024
 _CRASHED = Rejection(Reason.CRASHED_READER, "ends the process that reads it; report it to the authors of mnist_ray")
 
 _REFUSED = (Reason.MISSING, Reason.UNREADABLE)
-"""What a storage says of a file, and what it may say of any file while it is out of order."""
+"""Reasons that a storage gives for a file, and may give for any file while it is out of order."""
 
 _OPTIONAL_KEYS = [schema.PLAN.field("size_bytes"), schema.PLAN.field("truth")]
 
@@ -147,7 +147,7 @@ def _ask_again(uris: list[str], refused: dict[int, Rejection], listed: list[int]
 
 
 def _require_folder(uris: list[str]) -> None:
-    """Raise OSError if access is denied to several files, and to no other that is read with them, or to the folder of one."""
+    """Raise OSError if the denied files `uris` are several, or if their storage does not show the folder of the only one."""
     if len(uris) > 1 or not storage.is_folder(uris[0].rpartition("/")[0]):
         others = f", as to {len(uris) - 1:,} others of the job" if len(uris) > 1 else ""
         raise OSError(f"access is denied{others}; check the permissions, then run with --resume")
