@@ -52,7 +52,7 @@ class DigitCNN(nn.Module):
         for layer in layers:
             stack.append(nn.Conv2d(channels, layer.channels, layer.kernel, layer.stride, padding=layer.kernel // 2, bias=False))
             stack += [nn.MaxPool2d(layer.pool)] if layer.pool > 1 else []
-            stack += [GroupBatchNorm2d(layer.channels, momentum=None), nn.ReLU()]
+            stack += [GroupBatchNorm2d(layer.channels, momentum=None), nn.ReLU(inplace=True)]
             channels, side = layer.channels, ((side + 2 * (layer.kernel // 2) - layer.kernel) // layer.stride + 1) // layer.pool
         self.features = nn.Sequential(*stack)
         self.head = nn.Linear(channels * side * side, len(CLASSES))

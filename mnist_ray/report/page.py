@@ -17,6 +17,11 @@ def picture(image: NDArray[np.uint8]) -> str:
     return "data:image/png;base64," + base64.b64encode(encode_png(image)).decode()
 
 
+def short_name(folder: str) -> str:
+    """The last two parts of the path or URI of a run or a table."""
+    return "/".join(folder.rstrip("/").rsplit("/", 2)[-2:]) or folder
+
+
 def _percent(share: float, digits: int = 2) -> str:
     return f"{share:.{digits}%}".replace("%", " %")
 
@@ -32,7 +37,7 @@ def _seconds(value: float) -> str:
     return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:,.1f} h"
 
 
-_FILTERS: dict[str, Callable[..., str]] = {"percent": _percent, "number": _number, "seconds": _seconds}
+_FILTERS: dict[str, Callable[..., str]] = {"percent": _percent, "number": _number, "seconds": _seconds, "short": short_name}
 
 
 def render(template: str, **context: Any) -> bytes:

@@ -10,7 +10,7 @@ from mnist_ray.data import storage
 from mnist_ray.errors import DataError
 from mnist_ray.report.charts import COLOURS, SERIES, chart
 from mnist_ray.report.facts import FORMAT, MOST_CONFIDENT
-from mnist_ray.report.page import render
+from mnist_ray.report.page import render, short_name
 
 FACTS, PAGE = "report.json", "report.html"
 OPEN_MISTAKES = 100
@@ -43,11 +43,6 @@ def read(run: str) -> dict[str, Any]:
             "then run its training command again, which writes the report"
         )
     return facts
-
-
-def short_name(run: str) -> str:
-    """The last two parts of the path or URI of a run."""
-    return "/".join(run.rstrip("/").rsplit("/", 2)[-2:]) or run
 
 
 def draw(facts: dict[str, Any]) -> bytes:

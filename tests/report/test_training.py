@@ -28,6 +28,7 @@ from mnist_ray.data.measures import calibration, selection
 from mnist_ray.learn.control import RunControl
 from mnist_ray.report import facts as report_facts
 from mnist_ray.report import training
+from mnist_ray.report.page import short_name
 from mnist_ray.run.worker import work
 from tests.conftest import cli
 
@@ -162,7 +163,7 @@ def test_every_figure_on_the_page_is_in_the_facts(run_dir: Path) -> None:
     facts = facts_of(run_dir)
     known = {*numbers_in({**facts, "run": "", "command": ""}), "95", *map(str, range(1, len(facts["filters"]) + 1))}
     text = words_of((run_dir / "report.html").read_bytes())
-    for own in (facts["run"], training.short_name(facts["run"]), facts["command"]):
+    for own in (facts["run"], short_name(facts["run"]), facts["command"]):
         text = text.replace(own, "")
     found = re.findall(NUMBER, text)
     assert len(found) > 200
