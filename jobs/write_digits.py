@@ -25,4 +25,5 @@ if __name__ == "__main__":
     try:
         tyro.cli(write_digits)
     except MnistRayError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)

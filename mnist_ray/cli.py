@@ -111,7 +111,7 @@ def _show_table(summary: dict[str, Any], out: str, console: Console, *speed: str
             f"  not like a digit: {summary['unlike']:,} ({summary['unlike'] / summary['predicted']:.1%}; 1 % is usual)"
         )
     lines += [f"  drift: {found['words']}" for found in summary["drift"].values() if found["words"]]
-    if summary["needs_review"] is not None:
+    if summary["needs_review"] is not None and summary["predicted"]:
         lines.append(f"  to be reviewed: {summary['needs_review']:,} ({summary['needs_review'] / summary['predicted']:.1%})")
     lines += [f"  quarantined, {reason}: {count:,}" for reason, count in summary["reasons"].items()]
     lines += [*speed, f"predictions: {out}/predictions, summary: {out}/summary.json"]

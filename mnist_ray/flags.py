@@ -32,10 +32,12 @@ def output_path(out: str) -> str:
     """The absolute path, or the URI, that `--out` names.
 
     A job of `ray job submit --working-dir` runs in a copy of that folder, which Ray deletes. There, a relative path is below
-    `~/mnist_ray` of the machine that runs the job.
+    `~/mnist_ray` of the machine that runs the job. Raises UsageError for a URI of nothing, as an unset variable makes it.
     """
-    if "://" in out:
-        return out
+    scheme, separator, place = out.partition("://")
+    if separator:
+        require(bool(place.strip("/")), f"{out}: names no folder; expected {scheme}://, a bucket or a host, and a path")
+        return out.rstrip("/")
     temporary = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and _RAY_COPIES in Path.cwd().parts
     return os.path.abspath(os.path.join(Path.home() / "mnist_ray" if temporary else "", out))
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mnist_ray.config import Device, Precision, ScoreConfig, ScoringPrecision, TrainConfig
 from mnist_ray.console import Console, Quiet
 from mnist_ray.errors import AccountingError, DataError, UsageError, first_line
-from mnist_ray.flags import expand_home
+from mnist_ray.flags import expand_home, require
 from mnist_ray.recipes import RecipeName
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ _READERS = 16
 
 
 def _text(path: Path) -> str:
+    """A path or URI as text. Raises UsageError for anything else, such as None."""
+    require(isinstance(path, str | os.PathLike), f"{path!r}: expected a path or a URI")
     return expand_home(os.fspath(path))
 
 

@@ -37,16 +37,20 @@ Measured: test accuracy in % on mnist5k's 500 test digits, mean of 3 seeds, batc
 The accuracy falls fast below 40 steps, and hardly rises above, for both recipes and both numbers of digits.
 """
 
+_PLAN = "plan.json"
+"""The file of a prediction table that describes its job (`scoring.plan`)."""
+
 
 def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     """Run or continue a training job and return its metrics. Raises MnistRayError."""
     run = storage.absolute(output_path(config.run_directory()))
-    if (metrics := finished(run, config)) is not None:
-        console.line(f"{run} is done: nothing to train", "done")
-        return metrics
+    _holds_run(run, config)  # raises OutputError if it holds another, before the digits are loaded
     _require_work_for_all(config)
     console.progress("loading the digits")
     splits = load(config.data, console.line)
+    if (metrics := finished(run, config, splits)) is not None:
+        console.line(f"{run} is done: nothing to train", "done")
+        return metrics
     _warn_if_short(config, len(splits.train), console)
     if config.patience:
         hold_out(splits.train, splits.origin)  # raises DataError if too few digits, before anything is written
@@ -57,7 +61,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         owner.require()
         if not ended:
             owner.raise_if_stopped("run the same command again to continue from its newest checkpoint")
-    if ended and (metrics := finished(run, config)) is not None:
+    if ended and (metrics := finished(run, config, splits)) is not None:
         return metrics
     raise StorageError(f"{run}: results written by workers are not visible on the driver; give an --out that all nodes share")
 
@@ -104,42 +108,51 @@ def _require_work_for_all(config: TrainConfig) -> None:
         )
 
 
-def _existing_settings(run: str, config: TrainConfig) -> dict[str, Any]:
-    """The settings of the run in this directory; empty if the directory is new.
+def _digests(splits: Splits) -> list[str]:
+    return [splits.train.digest, splits.test.digest]
 
-    Raises OutputError if they are damaged, or if the run has other settings than `config`.
+
+def _holds_run(run: str, config: TrainConfig, splits: Splits | None = None) -> bool:
+    """Whether the directory holds the run of these settings and digits; False if it is new.
+
+    Raises OutputError if it holds something else: a run with other settings or digits, damaged settings, or a prediction table.
     """
     try:
         existing = storage.read_json(storage.join(run, "config.json"))
+        found, digests = dict(existing["meaning"]), existing["data_sha256"]
     except FileNotFoundError:
-        return {}
-    except ValueError:
-        existing = None
-    if not isinstance(existing, dict):
-        raise OutputError(f"{run}/config.json: is damaged; give another --out, or delete the folder to start again")
-    wanted, found = config.identity(), existing.get("meaning", {})
+        if storage.is_file(storage.join(run, _PLAN)):
+            raise OutputError(f"{run}: holds a prediction table; give another --out") from None
+        return False
+    except (ValueError, KeyError, TypeError):
+        raise OutputError(f"{run}/config.json: is damaged; give another --out, or delete the folder to start again") from None
+    wanted = config.identity()
     if different := sorted(name for name in wanted if found.get(name) != wanted[name]):
         changes = ", ".join(f"{name} {found.get(name)} -> {wanted[name]}" for name in different)
         raise OutputError(f"{run}: holds a run with other settings ({changes}); give another --out, or delete the folder")
-    return existing
+    if splits and digests != _digests(splits):
+        raise OutputError(f"{run}: was trained on other digits than {splits.origin} holds now; give another --out")
+    return True
 
 
-def finished(run: str, config: TrainConfig) -> dict[str, Any] | None:
-    """The metrics of a finished run; None if it is not finished. Raises OutputError if the folder holds another run."""
-    if not _existing_settings(run, config):
+def finished(run: str, config: TrainConfig, splits: Splits) -> dict[str, Any] | None:
+    """The metrics of a finished run; None if it is not finished, or its model is damaged.
+
+    Raises OutputError if the folder holds something else.
+    """
+    if not _holds_run(run, config, splits):
         return None
     try:
         metrics: dict[str, Any] = storage.read_json(storage.join(run, "metrics.json"))
-        valid = metrics["fingerprint"] == config.fingerprint() and bool(seal.find(run))
+        _, digest = seal.read(storage.join(run, "model"))
+        valid = (metrics["fingerprint"], metrics["model_digest"]) == (config.fingerprint(), digest)
     except (FileNotFoundError, ValueError, KeyError, TypeError, ModelError):
         return None
     return metrics if valid else None
 
 
 def _begin(run: str, config: TrainConfig, splits: Splits) -> None:
-    """Write the run's settings. Raises OutputError if the directory holds a run with other settings or other digits."""
-    origin = {"data_name": splits.name, "data_sha256": [splits.train.digest, splits.test.digest]}
-    existing = _existing_settings(run, config)  # again, because another job may have begun it in the meantime
-    if existing and existing.get("data_sha256") != origin["data_sha256"]:
-        raise OutputError(f"{run}: was trained on other digits than {splits.origin} holds now; give another --out")
+    """Write the run's settings. Raises OutputError if the directory holds something else."""
+    _holds_run(run, config, splits)  # again, because another job may have begun one in the meantime
+    origin = {"data_name": splits.name, "data_sha256": _digests(splits)}
     storage.write_json(storage.join(run, "config.json"), {"flags": asdict(config), "meaning": config.identity(), **origin})

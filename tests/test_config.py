@@ -1,11 +1,12 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mnist_ray.config import ScoreConfig, TrainConfig
 from mnist_ray.errors import UsageError
-from mnist_ray.flags import checkpoint_interval, worker_range
+from mnist_ray.flags import checkpoint_interval, output_path, worker_range
 from mnist_ray.recipes import RECIPES
 
 
@@ -40,6 +41,11 @@ def test_duplicate_kept_columns_are_dropped() -> None:
         {"rescore_changed": True},
         {"model": ""},
         {"out": ""},
+        {"inputs": "x"},
+        {"device": "gpu"},
+        {"precision": "auto"},
+        {"sample": 1.5},
+        {"resume": "no"},
     ],
 )
 def test_wrong_scoring_settings_are_refused(wrong: dict[str, object]) -> None:
@@ -71,7 +77,7 @@ def test_worker_ranges_are_parsed() -> None:
     "wrong",
     [
         *({"workers": text} for text in ("-1", "a", "4:1", "0:2", "1:2:3", "")),
-        *({"checkpoint_every": text} for text in ("0", "-1", "5m", "often", "")),
+        *({"checkpoint_every": text} for text in ("0", "-1", "5m", "often", "", "9" * 400)),
         {"seconds": 5.0, "epochs": 1.0},
         {"patience": -1},
         {"label_smoothing": 1.0},
@@ -94,3 +100,39 @@ def test_wrong_training_settings_are_refused(wrong: dict[str, Any]) -> None:
 def test_a_refused_value_is_told_both_bounds(wrong: dict[str, Any], bounds: str) -> None:
     with pytest.raises(UsageError, match=bounds):
         TrainConfig(**wrong)
+
+
+@pytest.mark.parametrize("uri", ["s3://", "memory://", "s3:///"])
+def test_a_uri_of_nothing_is_refused(uri: str) -> None:
+    """It is what an unset variable makes of s3://$BUCKET."""
+    with pytest.raises(UsageError, match=f"{uri}: names no folder"):
+        output_path(uri)
+
+
+def test_a_slash_at_the_end_of_a_uri_is_left_out() -> None:
+    assert output_path("s3://bucket/run/") == "s3://bucket/run"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"recipe": "fastest"}, "--recipe 'fastest': expected one of fast, standard, best"),
+        ({"device": "gpu"}, "--device 'gpu': expected one of auto, cpu, cuda"),
+        ({"precision": "float16"}, "--precision 'float16': expected one of auto, float32, bfloat16"),
+        ({"augment": "off"}, "--augment 'off': expected True or False, or None"),
+        ({"epochs": "many"}, "--epochs 'many': expected a number, or None"),
+        ({"global_batch_size": 64.7}, "--global-batch-size 64.7: expected a whole number, or None"),
+        ({"seed": 1.5}, "--seed 1.5: expected a whole number"),
+        ({"seed": True}, "--seed True: expected a whole number"),
+        ({"seconds": None}, "--seconds None: expected a number"),
+        ({"address": None}, "--address None: expected text"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        TrainConfig(**wrong)
+    assert str(error.value) == message
+
+
+def test_whole_numbers_and_those_of_numpy_are_numbers() -> None:
+    assert TrainConfig(epochs=2, lr=np.float64(0.01)).fingerprint() == TrainConfig(epochs=2.0, lr=0.01).fingerprint()

@@ -123,6 +123,7 @@ def test_digits_in_an_array(model: library.Model, mnist5k: Splits) -> None:
     assert (found.labels.shape, found.confidence.shape, found.probabilities.shape) == ((500,), (500,), (500, 10))
     assert (found.labels == mnist5k.test.labels).mean() > 0.9
     assert np.array_equal(found.labels, model.predictor(images).labels), "digits that look like MNIST are used unchanged"
+    assert np.array_equal(model.predict(images[:, ::-1]).labels, model.predict(images[:, ::-1].copy()).labels)
     one = model.predict(images[0])
     assert one.labels.shape == (1,)
     assert one.labels[0] == found.labels[0]
@@ -321,3 +322,9 @@ def test_mistakes_raise_the_errors_of_the_commands(run_dir: Path, tmp_path: Path
         mnist_ray.train(out=tmp_path, workers=-1)
     with pytest.raises(MnistRayError, match="INPUT is missing"):
         mnist_ray.score([], model=run_dir, out=tmp_path)
+    device: Any = "gpu"
+    with pytest.raises(UsageError, match="--device 'gpu': expected one of auto, cpu, cuda"):
+        mnist_ray.load_model(run_dir, device=device)
+    nowhere: Any = None
+    with pytest.raises(UsageError, match="None: expected a path or a URI"):
+        mnist_ray.train(out=nowhere)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mnist_ray.artifact import seal
 from mnist_ray.artifact.confidence import basis
+from mnist_ray.data import storage
 from mnist_ray.data.digits import CLASSES
 from mnist_ray.errors import ModelError
 from mnist_ray.learn.model import ARCHITECTURE, DigitCNN
@@ -55,10 +56,9 @@ class ModelBundle:
 
     def save(self, uri: str) -> str:
         """Write the bundle to a folder and return its digest."""
-        card = (json.dumps(self.card, indent=2, ensure_ascii=False) + "\n").encode()
         tensors = {**self.model.state_dict(), _BASIS: self.basis}
         weights = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        parts = (save_tensors(weights), card, save_tensors(self.selftest))
+        parts = (save_tensors(weights), storage.to_json(self.card), save_tensors(self.selftest))
         return seal.write(uri, dict(zip(seal.FILES, parts, strict=True)))
 
 

@@ -45,10 +45,13 @@ def temperature(logits: Tensor, labels: Tensor) -> float:
     targets = F.one_hot(labels, logits.shape[1]) * (1 - smoothing) + smoothing / logits.shape[1]
 
     def slope(t: float) -> float:
-        """The derivative of the log-likelihood by 1 / t. It falls with 1 / t, so there is one maximum, where it is 0."""
+        """The derivative of the log-likelihood by 1 / t. It falls with 1 / t, so there is one maximum, where it is 0.
+
+        It is always negative for a network that is no better than chance, which gets the highest temperature.
+        """
         return float(((targets - torch.softmax(logits / t, 1)) * logits).sum())
 
-    return float(TEMPERATURES[bisect_left(TEMPERATURES, 0.0, key=slope)])
+    return float(TEMPERATURES[bisect_left(TEMPERATURES, 0.0, hi=len(TEMPERATURES) - 1, key=slope)])
 
 
 @dataclass(frozen=True)

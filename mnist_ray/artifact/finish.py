@@ -53,7 +53,7 @@ def finish(
         "train_seconds": round(state.train_seconds, 3),
         "samples_seen": state.samples_seen,
         "samples_per_second": round(state.samples_seen / max(state.train_seconds, 1e-9), 1),
-        "epochs": round(state.samples_seen / len(splits.train), 2),
+        "epochs": state.history[-1]["epoch"],
         "workers": dist.world(),
         "device": str(device),
         "precision": state.precision,

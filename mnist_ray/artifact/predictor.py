@@ -21,6 +21,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mnist_ray.artifact.bundle import ModelBundle
 from mnist_ray.artifact.confidence import Confidence
+from mnist_ray.config import Device
+from mnist_ray.config.common import require_type
 from mnist_ray.data.digits import Predictions
 from mnist_ray.errors import UsageError
 from mnist_ray.learn.model import DigitCNN
@@ -31,6 +33,7 @@ BATCH_SIZE = {"cpu": 64, "cuda": 4096}
 
 def pick_device(wanted: str) -> torch.device:
     """The device for a value of `--device`; auto is the GPU if PyTorch sees one. Raises UsageError."""
+    require_type("device", wanted, Device)
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: PyTorch sees no GPU on this machine; use --device cpu or auto")
     # TF32 changes a convolution by more than the self-test allows, so a bundle would fail it on other devices.
@@ -124,5 +127,5 @@ class Predictor:
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8]) -> Predictions:
         """Predictions for digits uint8[N, 28, 28]."""
-        writable = np.require(images, requirements="W")  # torch warns about read-only arrays
+        writable = np.require(images, requirements=("C", "W"))  # for torch: no negative strides, not read-only
         return self.confidence.predictions(*self.outputs(torch.from_numpy(writable)))

@@ -1,11 +1,15 @@
 """What the settings of several commands share: how a flag looks in the help, and the flags of the output."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
 from mnist_ray.console import LogFormat
+from mnist_ray.flags import require
+
+_WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text", tuple: "a tuple", NoneType: "None"}
 
 
 def flag(metavar: str | None = None, default: str | None = None) -> Any:
@@ -26,3 +30,22 @@ class Output:
     """json: each line of standard output is one JSON object with level, event, message and figures."""
     quiet: Switch = False
     """Print only the result and errors."""
+
+
+def require_types(config: object) -> None:
+    """Raise UsageError for a field of another type than it is declared to have. Only Python code can set one."""
+    for name, hint in get_type_hints(type(config)).items():
+        if name in vars(config):
+            require_type(name, getattr(config, name), hint)
+
+
+def require_type(name: str, value: object, hint: Any) -> None:
+    """Raise UsageError if the value of a flag is none of its `Literal`, or not of its type. An int is a float, too."""
+    if get_origin(hint) is Literal:
+        fits, expected = value in get_args(hint), f"one of {', '.join(get_args(hint))}"
+    else:
+        kinds = (tuple,) if get_origin(hint) is tuple else get_args(hint) or (hint,)
+        numbers = (*kinds, int) if float in kinds else kinds
+        fits = bool in kinds if isinstance(value, bool) else isinstance(value, numbers)
+        expected = ", or ".join(_WORDS[kind] for kind in kinds)
+    require(fits, f"--{name.replace('_', '-')} {value!r}: expected {expected}")

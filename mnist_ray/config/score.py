@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
-from mnist_ray.config.common import Output, Switch, flag
+from mnist_ray.config.common import Output, Switch, flag, require_types
 from mnist_ray.flags import Device, ScoringPrecision, most_quarantined, probabilities, require, scoring_pool, shard, share
 
 _RESOURCES = {
@@ -99,6 +99,7 @@ class ScoreConfig(Output, _Worker, _Table, _Input):
     )
 
     def __post_init__(self) -> None:
+        require_types(self)
         given = bool(self.inputs) and all(self.inputs)
         require(given, "INPUT is missing or empty: give a folder, a file, a glob or a manifest")
         require(bool(self.model), "--model is empty: give a run directory or a model bundle")

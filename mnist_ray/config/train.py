@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
-from mnist_ray.config.common import Output, flag
+from mnist_ray.config.common import Output, flag, require_types
 from mnist_ray.flags import Device, Precision, checkpoint_interval, require, worker_range
 from mnist_ray.recipes import RECIPES, Recipe, RecipeName
 
@@ -96,9 +96,11 @@ class TrainConfig(Output, _Worker, _Recipe, _Run):
     )
 
     def __post_init__(self) -> None:
+        require_types(self)
         require(bool(self.data), "--data is empty: give auto, mnist, mnist5k, a path or a URI")
         worker_range(self.workers)
-        checkpoint_interval(self.checkpoint_every)
+        interval, _ = checkpoint_interval(self.checkpoint_every)
+        require(interval < 1e9, f"--checkpoint-every {self.checkpoint_every}: expected an interval below 1e9")
         require(0 <= self.seed < 2**63, f"--seed {self.seed}: expected 0 or more, below 2**63")
         require(self.patience >= 0, f"--patience {self.patience}: expected a number of epochs, or 0 to train to the end")
         require(0 <= self.seconds < 1e9, f"--seconds {self.seconds}: expected seconds, 0 or more, below 1e9")

@@ -28,13 +28,18 @@ from mnist_ray.data.images import SIDE, Grey, decode, grey_levels
 
 _NOT_PIXELS = "pixel values other than numbers from 0 to 255, or from 0 to 1"
 _WRONG_LENGTH = f"expected {SIDE * SIDE} pixel values"
+_NULL_CELL = Rejection(Reason.MISSING, "the cell is null")
+_NULL_PIXEL = Rejection(Reason.BAD_PIXELS, "a pixel value is null")
 
 
 def decode_rows(rows: pa.RecordBatch, names: Sequence[str]) -> Iterable[Grey | Rejection] | Grey:
     """The images in the columns `names` of a table, in the forms of `decode_cells`. The names are those of `image_columns`."""
     if len(names) == 1:
         return decode_cells(rows.column(names[0]))
-    return _levels(rows.select(list(names)).to_tensor(null_to_nan=True).to_numpy())
+    pixels = rows.select(list(names))
+    if any(map(pa.types.is_float16, pixels.schema.types)):  # `to_tensor` does not take them beside other types
+        pixels = pixels.cast(pa.schema([(name, pa.float32()) for name in names]))
+    return _levels(pixels.to_tensor(null_to_nan=True).to_numpy())
 
 
 def _levels(values: NDArray[np.generic]) -> Iterable[Grey | Rejection] | Grey:
@@ -55,10 +60,8 @@ def decode_cells(cells: pa.Array) -> Iterable[Grey | Rejection] | Grey:
 
     The result is one array, uint8[N, H, W], if all cells hold valid pixels of one size in a form that is read at once.
     """
-    if isinstance(cells, pa.FixedShapeTensorArray) and not cells.null_count:
-        tensors = cells.to_numpy_ndarray()
-        whole = tensors.dtype == np.uint8 and tensors.ndim == 3 and tensors.size
-        return tensors if whole else map(_pixels, tensors)
+    if isinstance(cells, pa.FixedShapeTensorArray):
+        return _decode_tensors(cells)
     if isinstance(cells, pa.ExtensionArray):
         cells = cells.storage
     kind = cells.type
@@ -75,7 +78,7 @@ def decode_cells(cells: pa.Array) -> Iterable[Grey | Rejection] | Grey:
 
 def _decode_bytes(data: bytes | None) -> Grey | Rejection:
     if data is None:
-        return Rejection(Reason.MISSING, "the cell is null")
+        return _NULL_CELL
     if len(data) == SIDE * SIDE and not has_signature(data):
         return np.frombuffer(data, np.uint8).reshape(SIDE, SIDE)
     return decode(data)
@@ -97,10 +100,20 @@ def _decode_struct(cells: pa.StructArray) -> Iterable[Grey | Rejection] | Grey:
     return (_decode_tensor(values.as_py(), shape.as_py()) for values, shape in zip(data, shapes, strict=True))
 
 
+def _decode_tensors(cells: pa.FixedShapeTensorArray) -> Iterable[Grey | Rejection] | Grey:
+    """Cells of Arrow's fixed-shape tensor type."""
+    tensors: Grey = cells.drop_null().to_numpy_ndarray()
+    nulls: NDArray[np.bool_] = np.asarray(cells.storage.flatten().is_null()).reshape(tensors.shape)
+    if not cells.null_count and not nulls.any() and tensors.dtype == np.uint8 and tensors.ndim == 3 and tensors.size:
+        return tensors
+    found = (_NULL_PIXEL if null.any() else _pixels(tensor) for tensor, null in zip(tensors, nulls, strict=True))
+    return (next(found) if valid else _NULL_CELL for valid in cells.is_valid().to_pylist())
+
+
 def _decode_tensor(data: list[int] | None, shape: list[int] | None) -> Grey | Rejection:
     """One cell of Ray's variable-shape tensor type: flat `data` and its `shape`."""
     if data is None:
-        return Rejection(Reason.MISSING, "the cell is null")
+        return _NULL_CELL
     sides = [size for size in shape or [] if size != 1]
     try:
         values = np.asarray(data).reshape([int(size) for size in sides])
@@ -110,7 +123,9 @@ def _decode_tensor(data: list[int] | None, shape: list[int] | None) -> Grey | Re
 
 
 def _pixels(values: NDArray[np.generic]) -> Grey | Rejection:
-    """Numbers, [H, W] or the flat pixels of a square image, as uint8[H, W]."""
+    """Numbers, [H, W] or the flat pixels of a square image, as uint8[H, W]. Further axes of one pixel are dropped."""
+    if values.ndim > 2:
+        values = values.squeeze()
     side = math.isqrt(values.size)
     if values.ndim == 1 and side * side == values.size:
         values = values.reshape(side, side)
@@ -140,11 +155,11 @@ def _whole_pixels(cells: pa.Array) -> Grey | None:
 
 def _decode_list(cell: list[int | None] | list[list[int | None]] | None) -> Grey | Rejection:
     if cell is None:
-        return Rejection(Reason.MISSING, "the cell is null")
+        return _NULL_CELL
     try:
         values = np.array(cell)
     except ValueError:
         return Rejection(Reason.WRONG_SHAPE, f"rows of different lengths; {_WRONG_LENGTH}")
     if values.dtype == object:
-        return Rejection(Reason.BAD_PIXELS, "a pixel value is null")
+        return _NULL_PIXEL
     return _pixels(values)

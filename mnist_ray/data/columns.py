@@ -76,7 +76,17 @@ def _storage(kind: pa.DataType) -> pa.DataType:
     return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
 
 
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type of the values themselves: what an extension type stores, or those of a dictionary.
+
+    Arrow makes no extension values out of Python's, and Parquet cannot hold an empty dictionary in a struct.
+    """
+    return kind.value_type if pa.types.is_dictionary(kind) else _storage(kind)
+
+
 def _can_hold_images(kind: pa.DataType, is_pixel: Fits = pa.types.is_integer) -> bool:
+    if kind == pa.uuid():  # stored as bytes
+        return False
     kind = _storage(kind)
     if pa.types.is_struct(kind):
         fields = {field.name: field.type for field in kind}
@@ -274,9 +284,11 @@ def path_column(schema: pa.Schema) -> str | None:
 
 
 def truths(column: pa.Array) -> pa.Array:
-    """Integers, or names of classes, as true labels, uint8[N]. Values that are the label of no class become null."""
+    """Integers, names of classes, or integers as text, as true labels, uint8[N]. Values that are of no class become null."""
     if _is_text(column.type):
-        names = pc.cast(column, pa.large_string())
-        return pc.cast(pc.index_in(names, value_set=pa.array(CLASSES, names.type)), pa.uint8())
+        text = pc.cast(column, pa.large_string())
+        numbers = [str(label) for label in range(len(CLASSES))]
+        labels = (pc.index_in(text, value_set=pa.array(known, text.type)) for known in (CLASSES, numbers))
+        return pc.cast(pc.coalesce(*labels), pa.uint8())
     known = pc.is_in(column, value_set=pa.array(range(len(CLASSES)), column.type))
     return pc.cast(pc.if_else(known, column, None), pa.uint8())

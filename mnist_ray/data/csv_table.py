@@ -1,6 +1,6 @@
 """CSV files with a column for each pixel, such as Kaggle's `label,pixel0,…,pixel783`.
 
-The first line holds the names of the columns. Each later line that is not empty is a row, so a value has no line break. Rows
+The first line that is not empty holds the names of the columns. Each later one is a row, so a value has no line break. Rows
 are read from any byte at which a line begins: a plan holds such bytes. Pixels are read as numbers, other columns as text.
 """
 
@@ -61,7 +61,7 @@ def delimiter(uri: str) -> str:
 def read_header(uri: str) -> CsvHeader:
     """The header of a CSV file. Raises DataError if it has none, FileNotFoundError, or StorageError."""
     with storage.open_stream(uri) as stream:
-        line = stream.readline(MOST_LINE_BYTES)
+        position, line = next(lines(stream, 0), (0, b""))
     try:
         (names,) = csv.reader([line.decode("utf-8-sig").rstrip("\r\n")], delimiter=delimiter(uri), strict=True)
     except (UnicodeDecodeError, ValueError, csv.Error):
@@ -72,7 +72,7 @@ def read_header(uri: str) -> CsvHeader:
         raise DataError(
             f"{uri}: its first line holds only numbers; add a line before it, such as label,pixel0,pixel1 and so on"
         )
-    return CsvHeader(tuple(names), delimiter(uri), len(line))
+    return CsvHeader(tuple(names), delimiter(uri), position + len(line))
 
 
 def _is_number(text: str) -> bool:
@@ -138,6 +138,8 @@ def _parse(found: list[bytes], header: CsvHeader, names: list[str]) -> Iterator[
         )
         if table.num_rows != len(found):  # a quote that is not closed joins lines
             raise pa.ArrowInvalid(f"holds {table.num_rows} rows in {len(found)} lines: a quotation mark is not closed")
+    except MemoryError:  # pyarrow's is an ArrowException, too
+        raise
     except pa.ArrowException as error:
         if len(found) == 1:
             yield Refused(_rejection(found[0], header, first_line(error)), 1)

@@ -42,7 +42,7 @@ def _load_named(spec: str, report: Callable[[str], None]) -> Splits:
     try:
         folder = find_mnist() or download()
     except DataError as error:
-        if spec == "mnist" or "MNIST_RAY_DATA" in os.environ:
+        if spec == "mnist" or os.environ.get("MNIST_RAY_DATA"):
             raise
         report(f"data: mnist5k, NOT the full MNIST: its figures come from 500 held-out images ({error})")
         return _mnist5k()
@@ -84,8 +84,11 @@ def _load_path(uri: str) -> Splits:
 
 
 def _read_folder(uri: str) -> tuple[LabelledDigits, LabelledDigits | None]:
-    """The training digits, and the test digits if there are any, in Parquet files, or else in folders of the classes."""
-    files = sorted(entry.uri for entry in listing.walk(uri))
+    """The training digits, and the test digits if there are any, in Parquet files, or else in folders of the classes.
+
+    Hidden files, such as `._7.png` of macOS, and those of hidden folders are left out.
+    """
+    files = sorted(entry.uri for entry in listing.walk(uri) if "/." not in entry.uri.removeprefix(uri))
     tables = [file for file in files if file.endswith(".parquet")]
     chosen = tables or [file for file in files if digit_of(file) is not None]
     if not chosen:

@@ -44,19 +44,17 @@ def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def stat_files(uris: Iterable[str]) -> Iterator[FileEntry]:
-    """The entry of each of these files, in order. A file that is not there has size -1 and an empty version.
-
-    Raises StorageError.
-    """
+    """The entry of each of these files, in order. Raises StorageError."""
     for batch in batches(uris, 1024):
         if all(map(is_local, batch)):
-            yield from map(_stat, batch)
+            yield from map(stat_file, batch)
         else:
             with ThreadPoolExecutor(REMOTE_READERS) as pool:
-                yield from pool.map(_stat, batch)
+                yield from pool.map(stat_file, batch)
 
 
-def _stat(uri: str) -> FileEntry:
+def stat_file(uri: str) -> FileEntry:
+    """The entry of a file. One that is not there has size -1 and an empty version. Raises StorageError."""
     store, path = resolve(uri)
     try:
         found = patiently(uri, "looked up", lambda: store.find(path))

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from mnist_ray.data.patience import NotAFileError, patiently
+from mnist_ray.data.patience import ANSWERS, NotAFileError, patiently
 from mnist_ray.data.store import Check, Found, Reader, unchecked
 from mnist_ray.errors import StorageError
 
@@ -98,7 +98,7 @@ def _found(info: os.stat_result, path: str) -> Found | None:
 
 def _walk_local(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[Found]:
     """The files below a folder, by name. Links are followed, except to a folder that contains the link."""
-    place = os.stat(folder)
+    place = patiently(folder, "listed", lambda: os.stat(folder))
     if (place.st_dev, place.st_ino) in above:
         return
     above |= {(place.st_dev, place.st_ino)}
@@ -121,10 +121,20 @@ def _names(folder: str) -> tuple[list[str], set[str]]:
     names, folders = [], set()
     for entry in os.scandir(folder):
         names.append(entry.name)
-        if entry.is_dir():
+        if _is_folder(entry):
             folders.add(entry.name)
     names.sort()
     return names, folders
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether this is a folder, or a link to one. A link that leads nowhere is none."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if isinstance(_answer(error), ANSWERS):
+            return False
+        raise
 
 
 _ANSWER_CODES = {errno.ELOOP: FileNotFoundError, errno.ENAMETOOLONG: FileNotFoundError, errno.ENXIO: NotAFileError}

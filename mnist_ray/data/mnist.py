@@ -45,7 +45,8 @@ def find_mnist() -> str | None:
     Raises DataError if `$MNIST_RAY_DATA` is set and does not contain them.
     """
     if wanted := os.environ.get("MNIST_RAY_DATA"):
-        if not (found := find_idx(wanted)):
+        found = find_idx(wanted) if storage.is_folder(wanted) else None
+        if not found:
             raise DataError(f"MNIST_RAY_DATA={wanted}: holds no {TRAIN_IMAGES}[.gz]; expected MNIST's four IDX files")
         return found
     return find_idx(str(cache_folder()))

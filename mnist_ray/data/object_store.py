@@ -22,11 +22,15 @@ class ObjectStore:
     """A bucket. Its methods are documented in `Store`. Credentials and the endpoint come from the environment."""
 
     def __init__(self, root: str) -> None:
-        """`root` is the URI of the bucket. Raises OSError or ValueError for a URI that obstore refuses."""
+        """`root` is the URI of the bucket. Raises ValueError or an error of obstore if it, or the environment, is wrong."""
         from obstore.store import from_url
 
         self._root, self._bucket_exists = root, False
-        insecure = any(os.environ.get(name, "").startswith("http://") for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"))
+        endpoints = {name: os.environ.get(name, "") for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")}
+        for name, endpoint in endpoints.items():
+            if endpoint and not endpoint.startswith(("http://", "https://")):  # obstore would end this process
+                raise ValueError(f"{name} is {endpoint!r}; expected http://HOST:PORT or https://HOST:PORT")
+        insecure = any(endpoint.startswith("http://") for endpoint in endpoints.values())
         retry = {"max_retries": 3, "retry_timeout": timedelta(seconds=10)}  # quick ones: `patiently` waits out the others
         client = {"timeout": f"{REQUEST_S}s", "connect_timeout": f"{CONNECT_S}s", **({"allow_http": True} if insecure else {})}
         self._store: Any = from_url(root, client_options=client, retry_config=retry)  # type: ignore[call-overload]
@@ -179,6 +183,8 @@ def _object_error(error: Exception) -> Exception:
         return FileNotFoundError("there is no such file")
     if status == 403 and code in ("", "AccessDenied"):
         return PermissionError("access denied")
+    if code == "InvalidObjectState":
+        return PermissionError("the object is archived; restore it first")
     if status in _BUSY_STATUSES or status not in _FINAL_STATUSES:
         return OSError(why)
     return StorageError(f"{why}; check the bucket, the region and the credentials")

@@ -69,7 +69,7 @@ def _open_store(root: str) -> tuple[Store, Callable[[str], str]]:
             return ObjectStore(root), lambda uri: uri[len(root) :].strip("/")
         filesystem, _ = url_to_fs(f"{root}/")
         return FsspecStore(filesystem), filesystem._strip_protocol
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # each library has errors of its own
         raise StorageError(f"{root}: cannot reach this storage: {first_line(error)}") from None
 
 

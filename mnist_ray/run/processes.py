@@ -242,5 +242,10 @@ def _load(bundle: str, device: str, precision: str) -> int:
 
 def score_ref(ref: UnitRef, job: Job, bundle: str, device: str, crashed: Collection[int] = ()) -> UnitResult:
     """Score a unit of the plan with a model, which stays loaded. `crashed` is that of `score_unit`. Raises MnistRayError."""
-    with fenced(job.out, job.token):
-        return score_unit(load_unit(job.out, ref), job, predictor(bundle, device, job.precision), crashed)
+    try:
+        with fenced(job.out, job.token):
+            return score_unit(load_unit(job.out, ref), job, predictor(bundle, device, job.precision), crashed)
+    except MemoryError as error:
+        raise ClusterError(
+            f"memory ran out in unit {ref.id}: {first_line(error)}; use fewer workers, and run again with --resume"
+        ) from None

@@ -1,6 +1,8 @@
 """The inputs of a job: the INPUT arguments, resolved to a stream of image files and a list of Parquet files."""
 
+import fnmatch
 import glob
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
@@ -46,12 +48,12 @@ class Listing:
         self.truths: set[str] = set()
         """Where true digits were found: folder names, or columns."""
         self._num_found = 0
-        self._out = f"{out}/"
+        self._out = out
         self._truth, self._kept = truth, kept
         self._seen: set[str] = set()
         self._remember = len(inputs) > 1 or glob.has_magic(inputs[0])
         for item in inputs:
-            if f"{item}/".startswith(self._out):
+            if _lies_in(item, out):
                 raise UsageError(f"{item}: lies in the output folder {out}; give another --out")
         self._streams = [self._start(item) for item in sorted(inputs)]
 
@@ -94,7 +96,7 @@ class Listing:
         """The images among these files, of a folder if it is given. Adds tables to `tables`, and others to `ignored`."""
         sources: dict[str, Callable[[str], int | None]] = {"folder": digit_of, "auto": _FirstLevel(folder)}
         truth_of = sources.get(self._truth, _unknown)
-        for entry in self._recognised(entries, suffixes):
+        for entry in self._recognised(entries, folder, suffixes):
             self._num_found += 1
             if entry.uri in self._seen:
                 continue
@@ -108,9 +110,13 @@ class Listing:
                     self.truths.add("folder names")
                 yield ImageFile(entry, truth)
 
-    def _recognised(self, entries: Iterable[FileEntry], suffixes: tuple[str, ...]) -> Iterator[FileEntry]:
-        """The files with one of these suffixes, and those without a suffix whose content is an image. Ignores the others."""
-        outside = (entry for entry in entries if not entry.uri.startswith(self._out))
+    def _recognised(self, entries: Iterable[FileEntry], folder: str, suffixes: tuple[str, ...]) -> Iterator[FileEntry]:
+        """The files with one of these suffixes, and those without a suffix whose content is an image. Ignores the others.
+
+        The output folder, which may lie below the input folder `folder`, is left out.
+        """
+        own = f"{_as_seen_from(folder, self._out)}/"
+        outside = (entry for entry in entries if not entry.uri.startswith(own))
         for kind, group in groupby(outside, lambda entry: _kind(entry.uri, suffixes)):
             if kind == "known":
                 yield from group
@@ -118,13 +124,28 @@ class Listing:
                 for some in batches(group, _HEADS_AT_ONCE):
                     heads = read_many([entry.uri for entry in some], HEAD_BYTES)
                     for entry, head in zip(some, heads, strict=True):
-                        if isinstance(head, bytes) and has_signature(head):
+                        # Nobody knows what a file is that cannot be read. So it is an input, and is quarantined.
+                        if isinstance(head, PermissionError) or (isinstance(head, bytes) and has_signature(head)):
                             yield entry
                         else:
                             self.ignored.add(entry, Why.NO_IMAGE)
             else:
                 for entry in group:
                     self.ignored.add(entry, Why.OTHER_SUFFIX)
+
+
+def _real(uri: str) -> str:
+    """A local path without symbolic links; a URI as it is."""
+    return os.path.realpath(uri) if storage.is_local(uri) else uri
+
+
+def _lies_in(uri: str, folder: str) -> bool:
+    return f"{_real(uri)}/".startswith(f"{_real(folder)}/")
+
+
+def _as_seen_from(folder: str, out: str) -> str:
+    """The output folder by the name that the files below an input folder have, which may be a link."""
+    return folder.rstrip("/") + _real(out)[len(_real(folder).rstrip("/")) :] if folder and _lies_in(out, folder) else out
 
 
 def _kind(uri: str, suffixes: tuple[str, ...]) -> str:
@@ -164,10 +185,27 @@ def _fixed_part(pattern: str) -> str:
 
 
 def _glob(pattern: str) -> Iterator[FileEntry]:
-    if storage.is_local(pattern):
-        for found in sorted(glob.iglob(storage.absolute(pattern), recursive=True)):
-            yield from walk(found) if storage.is_folder(found) else stat_files([found])
-        return
+    """The files that a pattern matches, and those below folders that it matches. Raises StorageError."""
     fixed = _fixed_part(pattern)
-    matches = re.compile(glob_translate(pattern)).match
-    yield from (entry for entry in walk(fixed) if matches(entry.uri))
+    parts = pattern[len(fixed) + 1 :].split("/")
+    return _matching(fixed or "/", parts) if storage.is_local(pattern) else _below(fixed, parts)
+
+
+def _matching(folder: str, parts: list[str]) -> Iterator[FileEntry]:
+    """The files below a local folder that the parts of a pattern match. Other folders are not listed."""
+    if parts[0] == "**":
+        yield from _below(folder, parts)
+    elif storage.is_folder(folder):
+        for path in (storage.join(folder, name) for name in fnmatch.filter(storage.names(folder), parts[0])):
+            if parts[1:]:
+                yield from _matching(path, parts[1:])
+            else:
+                yield from walk(path) if storage.is_folder(path) else stat_files([path])
+
+
+def _below(folder: str, parts: list[str]) -> Iterator[FileEntry]:
+    """The same, out of all files below a folder of any storage."""
+    pattern = "/".join(part if part == "**" else re.sub(r"\*+", "*", part) for part in parts)
+    matches = re.compile(f"{glob_translate(pattern)}|{glob_translate(f'{pattern}/**')}").match
+    start = len(folder.rstrip("/")) + 1
+    return (entry for entry in walk(folder) if matches(entry.uri[start:]))

@@ -1,11 +1,16 @@
 """The inputs that a plan holds already, to find those that are new, changed or gone."""
 
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import repeat
+from typing import Any
+
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mnist_ray.data import storage
-from mnist_ray.data.listing import FileEntry
+from mnist_ray.data.listing import ImageFile
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.plan import Plan
 
@@ -13,35 +18,52 @@ CHANGES = "changes.parquet"
 
 
 class Known:
-    """The sources of a plan, each as often as it is planned. They stay in memory: about 200 bytes for each."""
+    """The inputs of a plan, each as often as it is planned. They stay in memory: about 300 bytes for each."""
 
     def __init__(self, plan: Plan, out: str) -> None:
         """Read the plan. Raises AccountingError if it is damaged."""
         self.changed: list[str] = []
-        """Listed sources that have another size or version than planned."""
-        rows = pa.concat_tables([schema.PLAN.empty_table(), *(unit.rows.select(schema.PLAN.names) for unit in plan.units(out))])
-        self._planned = rows.select(["unit", "source"])
-        last = [("size_bytes", "last"), ("version", "last")]
-        files = [("first_row", "count", pc.CountOptions(mode="only_null"))]
-        sources = rows.group_by("source", use_threads=False).aggregate([*files, *last])
-        columns = [sources[name].to_pylist() for name in ("source", "first_row_count", "size_bytes_last", "version_last")]
-        # A Parquet file has a row for each of its ranges, and is listed once.
-        self._left = {source: max(1, count) for source, count in zip(*columns[:2], strict=True)}
-        self._versions = {source: version for source, *version in zip(columns[0], *columns[2:], strict=True)}
+        """Listed sources that have another size or version than planned, or another true digit or kept values in a manifest."""
+        self._left: Counter[str] = Counter()
+        """How many inputs of each source were not listed yet."""
+        self._lines: Counter[tuple[Any, ...]] = Counter()
+        """The same for all that is known of an input, so that lines of a manifest with the same source are told apart."""
+        planned = [schema.PLAN.empty_table().select(["unit", "source"])]
+        for unit in plan.units(out):
+            planned.append(unit.rows.select(["unit", "source"]))
+            for line, first_row in zip(_lines(unit.rows), unit.rows["first_row"].to_pylist(), strict=True):
+                if first_row is None or line not in self._lines:  # a table has a row for each of its ranges, and is listed once
+                    self._lines[line] += 1
+                    self._left[line[0]] += 1
+        self._planned = pa.concat_tables(planned)
 
     def __bool__(self) -> bool:
         """Whether anything is planned."""
         return bool(self._left)
 
-    def is_new(self, entry: FileEntry) -> bool:
-        """Whether a listed file is not planned yet. Each call counts as one listing of the file."""
-        source = storage.to_text(entry.uri)
-        if self._left.get(source, 0) <= 0:
-            return True
-        self._left[source] -= 1
-        if self._versions[source] != [entry.size, entry.version]:
-            self.changed.append(source)
-        return False
+    def new(self, images: Iterable[ImageFile]) -> Iterator[ImageFile]:
+        """The listed files that are not planned yet.
+
+        A file with a planned source, but not as planned, has changed, or a manifest names it once more. That is known once all
+        are listed, so these come last.
+        """
+        others: list[tuple[str, ImageFile]] = []
+        for image in images:
+            source = storage.to_text(image.entry.uri)
+            line = (source, image.entry.size, image.entry.version, image.truth, _text(image.kept))
+            if self._lines.get(line, 0) > 0:
+                self._lines[line] -= 1
+                self._left[source] -= 1
+            elif self._left.get(source, 0) > 0:
+                others.append((source, image))
+            else:
+                yield image
+        for source, image in others:
+            if self._left[source] > 0:
+                self._left[source] -= 1
+                self.changed.append(source)
+            else:
+                yield image
 
     def vanished(self) -> list[str]:
         """Planned sources that were not listed. It is known once all inputs are listed."""
@@ -60,3 +82,16 @@ class Known:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema.CHANGES), sink)
         storage.write(storage.join(out, CHANGES), sink.getvalue().to_pybytes())
         return {kind: len(sources) for kind, sources in found.items()}
+
+
+def _lines(rows: pa.Table) -> Iterator[tuple[Any, ...]]:
+    """Source, size, version, true digit and kept values of rows of the plan."""
+    kept = rows[schema.KEPT].to_pylist() if schema.KEPT in rows.column_names else repeat(None)
+    columns = (rows[name].to_pylist() for name in ("source", "size_bytes", "version", "truth"))
+    for *line, values in zip(*columns, kept, strict=False):
+        yield (*line, _text(tuple(values.values()) if values else ()))
+
+
+def _text(kept: tuple[Any, ...]) -> str:
+    """Kept values as text, because a list cannot be counted, and NaN is not equal to itself."""
+    return str(kept) if kept else ""

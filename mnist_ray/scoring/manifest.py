@@ -16,7 +16,7 @@ from mnist_ray.data import columns, csv_table, storage
 from mnist_ray.data.images import digit_of
 from mnist_ray.data.listing import FileEntry, ImageFile, batches, stat_files
 from mnist_ray.errors import DataError
-from mnist_ray.scoring.tables import Kept
+from mnist_ray.scoring.tables import DAMAGE, Kept
 
 _BATCH = 1 << 14
 _STATS_AT_ONCE = 1024
@@ -31,8 +31,8 @@ def lines(item: str, truth: str, truths: set[str], kept: Kept) -> Iterator[Image
     name = item.lower()
     if name.endswith((".txt", ".lst")):
         return _images(item, truth, ((batch, None, None) for batch in batches(_text(item), _BATCH)), truths)
-    if csv_table.is_csv(name) and not columns.pixel_columns(csv_table.read_header(item).names):
-        return _images(item, truth, _table(item, _csv(item, kept), truth, truths, kept), truths)
+    if csv_table.is_csv(name) and not columns.pixel_columns((header := csv_table.read_header(item)).names):
+        return _images(item, truth, _table(item, _csv(item, header.schema, truth, kept), truth, truths, kept), truths)
     if name.endswith(".parquet") and _lists_paths(item):
         return _images(item, truth, _table(item, _parquet(item, truth, kept), truth, truths, kept), truths)
     return None
@@ -53,44 +53,54 @@ def _table(item: str, found: Iterator[pa.RecordBatch], truth: str, truths: set[s
     row = 0
     for batch in found:
         name = columns.path_column(batch.schema)
-        if name is None:
-            raise DataError(
-                f"{item}: holds neither images nor paths; expected a text column named {', '.join(columns.PATH_NAMES)}, "
-                f"or {columns.NUM_PIXELS} columns of pixels such as pixel0 to pixel{columns.NUM_PIXELS - 1}; "
-                f"its columns: {columns.describe(batch.schema)}"
-            )
         if column := columns.truth_column(batch.schema, truth, item):
             truths.add(f"column {column}")
         paths = batch.column(name).cast(pa.string()).to_pylist()
         if None in paths:
             raise DataError(f"{item}: row {row + paths.index(None)} of column {name!r} is null; expected a path in every row")
         labels = columns.truths(batch.column(column)).to_pylist() if column else None
-        values = (batch.column(name).to_pylist() for name in kept.names)
+        values = (_values(batch.column(name)) for name in kept.names)
         yield paths, labels, list(zip(*values, strict=True)) if kept.names else None
         row += batch.num_rows
 
 
-def _csv(item: str, kept: Kept) -> Iterator[pa.RecordBatch]:
+def _values(column: pa.Array) -> list[Any]:
+    """The values of a kept column, as the plan holds them."""
+    plain: list[Any] = column.cast(columns.plain_type(column.type)).to_pylist()
+    return plain
+
+
+def _wanted(found: pa.Schema, item: str, truth: str, kept: Kept) -> list[str]:
+    """The columns that are read: paths, true digits, and those that are added to `kept`. Raises DataError."""
+    columns.require_unique(found, item)
+    path = columns.path_column(found)
+    if path is None:
+        raise DataError(
+            f"{item}: holds neither images nor paths; expected a text column named {', '.join(columns.PATH_NAMES)}, "
+            f"or {columns.NUM_PIXELS} columns of pixels such as pixel0 to pixel{columns.NUM_PIXELS - 1}; "
+            f"its columns: {columns.describe(found)}"
+        )
+    kept.add(found, item)
+    wanted = {path, columns.truth_column(found, truth, item), *kept.names}
+    return [name for name in found.names if name in wanted]
+
+
+def _csv(item: str, found: pa.Schema, truth: str, kept: Kept) -> Iterator[pa.RecordBatch]:
+    """All values are text: the first lines do not tell whether a column holds numbers only."""
+    names = _wanted(found, item, truth, kept)
     with storage.open_stream(item) as stream:
-        reader = pa_csv.open_csv(
+        yield from pa_csv.open_csv(
             stream,
             parse_options=pa_csv.ParseOptions(delimiter=csv_table.delimiter(item)),
-            convert_options=pa_csv.ConvertOptions(column_types=dict.fromkeys((*columns.PATH_NAMES, *kept.names), pa.string())),
+            convert_options=pa_csv.ConvertOptions(include_columns=names, column_types=dict.fromkeys(names, pa.string())),
         )
-        columns.require_unique(reader.schema, item)
-        kept.add(reader.schema, item)
-        yield from reader
 
 
 def _parquet(item: str, truth: str, kept: Kept) -> Iterator[pa.RecordBatch]:
     try:
         with storage.open_input(item) as stream:
             parquet = pq.ParquetFile(stream)
-            found = parquet.schema_arrow
-            columns.require_unique(found, item)
-            kept.add(found, item)
-            wanted = {columns.path_column(found), columns.truth_column(found, truth, item), *kept.names}
-            yield from parquet.iter_batches(_BATCH, columns=[name for name in found.names if name in wanted])
+            yield from parquet.iter_batches(_BATCH, columns=_wanted(parquet.schema_arrow, item, truth, kept))
     except OSError as error:  # a damaged page
         raise _unreadable(item, error) from None
 
@@ -100,7 +110,9 @@ def _lists_paths(item: str) -> bool:
     try:
         with storage.open_input(item) as stream:
             schema = pq.read_schema(stream)
-    except (OSError, pa.ArrowException):
+    except MemoryError:  # pyarrow's is an ArrowException, too
+        raise
+    except DAMAGE:
         return False
     try:
         columns.image_columns(schema, "", item)
@@ -125,7 +137,9 @@ def _images(item: str, truth: str, found: Iterable[Batch], truths: set[str]) -> 
                         label = digit_of(entry.uri)
                         truths.add("folder names")
                     yield ImageFile(entry, label, values)
-    except pa.ArrowException as error:
+    except MemoryError:
+        raise
+    except (pa.ArrowException, OverflowError) as error:  # Python's dates end with the year 9999
         raise _unreadable(item, error) from None
 
 

@@ -151,6 +151,8 @@ def _damage(uri: str) -> Iterator[None]:
     """Raise AccountingError for an error that says that a file of the plan is damaged. StorageError passes."""
     try:
         yield
+    except MemoryError:  # pyarrow's is an ArrowException, too
+        raise
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
         raise AccountingError(
             f"{uri}: this plan is damaged ({first_line(error)}); give --overwrite to score all inputs again"

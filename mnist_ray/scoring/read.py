@@ -1,6 +1,7 @@
 """The inputs of one unit, read and decoded in chunks."""
 
 import platform
+import re
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -18,15 +19,19 @@ from mnist_ray.data.cells import decode_rows
 from mnist_ray.data.containers import MAX_BYTES, Reason, Rejection
 from mnist_ray.data.csv_table import Refused
 from mnist_ray.data.images import SIDE, Digits, Grey, decode, normalise
-from mnist_ray.data.listing import stat_files
+from mnist_ray.data.listing import stat_file
 from mnist_ray.data.patience import ANSWERS, patiently
 from mnist_ray.errors import StorageError, first_line
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.job import Job
 from mnist_ray.scoring.plan import WorkUnit
+from mnist_ray.scoring.tables import DAMAGE, read_header
 
 CHUNK_ROWS = 1024
 """Images that are decoded and predicted together: enough to keep the predictor busy, few enough to need little memory."""
+
+MAX_PAGE_BYTES = 1 << 31
+"""Largest page of a Parquet file, whose header states its size as a 32-bit integer."""
 
 _CRASHED = Rejection(Reason.CRASHED_READER, "ends the process that reads it; report it to the authors of mnist_ray")
 
@@ -74,6 +79,8 @@ def _read_files(rows: pa.Table, job: Job, crashed: Collection[int]) -> Chunk:
             return _CRASHED
         if isinstance(data, FileNotFoundError) and size < 0 and version:
             return Rejection(Reason.MISSING, f"there is no such file, and no {version}")
+        if isinstance(data, bytes) and uris[position].lower().endswith(".parquet"):
+            _require_damaged(uris[position])
         return _changed(data, size) or to_grey(sources[position], data)
 
     def images() -> Iterator[Grey | Rejection]:
@@ -115,6 +122,12 @@ def to_grey(source: str, data: bytes | OSError) -> Grey | Rejection:
     if source.lower().endswith(".parquet"):
         return Rejection(Reason.CORRUPT, "cannot be opened as Parquet; its rows are not counted")
     return decode(data)
+
+
+def _require_damaged(uri: str) -> None:
+    """Raise StorageError if a table can be opened now, and could not when the plan was made."""
+    if read_header(stat_file(uri)):
+        raise StorageError(f"{uri}: can be opened now, and could not when the plan was made; give --overwrite to plan it again")
 
 
 def _rejection(answer: OSError) -> Rejection:
@@ -191,6 +204,7 @@ def _read_rows(row: dict[str, Any], job: Job, crashed: Collection[int]) -> Itera
             else:
                 yield _chunk_of(piece, source, first + done, job, read_s)
                 done += piece.num_rows
+    next(batches, None)  # sees whether the file has changed meanwhile
 
 
 def _pieces(batch: pa.RecordBatch, crashed: Collection[int]) -> Iterator[pa.RecordBatch | int]:
@@ -206,21 +220,34 @@ def _batches(row: dict[str, Any], job: Job) -> Iterator[pa.RecordBatch | Refused
     Raises StorageError if the storage fails: the rows are not rejected then.
     """
     uri = storage.from_text(row["source"])
-    (entry,) = stat_files([uri])
+    entry = stat_file(uri)
     if _differ(entry.size, row["size_bytes"], unknown=-1) or _differ(entry.version, row["version"], unknown=""):
         rejection = Rejection(Reason.CHANGED, "the file is not the one that was there when the plan was made")
         yield Refused(rejection, row["num_rows"])
         return
     try:
         yield from _lines(uri, row, job) if csv_table.is_csv(uri) else _range(uri, row, job)
+        damage = ""
     except ANSWERS as error:
         rejection = _rejection(error)
         (answer,) = _ask_again([uri], {0: rejection}, [0])
         if isinstance(answer, bytes):
             raise StorageError(f"{uri}: cannot be read: {rejection.detail}, but only for a moment; run with --resume") from None
         yield Refused(rejection, row["num_rows"])
-    except (OSError, pa.ArrowException) as error:
-        yield Refused(Rejection(Reason.CORRUPT, first_line(error)), row["num_rows"])
+        return
+    except DAMAGE as error:
+        if isinstance(error, MemoryError) and _bytes_asked_for(error) <= MAX_PAGE_BYTES:
+            raise
+        damage = first_line(error)
+    if stat_file(uri) != entry:
+        raise StorageError(f"{uri}: has changed while it was read; run again with --resume")
+    if damage:
+        yield Refused(Rejection(Reason.CORRUPT, damage), row["num_rows"])
+
+
+def _bytes_asked_for(error: MemoryError) -> int:
+    """The size that pyarrow could not allocate. A damaged page may ask for more than a page can hold."""
+    return max(map(int, re.findall(r"\d+", str(error))), default=0)
 
 
 def _differ(found: object, planned: object, unknown: object) -> bool:

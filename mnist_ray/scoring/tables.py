@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -13,7 +12,7 @@ from mnist_ray.data import columns, csv_table, storage
 from mnist_ray.data.csv_table import CsvHeader
 from mnist_ray.data.digits import CLASSES
 from mnist_ray.data.listing import REMOTE_READERS, FileEntry, batches
-from mnist_ray.errors import DataError, UsageError
+from mnist_ray.errors import DataError, StorageError, UsageError
 from mnist_ray.scoring import schema
 
 SAMPLE_RUN = 256
@@ -26,6 +25,8 @@ UNIT_ROWS = 1 << 13
 """Rows up to which small row groups are joined in one unit."""
 UNIT_BYTES = 16 << 20
 """Bytes of a CSV file at which a unit ends, whatever its rows."""
+DAMAGE = (OSError, pa.ArrowException, UnicodeDecodeError)
+"""What pyarrow raises for a damaged file, besides an answer of the storage. Names of columns may not be UTF-8."""
 _PLAIN = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 """Types in which kept columns of other types are written. Few readers know view types."""
 
@@ -98,20 +99,25 @@ def _headers(tables: list[FileEntry]) -> Iterator[tuple[FileEntry, pq.FileMetaDa
     """The files with their footers or headers, in order. Several are read at once: in a bucket, each takes two requests."""
     with ThreadPoolExecutor(REMOTE_READERS) as pool:
         for batch in batches(tables, 256):
-            yield from zip(batch, pool.map(_header, batch), strict=True)
+            yield from zip(batch, pool.map(read_header, batch), strict=True)
 
 
-def _header(entry: FileEntry) -> pq.FileMetaData | CsvHeader | None:
-    """The footer of a Parquet file, or None if the file is damaged or not accessible; the header of a CSV file.
+def read_header(entry: FileEntry) -> pq.FileMetaData | CsvHeader | None:
+    """The footer of a Parquet file, or None if the file is damaged or access is denied; the header of a CSV file.
 
     Raises StorageError, and DataError for a CSV file without a header.
     """
-    with suppress(OSError, pa.ArrowException):
+    try:
         if csv_table.is_csv(entry.uri):
             return csv_table.read_header(entry.uri)
         with storage.open_input(entry.uri) as stream:
             return pq.read_metadata(stream)
-    return None
+    except FileNotFoundError:
+        raise StorageError(f"{entry.uri}: was listed, and is not there any more") from None
+    except MemoryError:  # pyarrow's is an ArrowException, too
+        raise
+    except DAMAGE:
+        return None
 
 
 def row_ranges(group_sizes: list[int], unit_rows: int) -> Iterator[tuple[int, int]]:

@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from mnist_ray.config import ScoreConfig
 from mnist_ray.data import storage
+from mnist_ray.data.columns import plain_type
 from mnist_ray.data.listing import FileEntry, ImageFile, batches
-from mnist_ray.errors import DataError, UsageError
+from mnist_ray.errors import DataError, UsageError, first_line
 from mnist_ray.flags import shard, shard_folder
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.inputs import Listing
@@ -45,6 +46,8 @@ class Units:
         self.listing = Listing(config.inputs, config.truth, out, self._kept)
         self.kept = schema.NOTHING
         """The columns of tables and manifests that are passed through."""
+        self._stated = False
+        """Whether a manifest has such columns. Only then does the plan hold their values."""
         self.ids = hashlib.sha256()
         """Hash of the ids of the units of all shards, as in the fingerprint of a plan."""
         self._config = config
@@ -58,6 +61,8 @@ class Units:
             if self._kept.schema is None and not self.listing.tables:
                 raise UsageError(f"--keep {config.keep}: copies columns of tables and manifests, and no input has columns")
             self.kept = self._kept.schema or schema.NOTHING
+            self._stated = any(image.kept for image in self._images)
+            _require_copyable(self.kept, self._stated)
 
     def __iter__(self) -> Iterator[WorkUnit]:
         """The units of this shard. Raises DataError if nothing is listed and nothing is known."""
@@ -71,7 +76,7 @@ class Units:
         """The units of image files, then those of tables. Raises DataError if nothing is listed and nothing is known."""
         new = self._images
         if self._known:
-            new = (image for image in self._images if self._known.is_new(image.entry))
+            new = self._known.new(self._images)
         ranges: Iterable[TableRange] = self._ranges()
         if self._config.sample:
             new, ranges = draw(self._config.sample, new, ranges)
@@ -84,8 +89,8 @@ class Units:
             raise DataError(f"{', '.join(self._config.inputs)}: the tables have no rows; there is nothing to score")
 
     def _ranges(self) -> Iterator[TableRange]:
-        new = [entry for entry in self.listing.tables if self._known.is_new(entry)]
-        yield from table_ranges(new, self._config, self.listing.truths, self._kept)
+        new = self._known.new(ImageFile(entry, None) for entry in self.listing.tables)
+        yield from table_ranges([table.entry for table in new], self._config, self.listing.truths, self._kept)
 
     def _unit(
         self,
@@ -114,15 +119,29 @@ class Units:
         same = (pa.repeat(pa.scalar(value, pa.int64()), number) for value in (first_row, num_rows, first_byte))
         columns = (pa.repeat(pa.scalar(unit_id), number), uris, sizes, versions, truths, *same)
         rows = pa.table(list(columns), schema=schema.PLAN)
-        return WorkUnit(unit_id, rows.append_column(schema.KEPT, _structs(kept, self.kept)) if self.kept.names else rows)
+        return WorkUnit(unit_id, rows.append_column(schema.KEPT, _structs(kept, self.kept)) if self._stated else rows)
 
 
 def _structs(kept: Sequence[tuple[Any, ...]], columns: pa.Schema) -> pa.Array:
     """The values that manifests state in the kept columns, as a column of the plan. Null for files that no manifest lists."""
     values = [dict(zip(columns.names, row, strict=True)) if row else None for row in kept]
-    # Parquet cannot hold an empty dictionary in a struct, so the plan has the values instead.
-    kinds = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in columns.types]
-    return pa.array(values, pa.struct(list(zip(columns.names, kinds, strict=True))))
+    return pa.array(values, pa.struct([(field.name, plain_type(field.type)) for field in columns]))
+
+
+def _require_copyable(columns: pa.Schema, stated: bool) -> None:
+    """Raise DataError for a column of a type that Arrow cannot copy, such as a list of string views.
+
+    `stated` says whether its values are also copied into the plan.
+    """
+    for field in columns:
+        try:
+            pa.nulls(0, field.type).take(pa.array([], pa.int64()))
+            _structs((), pa.schema([field] if stated else []))
+        except pa.ArrowNotImplementedError as error:
+            raise DataError(
+                f"--keep {field.name}: values of the type {field.type} cannot be copied ({first_line(error)}); "
+                "write this column with plain types, or choose another one"
+            ) from None
 
 
 def _cut(images: Iterable[ImageFile], unit_rows: int) -> Iterator[list[ImageFile]]:

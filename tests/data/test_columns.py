@@ -87,6 +87,18 @@ def test_tensors_and_flat_lists_of_other_sizes(images: Grey) -> None:
     assert np.array_equal(np.stack(list(decode_cells(flat))), large)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("shape", "permutation"), [((28, 28, 1), None), ((1, 28, 28), None), ((28, 28), [1, 0])])
+def test_tensors_of_other_layouts(shape: tuple[int, ...], permutation: list[int] | None, images: Grey) -> None:
+    kind = pa.fixed_shape_tensor(pa.uint8(), shape, permutation=permutation)
+    stored = images[:3].transpose(0, 2, 1) if permutation else images[:3]
+    flat = stored.reshape(3, 784).tolist()
+    for bad in ([], [None, [None, *flat[0][1:]]]):
+        found = list(decode_cells(pa.array([*flat, *bad], kind.storage_type).cast(kind)))
+        assert np.array_equal(np.stack(found[:3]), images[:3])  # type: ignore[arg-type]
+        reasons = [image.reason for image in found if isinstance(image, Rejection)]
+        assert reasons == [Reason.MISSING, Reason.BAD_PIXELS][: len(bad)]
+
+
 def test_large_cells_are_read_and_decoded_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """1,000 photos of a megapixel would take a gigabyte."""
     photos = [encode_png(np.random.default_rng(row).integers(0, 255, (300, 300), np.uint8)) for row in range(50)]
@@ -220,6 +232,12 @@ def test_pixels_are_numbers_up_to_1_or_to_255(kind: type, top: int, images: Grey
         assert np.array_equal(np.stack(list(decode_rows(lists, ["picture"]))), levels)  # type: ignore[arg-type]
 
 
+def test_columns_of_pixels_may_have_several_types(images: Grey) -> None:
+    kinds = (np.float16, np.uint8, np.int64, np.float64)
+    batch = pa.record_batch({f"pixel{i}": images.reshape(50, 784)[:, i].astype(kinds[i % 4]) for i in range(784)})
+    assert np.array_equal(np.asarray(decode_rows(batch, batch.schema.names)), images)
+
+
 def test_wrong_pixels_reject_only_their_row() -> None:
     pixels: dict[str, list[float | None]] = {f"pixel{i}": [0.0, 0.5, 1.0, 3.0, 200.0] for i in range(784)}
     pixels["pixel5"] = [None, float("nan"), 1.0, -1.0, 300.0]
@@ -239,3 +257,9 @@ def test_names_of_classes_are_truths(kind: pa.DataType) -> None:
     assert columns.truth_column(pa.schema([("class", kind)]), "auto", "t") == "class"
     assert columns.truth_column(pa.schema([("class", kind), ("target", pa.int8())]), "auto", "t") == "target"
     assert columns.truths(pa.array(["7", "x", None]).cast(kind)).to_pylist() == [7, None, None]
+
+
+def test_numbers_in_text_are_truths_of_classes_with_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CSV files hold all values as text."""
+    monkeypatch.setattr(columns, "CLASSES", ("Shirt", "Boot"))
+    assert columns.truths(pa.array(["Boot", "1", "0", "2", None])).to_pylist() == [1, 1, 0, None, None]

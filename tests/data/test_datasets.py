@@ -1,5 +1,7 @@
 import gzip
 import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from mnist_ray.data import datasets
 from mnist_ray.data.digits import Splits
 from mnist_ray.data.images import encode_png
 from mnist_ray.errors import DataError
-from tests.conftest import write_pickled_table
+from tests.conftest import ROOT, write_pickled_table
 
 
 def same(found: Splits, expected: Splits) -> bool:
@@ -126,6 +128,16 @@ def test_errors_name_the_damaged_training_image(small: Splits, tmp_path: Path) -
         datasets.load(str(tmp_path))
 
 
+@pytest.mark.parametrize("hidden", ["3/._17.png", ".cache/3/17.png", ".cache/train.parquet"])
+def test_hidden_files_are_left_out(hidden: str, small: Splits, tmp_path: Path) -> None:
+    folder = tmp_path / ".digits"
+    datasets.write_folder(small.train, str(folder))
+    before = datasets.load(str(folder))
+    (folder / hidden).parent.mkdir(parents=True, exist_ok=True)
+    (folder / hidden).write_bytes(b"no image")
+    assert same(datasets.load(str(folder)), before)
+
+
 def test_parquet_without_labels_is_an_error_that_lists_the_columns(small: Splits, tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [encode_png(small.train.images[0])]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"a.parquet: has no column of digits named .*; its columns: image \(binary\)"):
@@ -136,9 +148,10 @@ def test_auto_uses_mnist_ray_data(small_idx: Path, small: Splits, monkeypatch: p
     monkeypatch.setenv("MNIST_RAY_DATA", str(small_idx))
     assert same(datasets.load("auto"), small)
     assert datasets.load("auto").name != "mnist"
-    monkeypatch.setenv("MNIST_RAY_DATA", str(small_idx / "nowhere"))
-    with pytest.raises(DataError, match=r"MNIST_RAY_DATA=.*nowhere"):
-        datasets.load("auto")
+    for wrong in ("nowhere", "train-labels-idx1-ubyte"):
+        monkeypatch.setenv("MNIST_RAY_DATA", str(small_idx / wrong))
+        with pytest.raises(DataError, match=rf"MNIST_RAY_DATA=.*{wrong}: holds no"):
+            datasets.load("auto")
 
 
 def test_workers_import_no_unneeded_packages() -> None:
@@ -160,3 +173,13 @@ def test_pickled_objects_in_parquet_are_refused_and_not_unpickled(small: Splits,
     assert not (tmp_path / "it-ran").exists(), "an object of the table was unpickled"
     assert "column 'image' holds values of the extension type 'ray.data.arrow_pickled_object'" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_the_job_that_writes_digits_ends_with_the_status_of_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["write_digits", "--data", str(tmp_path / "gone"), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "jobs" / "write_digits.py"), run_name="__main__")
+    assert ended.value.code == DataError.exit_status
+    assert re.fullmatch("error: .*gone: there is no such file or folder; .*\n", capsys.readouterr().err)

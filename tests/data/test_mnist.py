@@ -107,7 +107,10 @@ def test_concurrent_downloads_fetch_each_file_once(mirrors: list[Mirror], files:
 
 
 @pytest.mark.parametrize("mirrors", [["stall", "error"]], indirect=True)
-def test_without_a_working_mirror_auto_falls_back_to_mnist5k(mirrors: list[Mirror], tmp_path: Path) -> None:
+def test_without_a_working_mirror_auto_falls_back_to_mnist5k(
+    mirrors: list[Mirror], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MNIST_RAY_DATA", "")  # as if it was not set
     with pytest.raises(DataError, match=r"Give one of these: --data PATH .*MNIST_RAY_DATA=PATH.*--data mnist5k"):
         datasets.load("mnist")
     assert [path.name for path in (tmp_path / "mnist_ray").iterdir()] == ["download.lock"], "the cache holds an incomplete copy"

@@ -62,9 +62,11 @@ def test_walk_follows_links_but_not_loops(tmp_path: Path) -> None:
     (tmp_path / "a" / "b" / "loop").symlink_to(tmp_path / "a")
     (tmp_path / "a" / "link.png").symlink_to(tmp_path / "a" / "b" / "file.png")
     os.mkfifo(tmp_path / "a" / "pipe.png")
-    (tmp_path / "a" / "dangling.png").symlink_to("nowhere")
+    dangling = {"nowhere.png": "nowhere", "itself.png": "itself.png", "below.png": "b/file.png/x", "long.png": "x" * 300}
+    for name, target in dangling.items():
+        (tmp_path / "a" / name).symlink_to(target)
     found = {Path(entry.uri).name: entry.size for entry in listing.walk(str(tmp_path))}
-    assert found == {"file.png": 0, "link.png": 0, "pipe.png": -1, "dangling.png": -1}
+    assert found == {"file.png": 0, "link.png": 0, "pipe.png": -1} | dict.fromkeys(dangling, -1)
     (tmp_path / "twin").symlink_to(tmp_path / "a" / "b")
     both = {str(tmp_path / "a" / "b" / "file.png"), str(tmp_path / "twin" / "file.png")}
     assert both <= {entry.uri for entry in listing.walk(str(tmp_path))}, "a folder with two paths must be listed under both"

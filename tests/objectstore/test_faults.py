@@ -200,9 +200,11 @@ def test_the_table_of_an_outage_is_not_called_damaged(bucket: Bucket, inputs: In
 
 
 @pytest.mark.usefixtures("in_threads", "impatient")
-def test_an_object_without_permission_is_quarantined(bucket: Bucket, inputs: Inputs) -> None:
+@pytest.mark.parametrize("code", ["AccessDenied", "InvalidObjectState"])
+def test_an_object_without_permission_is_quarantined(code: str, bucket: Bucket, inputs: Inputs) -> None:
+    """S3 gives the second answer for an archived object."""
     denied = inputs.bucket.keys("digits/")[3]
-    bucket.proxy.fail(px.answer(403, "AccessDenied"), target=denied)
+    bucket.proxy.fail(px.answer(403, code), target=denied)
     done = cli("score", inputs.digits, "--model", inputs.model, "--out", f"{bucket.uri}/out", *SCORING)
     assert done.returncode == 0, done.stderr
     found = [(row["source"], row["reason"]) for row in bucket.rows("out", "quarantine")]

@@ -99,10 +99,11 @@ class _Web(BaseHTTPRequestHandler):
     """Serves files. It tells the size of those whose name does not contain `unknown`."""
 
     files: ClassVar[dict[str, bytes]] = {}
+    statuses: ClassVar[dict[str, int]] = {}
 
     def do_GET(self) -> None:
-        data = self.files.get(self.path)
-        self.send_response(200 if data is not None else 404)
+        data = self.files.get(self.path) if self.path not in self.statuses else None
+        self.send_response(200 if data is not None else self.statuses.get(self.path, 404))
         if "unknown" not in self.path:
             self.send_header("Content-Length", str(len(data or b"")))
         self.end_headers()
@@ -119,6 +120,7 @@ class _Web(BaseHTTPRequestHandler):
 def web(digit_folder: Path) -> Iterator[str]:
     """A web server with images."""
     first, second = sorted(digit_folder.rglob("*.png"))[:2]
+    _Web.statuses = {}
     _Web.files = {"/a/1.png": first.read_bytes(), "/a/unknown.png": second.read_bytes()}
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Web)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
@@ -137,3 +139,25 @@ def test_a_manifest_lists_images_of_a_web_server(web: str, run_dir: Path, tmp_pa
     assert [row["source"] for row in rows(tmp_path / "out")] == [uris[0], uris[2]]
     assert [(row["source"], row["reason"]) for row in rows(tmp_path / "out", "quarantine")] == [(uris[1], "missing")]
     assert cli("verify", str(tmp_path / "out")).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"), [(404, "missing"), (410, "missing"), (403, "unreadable"), (451, "unreadable"), (429, ""), (503, "")]
+)
+def test_a_web_server_out_of_order_is_no_missing_file(
+    web: str, run_dir: Path, tmp_path: Path, status: int, expected: str
+) -> None:
+    """An answer about a file quarantines it. Any other answer stops the job, and it is scored later."""
+    _Web.statuses = {"/a/1.png": status}
+    (tmp_path / "list.txt").write_text(f"{web}/a/1.png\n{web}/a/unknown.png\n")
+    job = ["score", str(tmp_path / "list.txt"), "--model", str(run_dir), "--out", str(tmp_path / "out"), "--workers", "0"]
+    done = cli(*job)
+    if expected:
+        assert done.returncode == 0, done.stderr
+        assert [row["reason"] for row in rows(tmp_path / "out", "quarantine")] == [expected]
+        return
+    assert done.returncode == 8, done.stderr
+    assert f"{web}/a/1.png: cannot be looked up" in done.stderr
+    _Web.statuses = {}
+    assert cli(*job, "--resume").returncode == 0
+    assert len(rows(tmp_path / "out")) == 2

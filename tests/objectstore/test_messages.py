@@ -75,6 +75,20 @@ def unknown_host(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> tuple[str, 
     return bucket.uri, "dns|lookup|resolve|not known"
 
 
+def endpoint_without_scheme(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
+    return bucket.uri, "AWS_ENDPOINT_URL.*expected http://"
+
+
+def no_bucket(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """What s3://$BUCKET/runs becomes if the variable is not set."""
+    return "s3://", "cannot reach this storage"
+
+
+def no_account(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    return "az://runs", "account"
+
+
 FAULTS = [
     wrong_bucket,
     wrong_region,
@@ -85,6 +99,9 @@ FAULTS = [
     no_credentials,
     wrong_endpoint,
     unknown_host,
+    endpoint_without_scheme,
+    no_bucket,
+    no_account,
 ]
 
 

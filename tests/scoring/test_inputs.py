@@ -10,7 +10,8 @@ from mnist_ray.data import patience
 from mnist_ray.data.digits import Splits
 from mnist_ray.data.images import encode_png
 from mnist_ray.data.listing import FileEntry, ImageFile
-from mnist_ray.errors import DataError, StorageError
+from mnist_ray.errors import DataError, StorageError, UsageError
+from mnist_ray.scoring import inputs
 from mnist_ray.scoring.ignored import Ignored, Why
 from mnist_ray.scoring.inputs import Listing
 from mnist_ray.scoring.tables import Kept
@@ -109,6 +110,27 @@ def test_images_are_found_by_name_or_by_content(tree: Path, small: Splits) -> No
     assert {row["size_bytes"] for row in rows} == {1, len(png)}
 
 
+def test_a_file_without_a_suffix_that_cannot_be_read_is_an_input(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be an image. So the table must account for it."""
+    (tree / "scan").write_bytes(b"x")
+    monkeypatch.setattr(inputs, "read_many", lambda uris, _: iter([PermissionError(uri) for uri in uris]))
+    images, listing = listed(tree)
+    assert f"{tree}/scan" in {image.entry.uri for image in images}
+    assert listing.ignored.count == 1, "notes.txt"
+
+
+def test_the_output_folder_is_no_input_by_any_name(tree: Path) -> None:
+    (tree / "out" / "plan").mkdir(parents=True)
+    (tree / "out" / "plan" / "00000.parquet").write_bytes(b"x")
+    (tree.parent / "link").symlink_to(tree)
+    for item, out in ((tree, tree.parent / "link" / "out"), (tree.parent / "link", tree / "out")):
+        listing = Listing((str(item),), "auto", str(out), Kept())
+        assert {Path(image.entry.uri).name for image in listing.images()} == {"a.png", "b.JPG", "c.webp"}
+        assert [Path(table.uri).name for table in listing.tables] == ["t.parquet"]
+    with pytest.raises(UsageError, match="lies in the output folder"):
+        Listing((str(tree.parent / "link" / "out" / "plan"),), "auto", str(tree / "out"), Kept())
+
+
 def test_many_ignored_files_are_all_listed() -> None:
     ignored = Ignored()
     for number in range(40_000):
@@ -124,6 +146,29 @@ def test_what_is_found_twice_is_listed_once(tree: Path) -> None:
 def test_globs(tree: Path) -> None:
     assert shown(f"{tree}/[37]/*") == [("a.png", 3), ("b.JPG", 7)]
     assert shown(f"{tree}/**/c.*") == [("c.webp", None)]
+    assert shown(f"{tree}/[37]") == [("a.png", 3), ("b.JPG", 7)]
+    assert shown(f"{tree}/[37]/**") == [("a.png", 3), ("b.JPG", 7)]
+    assert shown(f"{tree}/?/a**") == shown(f"{tree}/**/a**") == [("a.png", 3)]
+
+
+def test_a_link_to_a_folder_above_is_not_followed_in_a_glob(tree: Path) -> None:
+    (tree / "3" / "loop").symlink_to(tree)
+    assert shown(f"{tree}/**/a.png") == [("a.png", 3)]
+
+
+def test_a_glob_lists_all_files_or_none(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that cannot be listed stops the job: its files would be missing in the table."""
+    listdir = os.listdir
+
+    def fail(folder: str) -> list[str]:
+        if folder.endswith("/7"):
+            raise OSError(errno.EIO, "Input/output error")
+        return listdir(folder)
+
+    monkeypatch.setattr(os, "listdir", fail)
+    monkeypatch.setattr(patience, "PATIENCE_S", 0.0)
+    with pytest.raises(StorageError, match=r"7: cannot be listed: Input/output error"):
+        shown(f"{tree}/*/*.png")
 
 
 def test_a_file_is_an_image_whatever_its_name(tree: Path) -> None:
@@ -147,9 +192,9 @@ def test_manifests_keep_order_and_repetition(tree: Path) -> None:
     ("name", "content", "message"),
     [
         ("empty/x.doc", "", "holds nothing to score: .* 1 other files were ignored"),
-        ("m.csv", "a,b\n1,2\n", r"m.csv: holds neither images nor paths; .*; its columns: a \(int64\), b \(int64\)"),
+        ("m.csv", "a,b\n1,2\n", r"m.csv: holds neither images nor paths; .*; its columns: a \(string\), b \(string\)"),
         ("m.csv", "5,0,0\n1,2,3\n", "m.csv: its first line holds only numbers; add a line before it"),
-        ("m.csv", ",".join(f"c{i}" for i in range(785)) + "\n" + "0," * 784 + "0\n", r"c11 \(int64\), and 773 more$"),
+        ("m.csv", ",".join(f"c{i}" for i in range(785)) + "\n" + "0," * 784 + "0\n", r"c11 \(string\), and 773 more$"),
         ("m.csv", "path,label\nx.png\n", "m.csv: cannot be read as a manifest"),
         ("none.txt", "\n", "none.txt: holds nothing to score"),
     ],
@@ -159,6 +204,22 @@ def test_an_input_that_cannot_be_used_is_named(name: str, content: str, message:
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=message):
         listed(tmp_path / name if not name.startswith("empty") else tmp_path / "empty")
+
+
+def test_all_lines_of_a_csv_manifest_are_read_alike(tree: Path) -> None:
+    """pyarrow would choose the types of all columns by the first megabyte."""
+    more = "x" * 1000
+    lines = [f"3/a.png,3,,{more}"] * 1500 + ["3/a.png,?,blurred,"]
+    (tree / "list.csv").write_text("\n".join(["path,label,note,more", *lines]))
+    assert [truth for _, truth in shown(tree / "list.csv", truth="auto")] == [3] * 1500 + [None]
+
+
+def test_a_parquet_file_whose_column_names_are_not_utf8_is_no_manifest(tree: Path) -> None:
+    pq.write_table(pa.table({"path": ["3/a.png"], "label": [3]}), tree / "list.parquet")
+    data = (tree / "list.parquet").read_bytes()
+    (tree / "list.parquet").write_bytes(data.replace(b"label", b"lab\xff\xfe"))
+    images, listing = listed(tree / "list.parquet")
+    assert (images, len(listing.tables)) == ([], 1)
 
 
 def test_manifests_of_other_programs(tree: Path) -> None:

@@ -5,13 +5,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 import pytest
 
 from mnist_ray import cli as command_line
 from mnist_ray.config import VerifyConfig
+from mnist_ray.data.digits import Splits
 from mnist_ray.scoring.verify import verify
 from tests.cluster.test_doctor import require_namespaces
 from tests.conftest import ROOT, cli
+from tests.scoring.conftest import Run
+from tests.scoring.test_csv import pixel_table
 
 LIMIT_KB = 1_500_000
 """Enough to start a job, and not enough to load PyTorch."""
@@ -64,6 +70,29 @@ def test_memory_that_runs_out_is_one_line_and_a_defect_is_not_taken_for_it(
     else:
         done = cli("verify", "x")
         assert (done.returncode, done.stderr.startswith("error: memory ran out: ")) == (status, True)
+
+
+def test_memory_that_pyarrow_lacks_is_not_taken_for_damage(
+    monkeypatch: pytest.MonkeyPatch, run: Run, run_dir: Path, digit_folder: Path, mnist5k: Splits, tmp_path: Path, out: Path
+) -> None:
+    pq.write_table(pa.table({"path": [str(next(digit_folder.rglob("*.png")))]}), tmp_path / "list.parquet")
+    pa_csv.write_csv(pixel_table(mnist5k, 10), tmp_path / "train.csv")
+    inputs = [str(tmp_path / name) for name in ("list.parquet", "train.csv")]
+
+    def fail(*_: object, **__: object) -> None:
+        raise pa.ArrowMemoryError("malloc of size 64 failed")
+
+    run(*inputs, out=out)
+    for reader, flag in (
+        ("parquet.ParquetFile", "--extend"),
+        ("parquet.ParquetFile", "--overwrite"),
+        ("parquet.read_schema", "--overwrite"),
+        ("csv.read_csv", "--overwrite"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"pyarrow.{reader}", fail)
+            done = cli("score", *inputs, "--model", str(run_dir), "--out", str(out), "--workers", "0", flag)
+        assert (done.returncode, "memory ran out" in done.stderr) == (7, True), (reader, flag, done.stderr)
 
 
 @pytest.mark.slow

@@ -25,10 +25,10 @@ from mnist_ray import score_job as scoring_job
 from mnist_ray.artifact import bundle, seal
 from mnist_ray.artifact.predictor import Predictor
 from mnist_ray.config import ScoreConfig
-from mnist_ray.data import patience, storage
+from mnist_ray.data import columns, patience, storage
 from mnist_ray.data.digits import Predict, Splits
 from mnist_ray.data.images import Digits, encode_png
-from mnist_ray.data.listing import FileEntry, stat_files
+from mnist_ray.data.listing import FileEntry, stat_file
 from mnist_ray.errors import AccountingError, ClusterError, DataError, NothingScoredError, OutputError, StorageError, UsageError
 from mnist_ray.run import processes
 from mnist_ray.scoring import planner as planner_module
@@ -347,6 +347,39 @@ def test_kept_views_and_huge_labels(run: Run, mnist5k: Splits, tmp_path: Path, o
     assert [(row["site"], row["truth"]) for row in rows(out)] == [("a", None), ("b", 0), (None, 3)]
 
 
+@pytest.mark.parametrize("form", ["table", "manifest"])
+def test_kept_columns_of_extension_types(form: str, run: Run, digit_folder: Path, tmp_path: Path, out: Path) -> None:
+    paths = sorted(digit_folder.rglob("*.png"))[:2]
+    inputs = {"path": list(map(str, paths))} if form == "manifest" else {"image": [path.read_bytes() for path in paths]}
+    stored = {"id": (pa.uuid(), [b"x" * 16, None]), "meta": (pa.json_(), ["{}", "[]"]), "flag": (pa.bool8(), [1, 0])}
+    if form == "table":  # a manifest with tensors is a table of images
+        stored["place"] = (pa.fixed_shape_tensor(pa.float32(), (2,)), [[1, 2], [3, 4]])
+    kept = pa.table({name: pa.array(values, kind.storage_type).cast(kind) for name, (kind, values) in stored.items()})
+    pq.write_table(pa.table({**inputs, **dict(zip(kept.column_names, kept.columns, strict=True))}), tmp_path / "t.parquet")
+    for extend in (False, True):
+        assert run(tmp_path / "t.parquet", out=out, keep=",".join(stored), extend=extend)["scored_now"] == 2 * (not extend)
+    assert [{name: row[name] for name in stored} for row in rows(out)] == kept.to_pylist()
+    assert pq.read_table(out / CHANGES).num_rows == 0
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (pa.array([2**62], pa.timestamp("us")), "t.parquet: cannot be read as a manifest: date value out of range"),
+        (pa.array([2**30], pa.date32()), "t.parquet: cannot be read as a manifest: days=1073741824"),
+        (pa.array([["a"]], pa.list_(pa.string_view())), r"--keep k: values of the type list<.*string_view> cannot be copied"),
+        (pa.nulls(1, pa.struct([("id", pa.uuid())])), r"--keep k: values of the type struct<id: .*uuid>> cannot be copied"),
+    ],
+    ids=["time", "date", "views", "struct"],
+)
+def test_kept_columns_of_a_manifest_that_cannot_be_copied_are_named(
+    column: pa.Array, message: str, run: Run, tmp_path: Path, out: Path
+) -> None:
+    pq.write_table(pa.table({"path": ["a.png"], "k": column}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=message):
+        run(tmp_path / "t.parquet", out=out, keep="k")
+
+
 def test_an_empty_table_has_nothing_to_score(run: Run, tmp_path: Path, out: Path) -> None:
     pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "t.parquet")
     with pytest.raises(DataError, match="have no rows"):
@@ -522,6 +555,38 @@ def test_a_manifest_that_repeats_more_lines_is_extended_by_them(
     assert verify(str(out)).units == 3
 
 
+@pytest.mark.parametrize(
+    ("lines", "changes"),
+    [
+        (["1,a,3", "2,b,4", "3,a,3", "4,c,5"], {("b", "changed")}),
+        (["1,a,7", "2,b,4", "3,a,3", "5,c,5"], {("a", "changed"), ("b", "changed"), ("c", "changed")}),
+        (["0,a,3", "1,a,3", "2,b,4", "3,a,3", "4,c,5"], {("b", "changed")}),
+        (["3,a,3", "2,b,4", "4,c,5"], {("a", "vanished"), ("b", "changed")}),
+    ],
+    ids=["file", "columns", "more lines", "fewer lines"],
+)
+def test_the_lines_of_an_extended_manifest_are_told_apart(
+    lines: list[str], changes: set[tuple[str, str]], run: Run, digit_folder: Path, tmp_path: Path, out: Path
+) -> None:
+    """Several lines have the same path. One file always changes."""
+    digits = sorted(digit_folder.rglob("*.png"))
+
+    def score(manifest: list[str], **options: bool) -> int:
+        (tmp_path / "list.csv").write_text("\n".join(["id,path,label", *manifest]))
+        scored: int = run(tmp_path / "list.csv", out=out, unit_rows=2, keep="id", **options)["scored_now"]
+        return scored
+
+    for name, digit in zip("abc", digits, strict=False):
+        shutil.copy(digit, tmp_path / name)
+    score(["1,a,3", "2,b,4", "3,a,3", "4,c,5"])
+    os.utime(tmp_path / "b", ns=(1, 1))
+    assert score(lines, extend=True) == max(0, len(lines) - 4)
+    assert {(Path(row["source"]).name, row["change"]) for row in pq.read_table(out / CHANGES).to_pylist()} == changes
+    score(lines, extend=True, rescore_changed=True)
+    assert sorted(f"{row['id']},{Path(row['source']).name},{row['truth']}" for row in rows(out)) == sorted(lines)
+    assert verify(str(out)).inputs == len(lines)
+
+
 def test_a_sample_is_random_exact_and_the_same_each_time(
     run: Run, digit_folder: Path, mnist5k: Splits, tmp_path: Path, out: Path
 ) -> None:
@@ -594,12 +659,12 @@ def test_a_table_whose_storage_fails_is_not_quarantined(
 
     with monkeypatch.context() as patch:
 
-        def look_up_and_fail(uris: list[str]) -> Iterator[FileEntry]:
+        def look_up_and_fail(uri: str) -> FileEntry:
             patch.setattr(os, "pread", fail)
-            return stat_files(uris)
+            return stat_file(uri)
 
         patch.setattr(patience, "PATIENCE_S", 0)
-        patch.setattr(read, "stat_files", look_up_and_fail)
+        patch.setattr(read, "stat_file", look_up_and_fail)
         with pytest.raises(StorageError, match=r"t.parquet: cannot be read: Input/output error"):
             run(tmp_path / "t.parquet", out=out)
     assert run(tmp_path / "t.parquet", out=out, resume=True)["predicted"] == 20
@@ -657,16 +722,87 @@ def test_a_table_that_is_gone_for_a_moment_is_not_quarantined(
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         return open_file(path, *flags)
 
-    def look_up(uris: list[str]) -> Iterator[FileEntry]:
+    def look_up(uri: str) -> FileEntry:
         nonlocal planned
         planned = True
-        return stat_files(uris)
+        return stat_file(uri)
 
     monkeypatch.setattr(os, "open", lose_mount)
-    monkeypatch.setattr(read, "stat_files", look_up)
+    monkeypatch.setattr(read, "stat_file", look_up)
     with pytest.raises(StorageError, match=r"t.parquet: cannot be read: there is no such file, but only for a moment"):
         run(table, out=out)
     assert run(table, out=out, resume=True)["predicted"] == 20
+
+
+@pytest.mark.parametrize(
+    ("why", "message"),
+    [
+        (errno.ENOENT, r"t.parquet: was listed, and is not there any more"),
+        (errno.EACCES, r"t.parquet: can be opened now, and could not when the plan was made; give --overwrite"),
+    ],
+    ids=["gone", "denied"],
+)
+def test_a_table_that_cannot_be_opened_for_a_moment_is_not_quarantined(
+    why: int, message: str, monkeypatch: pytest.MonkeyPatch, run: Run, mnist5k: Splits, tmp_path: Path, out: Path
+) -> None:
+    write_table(tmp_path / "t.parquet", mnist5k.test.images[:20], mnist5k.test.labels[:20])
+    open_input = storage.open_input
+    refusals = [OSError(why, os.strerror(why))]
+
+    def refuse_once(uri: str) -> pa.NativeFile:
+        if refusals:
+            raise refusals.pop()
+        return open_input(uri)
+
+    monkeypatch.setattr(storage, "open_input", refuse_once)
+    with pytest.raises(StorageError, match=message):
+        run(tmp_path, out=out)
+    assert run(tmp_path, out=out, overwrite=True)["predicted"] == 20
+
+
+def test_a_table_that_changes_while_it_is_read_has_no_rows_of_two_versions(
+    monkeypatch: pytest.MonkeyPatch, run: Run, mnist5k: Splits, tmp_path: Path, out: Path
+) -> None:
+    table, read_rows = tmp_path / "t.parquet", columns.read_rows
+    write_table(table, mnist5k.test.images[:20], mnist5k.test.labels[:20])
+
+    def read_and_touch(*args: Any) -> Iterator[pa.RecordBatch]:
+        os.utime(table, ns=(1, 1))
+        yield from read_rows(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(columns, "read_rows", read_and_touch)
+        with pytest.raises(StorageError, match=r"t.parquet: has changed while it was read; run again with --resume"):
+            run(table, out=out)
+    assert run(table, out=out, resume=True)["predicted"] == 20
+
+
+@pytest.mark.parametrize(
+    ("size", "error", "message"),
+    [
+        (480_032_512, ClusterError, r"memory ran out in unit \w+: malloc of size 480032512 failed; use fewer workers"),
+        (1 << 40, NothingScoredError, r"corrupt: 20"),
+    ],
+)
+def test_too_little_memory_is_not_taken_for_damage(
+    size: int,
+    error: type[Exception],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Run,
+    mnist5k: Splits,
+    tmp_path: Path,
+    out: Path,
+) -> None:
+    """A page of a damaged file may ask for more memory than any page can need."""
+    write_table(tmp_path / "t.parquet", mnist5k.test.images[:20], mnist5k.test.labels[:20])
+
+    def fail(*_: object) -> Iterator[pa.RecordBatch]:
+        raise pa.ArrowMemoryError(f"malloc of size {size} failed")
+
+    monkeypatch.setattr(columns, "read_rows", fail)
+    with pytest.raises(error, match=message):
+        run(tmp_path, out=out)
 
 
 def test_all_units_are_scored_although_all_that_wait_end_at_once(
