@@ -1,10 +1,13 @@
 """Checks image files before any pixel is decoded: format, completeness and declared size."""
 
+import re
 import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+
+import numpy as np
 
 MAX_PIXELS = 1 << 24
 """Images that declare more pixels are not decoded: 16 megapixels."""
@@ -59,6 +62,8 @@ class Rejection:
 _CHUNK = struct.Struct(">I4s").unpack_from
 _NUMBER = struct.Struct(">I").unpack_from
 _SIDES = struct.Struct(">II").unpack_from
+_BOX_OF_SIDES = re.compile(rb"ispe\0{4}(.{8})", re.DOTALL)
+"""Declares the size of a HEIF or AVIF image."""
 
 
 def _check_png(data: bytes) -> Rejection | None:
@@ -85,9 +90,17 @@ def _check_png(data: bytes) -> Rejection | None:
 
 
 def _check_jpeg(data: bytes) -> Rejection | None:
-    if b"\xff\xd9" in data[2:]:
+    if b"\xff\xd9" in data:
         return None
     return Rejection(Reason.TRUNCATED, f"JPEG ends after {len(data)} bytes without its end marker")
+
+
+def scan_end(data: bytes) -> int:
+    """Where the pixels of a JPEG end: at the first end marker after its header, which may hold a thumbnail."""
+    position = 2
+    while position < len(data) and data[position : position + 2] != b"\xff\xda":
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return data.find(b"\xff\xd9", position)
 
 
 def _check_boxes(data: bytes) -> Rejection | None:
@@ -160,6 +173,15 @@ def check(data: bytes) -> Rejection | None:
     return Rejection(
         Reason.NOT_AN_IMAGE, f"begins with {data[:12]!r}, no signature of PNG, JPEG, GIF, BMP, TIFF, WebP, HEIF or AVIF"
     )
+
+
+def require_memory(data: bytes) -> None:
+    """Raise MemoryError if a lack of memory may be why the decoder refused a file: most decoders do not tell it from damage.
+
+    Decoders of HEIF and AVIF take up to 40 bytes for a pixel. The others take up to 10 besides the array that OpenCV makes.
+    """
+    declared = [width * height for width, height in map(_SIDES, _BOX_OF_SIDES.findall(data))]
+    np.empty(40 * min(max(declared), MAX_PIXELS) if declared else 10 * MAX_PIXELS, np.uint8)  # never touched: it takes no time
 
 
 def explain(data: bytes) -> Rejection:

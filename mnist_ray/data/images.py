@@ -4,7 +4,8 @@ The preprocessing rule, in order:
 
 1. Decode PNG, JPEG, GIF, BMP, TIFF, WebP, AVIF or HEIF. The content decides the format, not the name. Take the
    first frame of an animation.
-2. Convert to grey levels by luminance. Scale 16 bits to 8. Lay a transparent image over a shade that contrasts with its ink.
+2. Convert to grey levels by luminance. Scale 10, 12 or 16 bits to 8. Lay a transparent image over a shade that contrasts with
+   its ink.
 3. If most border pixels of a 28x28 image are brighter than the middle of its range, invert the image.
 4. If it is now 28x28 with bright ink on a black background, as in MNIST, take it without change.
 5. Find the ink of an image of another size (`paper.py`): remove light, shadows, lines, frames, specks and what lies beyond the
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.data.containers import MAX_PIXELS, Reason, Rejection, check, explain, is_avif, is_heif
+from mnist_ray.data.containers import MAX_PIXELS, Reason, Rejection, check, explain, is_avif, is_heif, require_memory, scan_end
 from mnist_ray.data.digits import CLASSES
 from mnist_ray.data.heif import decode_heif
 
@@ -44,9 +45,12 @@ FULL_INK = 128
 """A 28x28 image needs a pixel of at least this level to be taken without change."""
 FLAT_INK = 64
 """If the visible grey levels of a transparent image differ by no more than this, all visible pixels are ink."""
+UNKNOWN = 128
+"""The decoder of JPEG paints pixels in this level if their data are lacking."""
 PIXELS_AT_ONCE = 1 << 22
 """Decoded pixels that `normalise` holds in memory before it converts them."""
 BLANK = np.zeros((SIDE, SIDE), np.uint8)
+_ENDS_EARLY = Rejection(Reason.CORRUPT, "the JPEG lacks the data of its last pixels")
 _NO_AVIF = Rejection(Reason.UNSUPPORTED, "an AVIF image; to read it, pip install -U opencv-python-headless on every machine")
 SINGLE_GLYPHS = all(len(name) == 1 and name.isdecimal() for name in CLASSES)
 """Whether an image of several digits shows no class."""
@@ -70,35 +74,77 @@ def digit_of(path: str) -> int | None:
 
 
 def decode(data: bytes) -> Grey | Rejection:
-    """Steps 1 and 2 of the rule: convert the bytes of an image file to grey levels, uint8[H, W], or to a Rejection."""
+    """Steps 1 and 2 of the rule: convert the bytes of an image file to grey levels, uint8[H, W], or to a Rejection.
+
+    Raises MemoryError if the decoder lacks memory.
+    """
     if (rejection := check(data)) is not None:
         return rejection
-    if is_heif(data):
-        decoded = decode_heif(data)
-        return decoded if isinstance(decoded, Rejection) else grey_levels(decoded)
     # IMREAD_GRAYSCALE applies a JPEG's rotation tag. Other formats may have transparency, which only IMREAD_UNCHANGED keeps.
-    flags = cv2.IMREAD_GRAYSCALE if data.startswith(b"\xff\xd8") else cv2.IMREAD_UNCHANGED
+    is_jpeg = data.startswith(b"\xff\xd8")
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        if is_heif(data):
+            decoded = decode_heif(data)
+            return decoded if isinstance(decoded, Rejection) else grey_levels(decoded)
+        flags = cv2.IMREAD_GRAYSCALE if is_jpeg else cv2.IMREAD_UNCHANGED
+        pixels: NDArray[Any] | None = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        if pixels is not None and pixels.size:
+            if not is_jpeg:
+                return grey_levels(pixels, data)
+            return _ENDS_EARLY if UNKNOWN in (pixels.item(0), pixels.item(-1)) and _ends_early(data, pixels) else pixels
     except cv2.error as error:
+        _report_memory(error)
         if "CV_IO_MAX_IMAGE" in str(error):
             return Rejection(Reason.TOO_LARGE, f"declares more than {MAX_PIXELS} pixels")
         return Rejection(Reason.CORRUPT, f"the decoder stopped: {error.err}")
-    if pixels is None or pixels.size == 0:
-        return _NO_AVIF if is_avif(data) and _lacks_avif() else explain(data)
-    return grey_levels(pixels)
+    if is_avif(data) and _lacks_avif():
+        return _NO_AVIF
+    require_memory(data)
+    return explain(data)
+
+
+def _ends_early(data: bytes, pixels: Grey) -> bool:
+    """Whether a JPEG lacks the data of its last pixels, which its decoder paints `UNKNOWN`. A rotation puts them at any edge.
+
+    If it lacks none, zeros before its end marker change no pixel. Without the marker the decoder does not complain of them, but
+    cannot decode an image in several passes.
+    """
+    if not any((corner == UNKNOWN).all() for corner in (pixels[:8, :8], pixels[-8:, -8:])):
+        return False
+    longer = data[: scan_end(data)] + bytes(4096)
+    for marker in (b"", b"\xff\xd9"):
+        again = cv2.imdecode(np.frombuffer(longer + marker, np.uint8), cv2.IMREAD_GRAYSCALE)
+        if again is not None:
+            return not np.array_equal(again, pixels)
+    return False
+
+
+def _sample_bits(file: bytes) -> int:
+    """How many bits of 16 the pixels of a file use. AVIF has a flag for it. OpenCV stretches other formats to all 16."""
+    if not is_avif(file):
+        return 16
+    return 12 if file[file.find(b"av1C") + 6] & 0x20 else 10
+
+
+def _report_memory(error: cv2.error) -> None:
+    """Raise MemoryError if OpenCV lacked memory."""
+    if error.code == cv2.Error.StsNoMem:
+        raise MemoryError(error.err) from error
 
 
 def _lacks_avif() -> bool:
     return re.search(r"\bAVIF:\s+NO\b", cv2.getBuildInformation()) is not None
 
 
-def grey_levels(pixels: NDArray[Any]) -> Grey | Rejection:
-    """Step 2 of the rule: convert pixels, [H, W] or [H, W, 1|3|4] in OpenCV's channel order (BGR), to uint8[H, W]."""
+def grey_levels(pixels: NDArray[Any], file: bytes = b"") -> Grey | Rejection:
+    """Step 2 of the rule: convert pixels, [H, W] or [H, W, 1|3|4] in OpenCV's channel order (BGR), to uint8[H, W].
+
+    The content of the file that they come from says how many levels 16-bit pixels have.
+    """
     if pixels.ndim == 2 and pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype == np.uint16:
-        pixels = (pixels // 257).astype(np.uint8)
+        pixels = (pixels // (2 ** _sample_bits(file) // 255)).astype(np.uint8)
     elif pixels.dtype.kind == "f":
         top = float(np.nanmax(pixels, initial=0.0))
         if not np.isfinite(pixels).all() or float(pixels.min()) < 0 or top > 255:
@@ -131,7 +177,7 @@ def normalise(decoded: Iterable[Grey | Rejection] | Grey) -> tuple[Digits, dict[
     """Steps 3 to 6 of the rule for N decoded images of any sizes (an array is uint8[N, H, W]).
 
     Returns digits, uint8[N, 28, 28], and the Rejections by position; a rejected image gives a blank digit. Images are converted
-    in lots of about `PIXELS_AT_ONCE`, so that large ones do not fill the memory.
+    in lots of about `PIXELS_AT_ONCE`, so that large ones do not fill the memory. Raises MemoryError.
     """
     if isinstance(decoded, np.ndarray):
         return _convert(decoded)
@@ -201,7 +247,11 @@ def _convert(greys: Sequence[Grey | Rejection] | Grey, refuse: bool = True) -> t
     digits[plain], blank = _convert_28x28(np.array([images[i] for i in plain], np.uint8).reshape(-1, SIDE, SIDE))
     rejected |= {plain[i]: rejection for i, rejection in blank.items()}
     for i in sorted(images.keys() - set(plain)):
-        ink = paper.read(images[i], one_digit=refuse and SINGLE_GLYPHS)
+        try:
+            ink = paper.read(images[i], one_digit=refuse and SINGLE_GLYPHS)
+        except cv2.error as error:
+            _report_memory(error)
+            raise
         if isinstance(ink, Rejection):
             rejected[i] = ink
         else:

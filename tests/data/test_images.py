@@ -1,8 +1,12 @@
 import io
+import os
 import struct
+import subprocess
 import sys
 import zlib
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pillow_heif
 import pytest
@@ -22,6 +26,12 @@ def encode(pixels: object, kind: str, **options: object) -> bytes:
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(np.asarray(pixels))
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def orientation(how: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x112] = how
+    return exif
 
 
 def grey(data: bytes) -> Grey:
@@ -65,6 +75,82 @@ def test_a_flipped_bit_in_a_png_is_refused_or_changes_no_pixel(seven: Grey) -> N
         assert isinstance(found, Rejection) or np.array_equal(found, seven), position
 
 
+def test_damage_anywhere_in_a_heif_file_is_no_defect(seven: Grey) -> None:
+    data = encode(seven, "HEIF")
+    for position in range(8, len(data)):
+        for flips in (1 << position % 8, 255):
+            decode(data[:position] + bytes([data[position] ^ flips]) + data[position + 1 :])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"optimize": True}, {"quality": 30}, {"restart_marker_rows": 1}, *({"exif": orientation(how)} for how in range(2, 9))],
+)
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_jpeg_without_its_last_pixels_is_refused(mode: str, options: dict[str, object], seven: Grey) -> None:
+    """Its decoder paints them grey. An image that is grey there is not refused, whatever its encoding."""
+    wide = cv2.resize(seven, (240, 320))
+    data = encode(Image.fromarray(wide).convert(mode), "JPEG", **options)
+    assert reason(data[: len(data) // 2] + b"\xff\xd9") == Reason.CORRUPT
+    if not options:
+        assert reason(data[:-400] + bytes(398) + b"\xff\xd9") == Reason.CORRUPT
+    wide[:32], wide[-32:] = 128, 128
+    for progressive in (False, True):
+        whole = encode(Image.fromarray(wide).convert(mode), "JPEG", progressive=progressive, **options)
+        for extra in (b"", bytes(500), whole):
+            assert {grey(whole + extra)[0, 0], grey(whole + extra)[-1, -1]} == {128}
+
+
+@pytest.mark.parametrize("depth", [8, 10, 12])
+def test_avif_has_the_same_levels_at_each_depth(depth: int, seven: Grey) -> None:
+    levels = 60 + cv2.resize(seven, (112, 112)) // 4
+    ink = np.dstack([np.zeros_like(levels)] * 3 + [cv2.resize(seven, (112, 112))])
+    for pixels in (levels, np.dstack([levels] * 3), ink):
+        deep = pixels if depth == 8 else pixels.astype(np.uint16) << depth - 8
+        data = cv2.imencode(".avif", deep, [cv2.IMWRITE_AVIF_DEPTH, depth])[1].tobytes()
+        expected = 255 - ink[..., 3] if pixels is ink else levels
+        assert np.abs(grey(data).astype(int) - expected).mean() < 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit the memory of a process")
+def test_a_lack_of_memory_is_no_fault_of_an_image(tmp_path: Path, seven: Grey) -> None:
+    """At no limit of memory is a good image refused: it is read, or MemoryError is raised."""
+    for kind in FORMATS:
+        for side in (28, 600):
+            image = Image.fromarray(cv2.resize(seven, (side, side))).convert("L" if kind == "GIF" else "RGB")
+            (tmp_path / f"{kind}.{side}").write_bytes(encode(image, kind))
+    found = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_MEMORY, tmp_path],
+        env={**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"},
+        capture_output=True,
+        text=True,
+    )
+    assert found.stdout.split() == sorted(f"{kind}:{answer}" for kind in FORMATS for answer in ("MemoryError", "read")), found
+
+
+SHORT_OF_MEMORY = """
+import re, resource, sys
+from pathlib import Path
+from mnist_ray.data.images import decode, normalise
+
+folder, found = Path(sys.argv[1]), set()
+_, most = resource.getrlimit(resource.RLIMIT_AS)
+for file in folder.glob("*.28"):
+    decode(file.read_bytes())  # loads its decoder
+    data = file.with_suffix(".600").read_bytes()
+    for spare in range(1 << 19, 32 << 20, 1 << 20):
+        used = 1024 * int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+        resource.setrlimit(resource.RLIMIT_AS, (used + spare, most))
+        try:
+            answer = "refused" if normalise([decode(data)])[1] else "read"
+        except MemoryError:
+            answer = "MemoryError"
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        found.add(f"{file.stem}:{answer}")
+print(*sorted(found))
+"""
+
+
 def test_reasons_of_rejections(seven: Grey) -> None:
     png = encode_png(seven)
     flipped = bytearray(png)
@@ -82,11 +168,9 @@ def test_reasons_of_rejections(seven: Grey) -> None:
 
 def test_photos_of_phones_are_upright_and_their_size_is_limited(seven: Grey, monkeypatch: pytest.MonkeyPatch) -> None:
     """HEIC photos lie on their side in the file, with an instruction to turn them."""
-    exif = Image.Exif()
-    exif[0x112] = 6
     turned = Image.fromarray(np.rot90(np.repeat(np.repeat(seven, 8, 0), 8, 1))).convert("RGB")
     photo = io.BytesIO()
-    pillow_heif.from_pillow(turned).save(photo, quality=90, exif=exif.tobytes())
+    pillow_heif.from_pillow(turned).save(photo, quality=90, exif=orientation(6).tobytes())
     found = grey(photo.getvalue())
     assert np.abs(found[4::8, 4::8].astype(int) - seven).mean() < 10
     monkeypatch.setattr(heif, "MAX_PIXELS", 100)
