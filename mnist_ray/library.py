@@ -321,6 +321,8 @@ def read_table(
         try:
             with storage.open_file(uri) as stream:
                 return pq.read_table(stream, columns=empty.column_names, filters=expression, schema=schema)
+        except MemoryError:  # pyarrow's is an ArrowException, too
+            raise
         except DAMAGE as error:
             raise AccountingError(f"{uri}: cannot be read ({error}); check the table with mnist-ray verify {folder}") from None
 

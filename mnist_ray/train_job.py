@@ -16,7 +16,7 @@ from mnist_ray.data import storage
 from mnist_ray.data.datasets import load
 from mnist_ray.data.digits import Splits, hold_out
 from mnist_ray.data.order import GROUP_SIZE, num_groups
-from mnist_ray.errors import ModelError, OutputError, StorageError, UsageError
+from mnist_ray.errors import DataError, ModelError, OutputError, StorageError, UsageError
 from mnist_ray.flags import output_path, worker_range
 from mnist_ray.recipes import RECIPES
 from mnist_ray.run.ahead import import_ahead
@@ -47,8 +47,13 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     _holds_run(run, config)  # raises OutputError if it holds another, before the digits are loaded
     _require_work_for_all(config)
     console.progress("loading the digits")
-    splits = load(config.data, console.line)
-    if (metrics := finished(run, config, splits)) is not None:
+    try:
+        splits = load(config.data, console.line)
+        metrics = finished(run, config, splits)
+    except DataError:  # a finished run needs no digits
+        if (metrics := finished(run, config)) is None:
+            raise
+    if metrics is not None:
         console.line(f"{run} is done: nothing to train", "done")
         return metrics
     _warn_if_short(config, len(splits.train), console)
@@ -135,10 +140,10 @@ def _holds_run(run: str, config: TrainConfig, splits: Splits | None = None) -> b
     return True
 
 
-def finished(run: str, config: TrainConfig, splits: Splits) -> dict[str, Any] | None:
+def finished(run: str, config: TrainConfig, splits: Splits | None = None) -> dict[str, Any] | None:
     """The metrics of a finished run; None if it is not finished, or its model is damaged.
 
-    Raises OutputError if the folder holds something else.
+    Raises OutputError if the folder holds something else, such as a run on other digits than `splits`.
     """
     if not _holds_run(run, config, splits):
         return None

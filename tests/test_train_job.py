@@ -66,6 +66,8 @@ def test_a_finished_run_is_not_done_for_other_digits(small: Splits, tmp_path: Pa
     write_idx(tmp_path / "idx", replace(small, test=_next_digits(small.test)))
     with pytest.raises(OutputError, match=r"run: was trained on other digits than .*idx holds now; give another --out"):
         train(config, Quiet())
+    shutil.rmtree(tmp_path / "idx")
+    assert train(config, Quiet())["num_images"] == len(small.test), "a finished run needs no digits"
 
 
 def test_a_run_that_learned_nothing_is_finished(small: Splits, tmp_path: Path) -> None:

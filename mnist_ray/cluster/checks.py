@@ -100,10 +100,14 @@ def _launch_file(config: DoctorConfig) -> str:
         if config.launch_file:
             raise Problem(f"{path}: there is no such file", "give --launch-file the launch file of `ray up`")
         raise Skip(f"there is no {LAUNCH_FILE} in this folder, and no --launch-file")
-    from mnist_ray.cluster.launch import lint
+    from mnist_ray.cluster.launch import lint, placeholders
 
     if faults := lint(path):
         raise ExceptionGroup("problems of a launch file", [Problem(f"{path}: {fault}") for fault in faults])
+    if left := ", ".join(placeholders(path)):
+        if config.launch_file:
+            raise Problem(f"{path}: holds placeholders: {left}", "replace them with your values")
+        raise Skip(f"{path}: is not filled in: {left}")  # it comes with the project, and not everybody uses it
     return f"{path}: no known trap"
 
 

@@ -18,6 +18,9 @@ Config = dict[str, Any]
 WORKERS = "worker_start_ray_commands"
 STARTS = ("head_start_ray_commands", WORKERS)
 
+PLACEHOLDERS = r"(?<![${\w])(?:(?:ami|sg)-0+|192\.0\.2\.\d+|BUCKET|IMAGE|PROJECT|REGISTRY)\b"
+"""What stands for a value of the user in the launch files of this project."""
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -73,6 +76,11 @@ def lint(path: str) -> list[str]:
         return [f"{' '.join(str(error).split())}; correct this first"]
     rules = [rule for rule in RULES if launch.kind in rule.kinds.split()]
     return [f"{place}: {rule.advice}" for rule in rules for place in rule.places(launch)]
+
+
+def placeholders(path: str) -> list[str]:
+    """What still stands for a value of the user in a launch file that `lint` can read."""
+    return sorted(set(re.findall(PLACEHOLDERS, str(_read(path).config))))
 
 
 def _read(path: str) -> Launch:

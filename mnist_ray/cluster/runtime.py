@@ -2,15 +2,18 @@
 
 import logging
 import os
+import signal
 import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from mnist_ray.cluster.address import probe, sends_token, token_source
 from mnist_ray.cluster.alone import few_processes
 from mnist_ray.console import Console
-from mnist_ray.errors import ClusterError, first_line
+from mnist_ray.errors import ClusterError, StoppedError, first_line
 
 START_S, STARTS = 30, 20
 """Seconds that one start of the workers waits for nodes, and the number of starts: 10 minutes in all.
@@ -35,6 +38,8 @@ OWN_CLUSTER = {  # this machine gets no preemption notices, and nobody scrapes t
     "RAY_prestart_worker_first_driver": "0",  # workers of Ray Train could not use them
 }
 """The same, on a cluster that a job starts for itself."""
+AGAIN_S = 0.5
+"""Seconds between two signals to a process that was asked to stop."""
 FLUSH_S = 2.0
 """Seconds to wait at the end until all of standard error has passed."""
 
@@ -43,35 +48,106 @@ FLUSH_S = 2.0
 def cluster(address: str, console: Console | None = None, meanwhile: Callable[[], object] = lambda: None) -> Iterator[bool]:
     """Connect to the cluster at `address` or `RAY_ADDRESS`, or start one for this job alone; yields whether it was started.
 
-    `meanwhile` begins what may be done while Ray starts, and returns at once. Raises ClusterError.
+    `meanwhile` begins what may be done while Ray starts, and returns at once. Raises ClusterError, and StoppedError after
+    SIGTERM.
     """
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     owns_cluster = target == "local"
     if console:
         console.progress("starting Ray" if owns_cluster else f"joining the Ray cluster at {target}")
-    with _settings(OWN_CLUSTER if owns_cluster else {}), _joined(target, meanwhile, owns_cluster=owns_cluster):
+    settings = _settings(OWN_CLUSTER if owns_cluster else {})
+    with settings, _without_messages_of_ray(), _joined(target, meanwhile, owns_cluster=owns_cluster):
         yield owns_cluster
 
 
 @contextmanager
 def _joined(target: str, meanwhile: Callable[[], object], *, owns_cluster: bool) -> Iterator[None]:
-    """Join or start the cluster, and leave or end it. Raises ClusterError."""
+    """Join or start the cluster, and leave or end it. Raises ClusterError and StoppedError."""
     import ray
-    from ray._private import auto_init_hook, worker
+    from ray._private import auto_init_hook
 
-    logging.getLogger("ray").setLevel(logging.ERROR)  # the job prints its own messages
-    worker.print_to_stdstream = lambda *_, **__: None  # Ray's about lost nodes and retries, up to 40 lines each: watch.py
+    if ray.is_initialized():
+        raise ClusterError(
+            "this process has joined a Ray cluster already; call ray.shutdown() first, or give workers=0 to run without Ray"
+        )
     _require_answer(target)
-    with _without_lines_of_ray():
+    asked: list[int] = []  # signals while Ray starts: it can crash if its start is interrupted
+    with _without_lines_of_ray(), _on_sigterm(lambda number, _: asked.append(number)):
         if not owns_cluster:
             meanwhile()
         with few_processes(meanwhile) if owns_cluster else nullcontext():
             _connect(target, owns_cluster=owns_cluster)
         try:
-            yield
-        finally:  # threads that still wait for a lost cluster would start another one
+            with _stoppable(asked):
+                yield
+        finally:  # threads that still wait for a lost cluster would start another one; the user's next Ray needs ray.init()
             auto_init_hook.enable_auto_connect = False
             ray.shutdown()
+
+
+@contextmanager
+def _without_messages_of_ray() -> Iterator[None]:
+    """Keep Ray from printing messages and from answering SIGTERM inside this block: the job does both itself."""
+    from ray._private import ray_constants, utils, worker
+
+    logger = logging.getLogger("ray")
+    with ExitStack() as at_end:
+        at_end.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.ERROR)
+        for module, name, value in (
+            (worker, "print_to_stdstream", _ignore),  # up to 40 lines about each lost node or retry: watch.py
+            (utils, "set_sigterm_handler", _ignore),
+            (ray_constants, "RAY_DISABLE_FAILURE_SIGNAL_HANDLER", True),  # at SIGTERM, it prints a stack trace, or hangs
+        ):
+            at_end.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, value)
+        yield
+
+
+def _ignore(*_: object, **__: object) -> None: ...
+
+
+@contextmanager
+def _on_sigterm(handler: Callable[[int, object], object]) -> Iterator[None]:
+    """Handle SIGTERM inside this block, if this is the main thread. Others may not."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _stoppable(asked: list[int]) -> Iterator[None]:
+    """Raise StoppedError inside this block after SIGTERM, which `asked` holds if it came before. `owning` waits for it itself.
+
+    The handler raises SystemExit, because Ray's C++ code passes on no other exception. Python drops what it raises inside a
+    callback, as at the end of an import. So the signal is sent again until the block ends.
+    """
+    left = threading.Event()
+
+    def stop(number: int, _: object) -> None:
+        asked.append(number)
+        sys.exit(StoppedError.exit_status)
+
+    def ask_again() -> None:
+        while not left.wait(AGAIN_S):
+            if asked:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=ask_again, daemon=True).start()
+    try:
+        with _on_sigterm(stop):
+            if asked:
+                raise SystemExit
+            yield
+    except SystemExit:
+        raise StoppedError("stopped as asked; run the same command again") from None
+    finally:
+        left.set()
 
 
 @contextmanager

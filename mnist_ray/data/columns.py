@@ -286,9 +286,12 @@ def path_column(schema: pa.Schema) -> str | None:
 def truths(column: pa.Array) -> pa.Array:
     """Integers, names of classes, or integers as text, as true labels, uint8[N]. Values that are of no class become null."""
     if _is_text(column.type):
-        text = pc.cast(column, pa.large_string())
+        text = pc.utf8_trim_whitespace(pc.cast(column, pa.large_string()))
+        whole = pc.replace_substring_regex(text, r"^0*(\d+?)(\.0*)?$", r"\1")  # 07 and 7.0 are 7
         numbers = [str(label) for label in range(len(CLASSES))]
-        labels = (pc.index_in(text, value_set=pa.array(known, text.type)) for known in (CLASSES, numbers))
+        labels = (
+            pc.index_in(found, value_set=pa.array(known, found.type)) for found, known in ((text, CLASSES), (whole, numbers))
+        )
         return pc.cast(pc.coalesce(*labels), pa.uint8())
     known = pc.is_in(column, value_set=pa.array(range(len(CLASSES)), column.type))
     return pc.cast(pc.if_else(known, column, None), pa.uint8())

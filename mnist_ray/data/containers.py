@@ -9,6 +9,8 @@ from enum import StrEnum
 
 import numpy as np
 
+MOST_FIELDS = 4096
+"""Fields of a JPEG's header that are looked at."""
 MAX_PIXELS = 1 << 24
 """Images that declare more pixels are not decoded: 16 megapixels."""
 MAX_BYTES = 64 << 20
@@ -98,7 +100,9 @@ def _check_jpeg(data: bytes) -> Rejection | None:
 def scan_end(data: bytes) -> int:
     """Where the pixels of a JPEG end: at the first end marker after its header, which may hold a thumbnail."""
     position = 2
-    while position < len(data) and data[position : position + 2] != b"\xff\xda":
+    for _ in range(MOST_FIELDS):
+        if position >= len(data) or data[position : position + 2] == b"\xff\xda":
+            break
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
     return data.find(b"\xff\xd9", position)
 

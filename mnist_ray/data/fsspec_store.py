@@ -80,10 +80,12 @@ class FsspecStore:
     def _faults(self) -> Iterator[None]:
         """File systems raise errors of many libraries. All but OSError count as faults.
 
-        The one for HTTP says of each failed look-up that there is no such file, and keeps the reason as the cause.
+        fsspec's HTTP file system reports every failed look-up as a missing file, and keeps the reason as the cause.
         """
         try:
             yield
+        except MemoryError:
+            raise
         except Exception as error:
             if self._web:
                 reason = error.__cause__ if isinstance(error, FileNotFoundError) else None

@@ -11,7 +11,7 @@ from mnist_ray.recipes import Recipe
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of one step of the iteration, from Jordan et al., "Muon: an optimizer for hidden layers", 2024."""
 NEWTON_SCHULZ_STEPS = 3
-"""Two fewer than there. The networks learn as well with it (docs/decisions/0010)."""
+"""The article has five. The networks learn as well with three (docs/decisions/0010)."""
 
 
 class Optimizer:
@@ -102,7 +102,7 @@ class Optimizer:
 def orthogonal(matrix: Tensor) -> Tensor:
     """A matrix float[R, C] with nearly the same singular vectors, whose singular values are about 1.
 
-    They are 0.68 to 1.21 where those of `matrix` are more than a fiftieth of its Frobenius norm, and smaller elsewhere.
+    They are 0.68 to 1.21 where those of `matrix` are more than a fiftieth of its Frobenius norm, and less than 0.76 elsewhere.
     """
     a, b, c = NEWTON_SCHULZ
     tall = matrix.shape[0] > matrix.shape[1]

@@ -83,6 +83,8 @@ def _load_unit(out: str, unit: str, predicted: int, quarantined: int) -> pa.Tabl
 
     try:
         tables = [read(PREDICTIONS, _ROWS.names), *([read(QUARANTINE, _KEY)] if quarantined else [])]
+    except MemoryError:  # pyarrow's is an ArrowException, too
+        raise
     except DAMAGE as error:
         raise AccountingError(
             f"{out}: the part {part_name(unit)} cannot be read ({error}); `mnist-ray verify` says what to do"

@@ -144,7 +144,7 @@ def _lies_in(uri: str, folder: str) -> bool:
 
 
 def _as_seen_from(folder: str, out: str) -> str:
-    """The output folder by the name that the files below an input folder have, which may be a link."""
+    """The output folder with the prefix that listed files below `folder` have: `folder` may be a link."""
     return folder.rstrip("/") + _real(out)[len(_real(folder).rstrip("/")) :] if folder and _lies_in(out, folder) else out
 
 
@@ -193,18 +193,23 @@ def _glob(pattern: str) -> Iterator[FileEntry]:
 
 def _matching(folder: str, parts: list[str]) -> Iterator[FileEntry]:
     """The files below a local folder that the parts of a pattern match. Other folders are not listed."""
+    if not storage.is_folder(folder):
+        return
     if parts[0] == "**":
         yield from _below(folder, parts)
-    elif storage.is_folder(folder):
-        for path in (storage.join(folder, name) for name in fnmatch.filter(storage.names(folder), parts[0])):
-            if parts[1:]:
-                yield from _matching(path, parts[1:])
-            else:
-                yield from walk(path) if storage.is_folder(path) else stat_files([path])
+        return
+    for name in fnmatch.filter(storage.names(folder), parts[0]):
+        path = storage.join(folder, name)
+        if name.startswith(".") and not parts[0].startswith("."):
+            continue
+        if parts[1:]:
+            yield from _matching(path, parts[1:])
+        else:
+            yield from walk(path) if storage.is_folder(path) else stat_files([path])
 
 
 def _below(folder: str, parts: list[str]) -> Iterator[FileEntry]:
-    """The same, out of all files below a folder of any storage."""
+    """The files below a folder of any storage that the parts of a pattern match. Lists all files below it."""
     pattern = "/".join(part if part == "**" else re.sub(r"\*+", "*", part) for part in parts)
     matches = re.compile(f"{glob_translate(pattern)}|{glob_translate(f'{pattern}/**')}").match
     start = len(folder.rstrip("/")) + 1

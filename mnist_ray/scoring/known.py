@@ -23,7 +23,7 @@ class Known:
     def __init__(self, plan: Plan, out: str) -> None:
         """Read the plan. Raises AccountingError if it is damaged."""
         self.changed: list[str] = []
-        """Listed sources that have another size or version than planned, or another true digit or kept values in a manifest."""
+        """Listed sources that have another size, version, true digit or kept values than planned."""
         self._left: Counter[str] = Counter()
         """How many inputs of each source were not listed yet."""
         self._lines: Counter[tuple[Any, ...]] = Counter()

@@ -134,6 +134,8 @@ def _read(job: Job, unit_id: str, table: str) -> tuple[pa.Table, UnitResult, str
         return rows, result, about.get("quarantine", ""), digest_of(data)
     except FileNotFoundError:
         raise PartError(f"{uri}: is missing") from None
+    except MemoryError:  # pyarrow's is an ArrowException, too
+        raise
     except DAMAGE as error:
         raise PartError(f"{uri}: cannot be used: {first_line(error)}") from None
 

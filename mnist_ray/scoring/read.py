@@ -79,9 +79,11 @@ def _read_files(rows: pa.Table, job: Job, crashed: Collection[int]) -> Chunk:
             return _CRASHED
         if isinstance(data, FileNotFoundError) and size < 0 and version:
             return Rejection(Reason.MISSING, f"there is no such file, and no {version}")
+        if changed := _changed(data, size):
+            return changed
         if isinstance(data, bytes) and uris[position].lower().endswith(".parquet"):
             _require_damaged(uris[position])
-        return _changed(data, size) or to_grey(sources[position], data)
+        return to_grey(sources[position], data)
 
     def images() -> Iterator[Grey | Rejection]:
         nonlocal read_s, num_bytes
@@ -127,7 +129,9 @@ def to_grey(source: str, data: bytes | OSError) -> Grey | Rejection:
 def _require_damaged(uri: str) -> None:
     """Raise StorageError if a table can be opened now, and could not when the plan was made."""
     if read_header(stat_file(uri)):
-        raise StorageError(f"{uri}: can be opened now, and could not when the plan was made; give --overwrite to plan it again")
+        raise StorageError(
+            f"{uri}: can be opened now, and could not when the plan was made; --resume keeps this plan, so give --overwrite"
+        )
 
 
 def _rejection(answer: OSError) -> Rejection:
@@ -239,7 +243,8 @@ def _batches(row: dict[str, Any], job: Job) -> Iterator[pa.RecordBatch | Refused
         if isinstance(error, MemoryError) and _bytes_asked_for(error) <= MAX_PAGE_BYTES:
             raise
         damage = first_line(error)
-    if stat_file(uri) != entry:
+    now = stat_file(uri)
+    if _differ(now.size, entry.size, unknown=-1) or _differ(now.version, entry.version, unknown=""):
         raise StorageError(f"{uri}: has changed while it was read; run again with --resume")
     if damage:
         yield Refused(Rejection(Reason.CORRUPT, damage), row["num_rows"])

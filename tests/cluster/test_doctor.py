@@ -270,6 +270,15 @@ def test_each_trap_of_a_launch_file_has_a_line(tmp_path: Path, monkeypatch: pyte
     assert "nowhere.yaml: there is no such file" in problem("--launch-file", "nowhere.yaml", only="launch file")
 
 
+def test_a_launch_file_that_is_not_filled_in_is_a_problem_if_it_was_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    left = f"REGISTRY, ami-{'0' * 17}, sg-{'0' * 17}"
+    found = problem("--launch-file", "cluster.yaml", only="launch file")
+    assert found.endswith(f"cluster.yaml: holds placeholders: {left}; replace them with your values")
+    (skipped,) = examine(only="launch file")
+    assert (skipped.state, skipped.text) == ("skipped", f"cluster.yaml: is not filled in: {left}")
+
+
 def test_a_folder_without_mnist_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MNIST_RAY_DATA", str(tmp_path))
     assert f"MNIST_RAY_DATA={tmp_path}: holds no train-images-idx3-ubyte" in problem(only="MNIST")

@@ -263,3 +263,8 @@ def test_numbers_in_text_are_truths_of_classes_with_names(monkeypatch: pytest.Mo
     """CSV files hold all values as text."""
     monkeypatch.setattr(columns, "CLASSES", ("Shirt", "Boot"))
     assert columns.truths(pa.array(["Boot", "1", "0", "2", None])).to_pylist() == [1, 1, 0, None, None]
+
+
+def test_numbers_in_text_are_truths_however_they_are_written() -> None:
+    text = [" 7", "07", "7.0", "00.0", "10", "7.5", "-1", "zero", ""]
+    assert columns.truths(pa.array(text)).to_pylist() == [7, 7, 7, 0, None, None, None, None, None]

@@ -6,6 +6,7 @@ Not covered: that a provider accepts them. The launchers' own tests run `ray up`
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -21,7 +22,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from mnist_ray import __version__
-from mnist_ray.cluster.launch import RULES, lint
+from mnist_ray.cluster.launch import RULES, lint, placeholders
 from tests.conftest import ROOT
 
 AWS, GCP, LOCAL = "cluster.yaml", "deploy/cluster-gcp.yaml", "deploy/cluster-local.yaml"
@@ -145,6 +146,29 @@ BROKEN: list[tuple[str, str, Any, str]] = [
 @pytest.mark.parametrize("file", [*UP, *JOBS])
 def test_our_launch_files_have_no_problems(file: str) -> None:
     assert lint(str(ROOT / file)) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        (AWS, ["REGISTRY", f"ami-{'0' * 17}", f"sg-{'0' * 17}"]),
+        (GCP, ["IMAGE", "PROJECT", "REGISTRY"]),
+        (LOCAL, ["192.0.2.10", "192.0.2.11", "192.0.2.12"]),
+        *[(file, ["BUCKET", "REGISTRY"]) for file in JOBS],
+    ],
+)
+def test_what_is_to_be_filled_in_is_found(file: str, expected: list[str]) -> None:
+    assert placeholders(str(ROOT / file)) == expected
+
+
+@pytest.mark.parametrize("page", ["docs/how-to/clusters.md", GCP, *JOBS])
+def test_the_command_that_fills_files_in_leaves_nothing_out(page: str, tmp_path: Path) -> None:
+    (command,) = re.findall("sed -i .*", (ROOT / page).read_text())
+    shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+    found = {file: placeholders(str(file)) for file in tmp_path.glob(command.split()[-1])}
+    assert found
+    assert not any(found.values()), found
 
 
 @pytest.mark.parametrize(("file", "place", "change", "expected"), BROKEN, ids=[f"{case[0]}: {case[3]}" for case in BROKEN])

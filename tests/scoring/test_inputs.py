@@ -148,6 +148,10 @@ def test_globs(tree: Path) -> None:
     assert shown(f"{tree}/**/c.*") == [("c.webp", None)]
     assert shown(f"{tree}/[37]") == [("a.png", 3), ("b.JPG", 7)]
     assert shown(f"{tree}/[37]/**") == [("a.png", 3), ("b.JPG", 7)]
+    (tree / "broken").symlink_to("nowhere")
+    assert shown(f"{tree}/*/**/*.png") == [("a.png", 3)]
+    with pytest.raises(DataError, match="holds nothing to score"):
+        shown(f"{tree}/nix/**/*.png")
     assert shown(f"{tree}/?/a**") == shown(f"{tree}/**/a**") == [("a.png", 3)]
 
 
