@@ -62,7 +62,8 @@ def test_a_notebook_runs(name: str, tmp_path: Path) -> None:
     """Each cell gives the same kind of outputs as the committed ones, with the same text between the numbers."""
     committed = NOTEBOOKS / f"{name}.ipynb"
     notebook = nbformat.read(committed, as_version=4)
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    place = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=place, coalesce_streams=True).execute()
     found = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for new, old in zip(found, _code_cells(committed), strict=True):
         assert _form(new) == _form(old), old.source

@@ -16,6 +16,8 @@ VIEWS: dict[str, dict[str, Any]] = {
 """An A4 page is 794 CSS pixels wide."""
 LARGEST = 3_000_000
 """Bytes that a page may have."""
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+"""Without the last two, a screenshot may fail on a busy machine."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -27,7 +29,7 @@ def browser() -> Iterator[Any]:
     if not program:
         pytest.skip("there is no Chromium: apt-get install chromium, or set CHROMIUM to its path")
     with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        started = driver.chromium.launch(executable_path=program, args=FLAGS)
         yield started
         started.close()
 
