@@ -38,7 +38,7 @@ def few_processes(started: Callable[[], object]) -> Iterator[None]:
             ("services", "start_raylet", start_raylet),
             ("utils", "get_dashboard_dependency_error", ImportError),  # the agent then leaves out what needs more packages
         ):
-            stack.enter_context(_replaced(f"ray._private.{module}", name, value))
+            stack.enter_context(replaced(f"ray._private.{module}", name, value))
         yield
 
 
@@ -92,7 +92,7 @@ def without_helpers() -> Iterator[None]:
             (pool, "get_or_create_actor_location_tracker", _Locations),
             (pool, "get_actor_locations", dict.fromkeys),  # None: the location is not known
         ):
-            stack.enter_context(_replaced(f"ray.data._internal.{place}", name, value))
+            stack.enter_context(replaced(f"ray.data._internal.{place}", name, value))
         yield
 
 
@@ -120,8 +120,8 @@ def run_controller(**settings: Any) -> Any:
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # its errors reach the user as ours
     meeting = ray.remote(num_cpus=0)(_Meeting)
     with (
-        _replaced("ray.train.v2._internal.execution.worker_group.worker_group", "SynchronizationActor", meeting),
-        _replaced("ray.runtime_context:RuntimeContext", "current_actor", None),  # workers would ask it for checkpoints of Ray
+        replaced("ray.train.v2._internal.execution.worker_group.worker_group", "SynchronizationActor", meeting),
+        replaced("ray.runtime_context:RuntimeContext", "current_actor", None),  # workers would ask it for checkpoints of Ray
     ):
         controller = TrainController(**settings)
         asyncio.run(controller.run())
@@ -129,7 +129,7 @@ def run_controller(**settings: Any) -> Any:
 
 
 @contextmanager
-def _replaced(place: str, name: str, value: Any) -> Iterator[None]:
+def replaced(place: str, name: str, value: Any) -> Iterator[None]:
     """Replace the value of a name in a module, or in a class of a module: `module:Class`."""
     before = owner = None
     with suppress(ImportError, AttributeError):

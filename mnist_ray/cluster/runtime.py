@@ -4,14 +4,13 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from mnist_ray.cluster.address import probe, sends_token, token_source
-from mnist_ray.cluster.alone import few_processes
+from mnist_ray.cluster.alone import few_processes, replaced
 from mnist_ray.console import Console
 from mnist_ray.errors import ClusterError, StoppedError, first_line
 
@@ -71,8 +70,8 @@ def _joined(target: str, meanwhile: Callable[[], object], *, owns_cluster: bool)
             "this process has joined a Ray cluster already; call ray.shutdown() first, or give workers=0 to run without Ray"
         )
     _require_answer(target)
-    asked: list[int] = []  # signals while Ray starts: it can crash if its start is interrupted
-    with _without_lines_of_ray(), _on_sigterm(lambda number, _: asked.append(number)):
+    asked = threading.Event()  # by a signal while Ray starts: it can crash if its start is interrupted
+    with _without_lines_of_ray(), _on_sigterm(lambda *_: asked.set()):
         if not owns_cluster:
             meanwhile()
         with few_processes(meanwhile) if owns_cluster else nullcontext():
@@ -88,20 +87,20 @@ def _joined(target: str, meanwhile: Callable[[], object], *, owns_cluster: bool)
 @contextmanager
 def _without_messages_of_ray() -> Iterator[None]:
     """Keep Ray from printing messages and from answering SIGTERM inside this block: the job does both itself."""
-    from ray._private import ray_constants, utils, worker
-
     logger = logging.getLogger("ray")
-    with ExitStack() as at_end:
-        at_end.callback(logger.setLevel, logger.level)
+    with (
+        # It prints up to 40 lines about each lost node or retry. watch.py prints one.
+        replaced("ray._private.worker", "print_to_stdstream", _ignore),
+        replaced("ray._private.utils", "set_sigterm_handler", _ignore),
+        # Ray's C++ code prints a stack trace at SIGTERM, or hangs.
+        replaced("ray._private.ray_constants", "RAY_DISABLE_FAILURE_SIGNAL_HANDLER", True),
+    ):
+        before = logger.level
         logger.setLevel(logging.ERROR)
-        for module, name, value in (
-            (worker, "print_to_stdstream", _ignore),  # up to 40 lines about each lost node or retry: watch.py
-            (utils, "set_sigterm_handler", _ignore),
-            (ray_constants, "RAY_DISABLE_FAILURE_SIGNAL_HANDLER", True),  # at SIGTERM, it prints a stack trace, or hangs
-        ):
-            at_end.callback(setattr, module, name, getattr(module, name))
-            setattr(module, name, value)
-        yield
+        try:
+            yield
+        finally:
+            logger.setLevel(before)
 
 
 def _ignore(*_: object, **__: object) -> None: ...
@@ -121,27 +120,27 @@ def _on_sigterm(handler: Callable[[int, object], object]) -> Iterator[None]:
 
 
 @contextmanager
-def _stoppable(asked: list[int]) -> Iterator[None]:
-    """Raise StoppedError inside this block after SIGTERM, which `asked` holds if it came before. `owning` waits for it itself.
+def _stoppable(asked: threading.Event) -> Iterator[None]:
+    """Raise StoppedError inside this block after SIGTERM. `asked` is set if it came before. `owning` waits for it itself.
 
     The handler raises SystemExit, because Ray's C++ code passes on no other exception. Python drops what it raises inside a
     callback, as at the end of an import. So the signal is sent again until the block ends.
     """
     left = threading.Event()
 
-    def stop(number: int, _: object) -> None:
-        asked.append(number)
-        sys.exit(StoppedError.exit_status)
+    def stop(*_: object) -> None:
+        asked.set()
+        raise SystemExit
 
     def ask_again() -> None:
         while not left.wait(AGAIN_S):
-            if asked:
+            if asked.is_set():
                 os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=ask_again, daemon=True).start()
     try:
         with _on_sigterm(stop):
-            if asked:
+            if asked.is_set():
                 raise SystemExit
             yield
     except SystemExit:

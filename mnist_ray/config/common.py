@@ -1,4 +1,4 @@
-"""What the settings of several commands share: how a flag looks in the help, and the flags of the output."""
+"""What the settings of several commands share: how a flag looks in the help, the flags of the output, and a check of types."""
 
 from dataclasses import dataclass
 from types import NoneType
@@ -40,7 +40,10 @@ def require_types(config: object) -> None:
 
 
 def require_type(name: str, value: object, hint: Any) -> None:
-    """Raise UsageError if the value of a flag is none of its `Literal`, or not of its type. An int is a float, too."""
+    """Raise UsageError if the value of a flag is none of its `Literal`, or not of its type. An int is a float, too.
+
+    `hint` is a `Literal`, a tuple, or a union of plain types and None.
+    """
     if get_origin(hint) is Literal:
         fits, expected = value in get_args(hint), f"one of {', '.join(get_args(hint))}"
     else:

@@ -199,9 +199,9 @@ def _matching(folder: str, parts: list[str]) -> Iterator[FileEntry]:
         yield from _below(folder, parts)
         return
     for name in fnmatch.filter(storage.names(folder), parts[0]):
-        path = storage.join(folder, name)
         if name.startswith(".") and not parts[0].startswith("."):
             continue
+        path = storage.join(folder, name)
         if parts[1:]:
             yield from _matching(path, parts[1:])
         else:

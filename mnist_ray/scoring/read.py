@@ -1,6 +1,5 @@
 """The inputs of one unit, read and decoded in chunks."""
 
-import platform
 import re
 import time
 from collections.abc import Collection, Iterator
@@ -20,11 +19,12 @@ from mnist_ray.data.containers import MAX_BYTES, Reason, Rejection
 from mnist_ray.data.csv_table import Refused
 from mnist_ray.data.images import SIDE, Digits, Grey, decode, normalise
 from mnist_ray.data.listing import stat_file
-from mnist_ray.data.patience import ANSWERS, patiently
+from mnist_ray.data.patience import ANSWERS
 from mnist_ray.errors import StorageError, first_line
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.job import Job
 from mnist_ray.scoring.plan import WorkUnit
+from mnist_ray.scoring.refused import REFUSED, ask_again, rejection_of
 from mnist_ray.scoring.tables import DAMAGE, read_header
 
 CHUNK_ROWS = 1024
@@ -34,9 +34,6 @@ MAX_PAGE_BYTES = 1 << 31
 """Largest page of a Parquet file, whose header states its size as a 32-bit integer."""
 
 _CRASHED = Rejection(Reason.CRASHED_READER, "ends the process that reads it; report it to the authors of mnist_ray")
-
-_REFUSED = (Reason.MISSING, Reason.UNREADABLE)
-"""Reasons that a storage gives for a file, and may give for any file while it is out of order."""
 
 _OPTIONAL_KEYS = [schema.PLAN.field("size_bytes"), schema.PLAN.field("truth")]
 
@@ -97,8 +94,8 @@ def _read_files(rows: pa.Table, job: Job, crashed: Collection[int]) -> Chunk:
     started = time.perf_counter()
     digits, rejected = normalise(images())
     decode_s = time.perf_counter() - started - read_s
-    if refused := {position: rejection for position, rejection in rejected.items() if rejection.reason in _REFUSED}:
-        answers = _ask_again(uris, refused, [position for position, size in enumerate(sizes) if size >= 0])
+    if refused := {position: rejection for position, rejection in rejected.items() if rejection.reason in REFUSED}:
+        answers = ask_again(uris, refused, [position for position, size in enumerate(sizes) if size >= 0])
         digits[list(refused)], still = normalise(map(decoded, refused, answers))
         others = {position: rejection for position, rejection in rejected.items() if position not in refused}
         again = {position: still[place] for place, position in enumerate(refused) if place in still}
@@ -120,7 +117,7 @@ def _changed(data: bytes | OSError, size: int) -> Rejection | None:
 def to_grey(source: str, data: bytes | OSError) -> Grey | Rejection:
     """Decode the bytes of an image file, or the error of reading it, to grey levels uint8[H, W] or a Rejection."""
     if isinstance(data, OSError):
-        return _rejection(data)
+        return rejection_of(data)
     if source.lower().endswith(".parquet"):
         return Rejection(Reason.CORRUPT, "cannot be opened as Parquet; its rows are not counted")
     return decode(data)
@@ -132,56 +129,6 @@ def _require_damaged(uri: str) -> None:
         raise StorageError(
             f"{uri}: can be opened now, and could not when the plan was made; --resume keeps this plan, so give --overwrite"
         )
-
-
-def _rejection(answer: OSError) -> Rejection:
-    """The Rejection of a file for which the storage has this answer."""
-    if isinstance(answer, FileNotFoundError):
-        return Rejection(Reason.MISSING, "there is no such file")
-    return Rejection(Reason.UNREADABLE, answer.strerror or str(answer))
-
-
-def _ask_again(uris: list[str], refused: dict[int, Rejection], listed: list[int]) -> list[bytes | OSError]:
-    """What the storage says now about the files at the positions `refused`, which it did not give. Raises StorageError.
-
-    It may have been out of order for a moment: unmounted, for example, or its permissions were being changed. So it is asked
-    once it gives a file that it has given before. The files at the positions `listed` were there when the plan was made.
-    """
-    first, *_ = refused
-    given = [uri for position, uri in enumerate(uris) if position not in refused][:1]
-
-    def ask() -> list[bytes | OSError]:
-        if any(isinstance(answer, OSError) for answer in read_many(given, limit=0)):
-            raise OSError(f"{refused[first].detail}, and now {given[0]} cannot be read either, which could be read before")
-        answers = dict(zip(refused, read_many([uris[position] for position in refused], MAX_BYTES), strict=True))
-        if listed and all(isinstance(answers.get(position), PermissionError) for position in listed):
-            _require_folder([uris[position] for position in listed])
-        return list(answers.values())
-
-    if storage.is_local(uris[0]):
-        _require_visible([uris[position] for position in listed], [refused[row] for row in listed if row in refused])
-    return patiently(uris[first], "read", ask)
-
-
-def _require_folder(uris: list[str]) -> None:
-    """Raise OSError if the denied files `uris` are several, or if their storage does not show the folder of the only one."""
-    if len(uris) > 1 or not storage.is_folder(uris[0].rpartition("/")[0]):
-        others = f", as to {len(uris) - 1:,} others of the job" if len(uris) > 1 else ""
-        raise OSError(f"access is denied{others}; check the permissions, then run with --resume")
-
-
-def _require_visible(uris: list[str], refused: list[Rejection]) -> None:
-    """Raise StorageError if no local file of several is accessible, or the folder of the only one is gone.
-
-    All were listed when the plan was made. One file may have been deleted since. If all are gone, their storage is probably not
-    mounted here, or this machine sees another folder of this name.
-    """
-    if not refused or len(refused) < len(uris) or (len(uris) == 1 and storage.is_folder(uris[0].rpartition("/")[0])):
-        return
-    raise StorageError(
-        f"{uris[0]}: {refused[0].detail} on {platform.node()}. The job listed {len(uris)} such files, and none can be "
-        "read there. Share their folder with this machine and run with --resume; if they were deleted, give --overwrite"
-    )
 
 
 def _read_rows(row: dict[str, Any], job: Job, crashed: Collection[int]) -> Iterator[Chunk]:
@@ -233,8 +180,8 @@ def _batches(row: dict[str, Any], job: Job) -> Iterator[pa.RecordBatch | Refused
         yield from _lines(uri, row, job) if csv_table.is_csv(uri) else _range(uri, row, job)
         damage = ""
     except ANSWERS as error:
-        rejection = _rejection(error)
-        (answer,) = _ask_again([uri], {0: rejection}, [0])
+        rejection = rejection_of(error)
+        (answer,) = ask_again([uri], {0: rejection}, [0])
         if isinstance(answer, bytes):
             raise StorageError(f"{uri}: cannot be read: {rejection.detail}, but only for a moment; run with --resume") from None
         yield Refused(rejection, row["num_rows"])

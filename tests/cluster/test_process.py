@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 import weakref
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def test_a_signal_that_is_lost_in_a_callback_is_sent_again() -> None:
     lost = weakref.ref(things[0], lambda _: signal.raise_signal(signal.SIGTERM))
 
     def wait() -> None:
-        with runtime._stoppable([]):
+        with runtime._stoppable(threading.Event()):
             things.clear()
             assert not lost()
             wait_for(lambda: False)
