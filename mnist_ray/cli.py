@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -32,6 +33,7 @@ from mnist_ray.console import Console, StandardFile, standard_streams
 from mnist_ray.errors import EXIT_STATUSES, MnistRayError, StorageError, UsageError, first_line
 from mnist_ray.flags import expand_home, output_path, table_path
 from mnist_ray.run.lean import leave_compiler_out
+from mnist_ray.run.signals import raising
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -352,7 +354,7 @@ def _run(args: list[str], out: StandardFile) -> int:
             return 0
         config = _parse(args)
         console = Console(getattr(config, "log_format", "text"), quiet=getattr(config, "quiet", False))
-        with console:
+        with console, raising(signal.SIGINT, KeyboardInterrupt):
             status = _COMMANDS[type(config)](config, console) or 0
         _require_printed(config, out, console)
         return status

@@ -5,6 +5,7 @@ Each imports what it needs when it is called. So reading a table imports neither
 
 import io
 import os
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from mnist_ray.console import Console, Quiet
 from mnist_ray.errors import AccountingError, DataError, UsageError, first_line
 from mnist_ray.flags import expand_home, require
 from mnist_ray.recipes import RecipeName
+from mnist_ray.run.signals import raising
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,6 +47,7 @@ def _text(path: Path) -> str:
     return expand_home(os.fspath(path))
 
 
+@raising(signal.SIGINT, KeyboardInterrupt)
 def train(
     *,
     out: Path = "",
@@ -104,6 +107,7 @@ def train(
     return run_training(config, Console() if show_progress else Quiet())
 
 
+@raising(signal.SIGINT, KeyboardInterrupt)
 def score(
     inputs: Path | Sequence[Path],
     *,

@@ -39,12 +39,12 @@ RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
     "engines": (TOP | {"config", "flags", "run", "cluster", "scoring"}, set(), {"report"}),
     "score_job": (TOP | {"config", "flags", "data", "run", "engines", "scoring", "artifact.seal"}, set(), {"report"}),
     "cli": (
-        TOP | {"config", "flags", "run.lean"},
+        TOP | {"config", "flags", "run.lean", "run.signals"},
         {"tyro"},
         {"train_job", "score_job", "artifact", "scoring", "data", "report", "cluster.doctor", "run.forkserver", "rich"},
     ),
     "library": (
-        TOP | {"config", "flags", "recipes"},
+        TOP | {"config", "flags", "recipes", "run.signals"},
         {"numpy"},
         {"train_job", "score_job", "artifact", "scoring", "data"} | TABLES,
     ),

@@ -13,6 +13,7 @@ from mnist_ray.cluster.address import probe, sends_token, token_source
 from mnist_ray.cluster.alone import few_processes, replaced
 from mnist_ray.console import Console
 from mnist_ray.errors import ClusterError, StoppedError, first_line
+from mnist_ray.run.signals import may_handle, raising
 
 START_S, STARTS = 30, 20
 """Seconds that one start of the workers waits for nodes, and the number of starts: 10 minutes in all.
@@ -37,8 +38,6 @@ OWN_CLUSTER = {  # this machine gets no preemption notices, and nobody scrapes t
     "RAY_prestart_worker_first_driver": "0",  # workers of Ray Train could not use them
 }
 """The same, on a cluster that a job starts for itself."""
-AGAIN_S = 0.5
-"""Seconds between two signals to a process that was asked to stop."""
 FLUSH_S = 2.0
 """Seconds to wait at the end until all of standard error has passed."""
 
@@ -71,7 +70,7 @@ def _joined(target: str, meanwhile: Callable[[], object], *, owns_cluster: bool)
         )
     _require_answer(target)
     asked = threading.Event()  # by a signal while Ray starts: it can crash if its start is interrupted
-    with _without_lines_of_ray(), _on_sigterm(lambda *_: asked.set()):
+    with _without_lines_of_ray(), _noted(asked):
         if not owns_cluster:
             meanwhile()
         with few_processes(meanwhile) if owns_cluster else nullcontext():
@@ -107,12 +106,12 @@ def _ignore(*_: object, **__: object) -> None: ...
 
 
 @contextmanager
-def _on_sigterm(handler: Callable[[int, object], object]) -> Iterator[None]:
-    """Handle SIGTERM inside this block, if this is the main thread. Others may not."""
-    if threading.current_thread() is not threading.main_thread():
+def _noted(asked: threading.Event) -> Iterator[None]:
+    """Set `asked` at SIGTERM inside this block."""
+    if not may_handle(signal.SIGTERM):
         yield
         return
-    before = signal.signal(signal.SIGTERM, handler)
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
     try:
         yield
     finally:
@@ -121,32 +120,12 @@ def _on_sigterm(handler: Callable[[int, object], object]) -> Iterator[None]:
 
 @contextmanager
 def _stoppable(asked: threading.Event) -> Iterator[None]:
-    """Raise StoppedError inside this block after SIGTERM. `asked` is set if it came before. `owning` waits for it itself.
-
-    The handler raises SystemExit, because Ray's C++ code passes on no other exception. Python drops what it raises inside a
-    callback, as at the end of an import. So the signal is sent again until the block ends.
-    """
-    left = threading.Event()
-
-    def stop(*_: object) -> None:
-        asked.set()
-        raise SystemExit
-
-    def ask_again() -> None:
-        while not left.wait(AGAIN_S):
-            if asked.is_set():
-                os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=ask_again, daemon=True).start()
+    """Raise StoppedError inside this block after SIGTERM. `asked` is set if it came before. `owning` waits for it itself."""
     try:
-        with _on_sigterm(stop):
-            if asked.is_set():
-                raise SystemExit
+        with raising(signal.SIGTERM, SystemExit, asked):  # Ray's C++ code passes on no other exception
             yield
     except SystemExit:
         raise StoppedError("stopped as asked; run the same command again") from None
-    finally:
-        left.set()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from typing import Any
 
 from mnist_ray.data import storage
 from mnist_ray.errors import ClusterError, OutputError, StoppedError, StorageError
+from mnist_ray.run.signals import may_handle
 
 BEAT_S = 1.0
 """Seconds between two updates of the record."""
@@ -199,9 +200,7 @@ def owning(owner: Owner) -> Iterator[Owner]:
             raise KeyboardInterrupt
         owner.signal = number  # takes no lock, because a second signal may interrupt this handler
 
-    in_main = threading.current_thread() is threading.main_thread()  # only the main thread may handle signals
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if in_main else ()
-    wanted = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
+    wanted = filter(may_handle, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
     before = {number: signal.signal(number, on_signal) for number in wanted}
     try:
         with fenced(owner.run, owner.token):

@@ -3,8 +3,6 @@
 import signal
 import subprocess
 import sys
-import threading
-import weakref
 from pathlib import Path
 
 import pytest
@@ -50,23 +48,6 @@ def test_a_signal_while_ray_starts_stops_the_job_when_it_has_started(
         pytest.fail("the job began")
     assert not ray.is_initialized()
     assert signal.getsignal(signal.SIGTERM) == before
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_signal_that_is_lost_in_a_callback_is_sent_again() -> None:
-    class Thing: ...
-
-    things = [Thing()]
-    lost = weakref.ref(things[0], lambda _: signal.raise_signal(signal.SIGTERM))
-
-    def wait() -> None:
-        with runtime._stoppable(threading.Event()):
-            things.clear()
-            assert not lost()
-            wait_for(lambda: False)
-
-    with pytest.raises(StoppedError, match=STOPPED):
-        wait()
 
 
 def test_a_later_ray_of_the_process_prints_what_tasks_print(ray_cluster: RayCluster, tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""Signals that end a job by an exception, until `owning` handles them."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+AGAIN_S = 0.1
+"""Seconds between two signals to a process that was asked to stop."""
+
+
+def may_handle(number: int) -> bool:
+    """Whether this thread may handle the signal: it is the main one, and the process was not told to ignore it, as by nohup."""
+    return threading.current_thread() is threading.main_thread() and signal.getsignal(number) != signal.SIG_IGN
+
+
+@contextmanager
+def raising(number: int, kind: type[BaseException], asked: threading.Event | None = None) -> Iterator[None]:
+    """Raise an exception of this kind inside this block after the signal, or at once if `asked` is set.
+
+    Not inside an import: Python's lock for imports would stay locked, and the next import of a thread would wait forever. And
+    an exception may be dropped: by Python inside a callback, or by a library. So this process sends itself the signal again
+    until the block ends by the exception, or until another handler has got it.
+    """
+    if not may_handle(number):
+        yield
+        return
+    asked, left = asked or threading.Event(), threading.Event()
+
+    def stop(_: int, frame: FrameType | None) -> None:
+        asked.set()
+        if not (left.is_set() or isinstance(sys.exception(), kind) or _imports(frame)):
+            raise kind
+
+    def ask_again() -> None:
+        asked.wait()
+        while not left.wait(AGAIN_S):
+            handler = signal.getsignal(number)
+            os.kill(os.getpid(), number)
+            if handler is not stop:
+                return
+
+    before = signal.signal(number, stop)
+    asking = threading.Thread(target=ask_again, daemon=True)
+    asking.start()
+    try:
+        if asked.is_set():
+            raise kind
+        yield
+    finally:
+        left.set()
+        asked.set()
+        asking.join()
+        signal.signal(number, before)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether this frame, or one that called it, is of Python's import system."""
+    while frame:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
