@@ -21,26 +21,29 @@ def may_handle(number: int) -> bool:
 def raising(number: int, kind: type[BaseException], asked: threading.Event | None = None) -> Iterator[None]:
     """Raise an exception of this kind inside this block after the signal, or at once if `asked` is set.
 
-    Not inside an import: Python's lock for imports would stay locked, and the next import of a thread would wait forever. And
-    an exception may be dropped: by Python inside a callback, or by a library. So this process sends itself the signal again
-    until the block ends by the exception, or until another handler has got it.
+    It is not raised inside an import: Python would keep its lock for imports, and a thread that imports would wait forever.
+    Python drops an exception inside a callback, and some libraries do. So this process sends itself the signal again until the
+    block ends, or until another handler has got it. While the exception is handled, only a second signal of the user raises it.
     """
     if not may_handle(number):
         yield
         return
-    asked, left = asked or threading.Event(), threading.Event()
+    asked, left, sent = asked or threading.Event(), threading.Event(), threading.Event()
 
     def stop(_: int, frame: FrameType | None) -> None:
         asked.set()
-        if not (left.is_set() or isinstance(sys.exception(), kind) or _imports(frame)):
+        handled = sent.is_set() and isinstance(sys.exception(), kind)
+        sent.clear()
+        if not (left.is_set() or handled or _imports(frame)):
             raise kind
 
     def ask_again() -> None:
         asked.wait()
         while not left.wait(AGAIN_S):
-            handler = signal.getsignal(number)
+            if ours := signal.getsignal(number) is stop:
+                sent.set()
             os.kill(os.getpid(), number)
-            if handler is not stop:
+            if not ours:
                 return
 
     before = signal.signal(number, stop)
