@@ -185,10 +185,16 @@ class Loop:
         )
 
     def _end_epoch(self) -> None:
-        """Measure the network, add a row to the history, and begin the next epoch's tally."""
+        """Measure the network, add a row to the history, and begin the next epoch's tally.
+
+        A network that may become the bundle is measured in float32, as the bundle is; others in the precision of the run.
+        """
         state = self.state
-        calibrate(state.model, self.calibration)
-        learned, tested = state.tally.reduced(), evaluate(state.model, self.test).reduced()
+        rounded = state.precision == "bfloat16" and not (self.ended() or self.config.patience)
+        with torch.autocast(self.test.images.device.type, torch.bfloat16, enabled=rounded):
+            calibrate(state.model, self.calibration)
+            tested = evaluate(state.model, self.test).reduced()
+        learned = state.tally.reduced()
         self._require_finite("sum of losses", learned.loss_sum + tested.loss_sum)  # the same on every worker
         epochs = state.samples_seen / len(self.digits)
         row = {
