@@ -12,6 +12,7 @@ from mnist_ray.artifact import seal
 from mnist_ray.config import CommitConfig, ScoreConfig
 from mnist_ray.console import Console
 from mnist_ray.data import storage
+from mnist_ray.data.digits import CLASSES
 from mnist_ray.data.measures import review_below
 from mnist_ray.data.traits import CONFIDENCE, compare_traits
 from mnist_ray.errors import (
@@ -116,6 +117,8 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
         about = {**clock.report(tally.total.seconds, workers), **planner.changes, "model": bundle}
         summary = commit(plan, planner.units, job, tally, {**about, "drift": _drift(tally.total, card)})
         _report(config, summary, card, console)
+    if config.truth not in ("auto", "none") and summary["predicted"] and not summary["with_truth"]:
+        console.warning(f"--truth {config.truth}: no value is a class ({', '.join(CLASSES)}), so there is no accuracy")
     _require_predictions(config, summary)
     return summary
 

@@ -136,3 +136,4 @@ def test_a_value_of_another_type_is_refused(wrong: dict[str, Any], message: str)
 
 def test_whole_numbers_and_those_of_numpy_are_numbers() -> None:
     assert TrainConfig(epochs=2, lr=np.float64(0.01)).fingerprint() == TrainConfig(epochs=2.0, lr=0.01).fingerprint()
+    assert TrainConfig(seconds=30).fingerprint() == TrainConfig(seconds=30.0).fingerprint()

@@ -2,6 +2,7 @@
 
 import importlib
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -101,3 +102,22 @@ def test_an_ignored_signal_stays_ignored() -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     assert before == signal.default_int_handler
+
+
+AT_IMPORT = """
+import signal, sys
+from mnist_ray.__main__ import main
+
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == "mnist_ray.cli":
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupted())
+sys.exit(main())
+"""
+
+
+def test_ctrl_c_while_the_command_line_is_imported_ends_with_one_line() -> None:
+    done = subprocess.run([sys.executable, "-c", AT_IMPORT, "--version"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")

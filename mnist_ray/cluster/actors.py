@@ -7,9 +7,9 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -47,6 +47,8 @@ FEW_TASKS = 2
 """The same if fewer than two such rounds are to be scored: the first actors to start would otherwise take all units."""
 MOST_TRIES = 3
 """Number of times that a unit may end an actor that has found no input to blame."""
+END_S = 5.0
+"""Most seconds to wait until Ray Data has ended its threads when a job stops early. It takes less than a second."""
 _GO_ON = "run again with --resume to score the rest"
 _LOST_NODE = "units that its actors had not finished are scored again by others"
 RAY_EXTENSIONS = (
@@ -174,15 +176,16 @@ def stream(
     with helpers, ThreadPoolExecutor(1, "planner") as thread, watching(console, _LOST_NODE) as cluster:
         planning = thread.submit(_plan, planner)
         try:
-            for row in _ticking(results.iter_rows()):
-                if row is None:
-                    cluster.require(_GO_ON)
-                    yield None
-                    continue
-                if row["status"]:
-                    raise from_status(row["status"], row["result"])
-                cluster.moved()
-                yield UnitResult.from_json(row["result"])
+            with closing(_ticking(results.iter_rows(), _ending(results))) as rows:
+                for row in rows:
+                    if row is None:
+                        cluster.require(_GO_ON)
+                        yield None
+                        continue
+                    if row["status"]:
+                        raise from_status(row["status"], row["result"])
+                    cluster.moved()
+                    yield UnitResult.from_json(row["result"])
         except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
             if isinstance(cause := getattr(error, "cause", None), MnistRayError):  # the plan could not be read
                 raise type(cause)(first_line(cause)) from None
@@ -192,8 +195,12 @@ def stream(
         planning.result()
 
 
-def _ticking(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any] | None]:
-    """Rows, and None after `TICK_S` without one. They are read in a thread, which ends with this process at the latest."""
+def _ticking(rows: Iterable[dict[str, Any]], end: Callable[[], None]) -> Generator[dict[str, Any] | None]:
+    """Rows, and None after `TICK_S` without one. A thread reads them; `end` makes it stop early.
+
+    If this generator is closed before the last row, it waits up to `END_S` for the thread: Ray ends a process, without a
+    message, in which a thread still uses Ray after `ray.shutdown`.
+    """
     found: queue.SimpleQueue[tuple[dict[str, Any] | None, BaseException | None]] = queue.SimpleQueue()
 
     def read() -> None:
@@ -204,18 +211,50 @@ def _ticking(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any] | None]:
         except BaseException as error:
             found.put((None, error))
 
-    threading.Thread(target=read, daemon=True).start()
-    while True:
-        try:
-            row, error = found.get(timeout=TICK_S)
-        except queue.Empty:
-            yield None
-            continue
-        if isinstance(error, StopIteration):
-            return
-        if error:
-            raise error
-        yield row
+    reading = threading.Thread(target=read, daemon=True)
+    reading.start()
+    try:
+        while True:
+            try:
+                row, error = found.get(timeout=TICK_S)
+            except queue.Empty:
+                yield None
+                continue
+            if isinstance(error, StopIteration):
+                return
+            if error:
+                raise error
+            yield row
+    finally:
+        end()
+        reading.join(END_S)
+
+
+class _EndedError(Exception):
+    """Ends an execution of Ray Data."""
+
+
+def _ending(dataset: ray.data.Dataset) -> Callable[[], None]:
+    """A function that ends the execution of a dataset: its next step fails, and Ray Data then ends its threads itself.
+
+    Ray Data has no function for this until the first row is there. With a Ray that has no such callbacks, nothing is ended.
+    """
+    try:
+        from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+        callbacks = dataset.context.custom_execution_callback_classes
+    except (ImportError, AttributeError):
+        return lambda: None
+
+    class Ending(ExecutionCallback):
+        asked = False  # not an event: Ray Data sends this class to the actors, with the other settings of the dataset
+
+        def on_execution_step(self, _: object) -> None:
+            if Ending.asked:
+                raise _EndedError
+
+    callbacks.append(Ending)
+    return lambda: setattr(Ending, "asked", True)
 
 
 def _results(planner: Planner, job: Job, bundle: str, pool: tuple[int, int], needs: dict[str, float]) -> ray.data.Dataset:

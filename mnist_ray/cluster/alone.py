@@ -6,12 +6,16 @@ stays as it is.
 
 import asyncio
 import logging
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pkgutil import resolve_name
 from typing import Any
+
+TICK_S = 0.1
+"""Seconds between two looks whether the controller of Ray Train is to end."""
 
 
 @contextmanager
@@ -112,8 +116,20 @@ class _Meeting:
         return await said
 
 
-def run_controller(**settings: Any) -> Any:
-    """Run the controller of Ray Train in this process, which usually is an actor; returns the Result."""
+async def _until(ended: threading.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Do this work, and cancel it once `ended` is set."""
+    task = asyncio.create_task(work)
+    while not (ended.is_set() or task.done()):
+        await asyncio.wait([task], timeout=TICK_S)
+    task.cancel()  # does nothing if it is done
+    await task
+
+
+def run_controller(ended: threading.Event, **settings: Any) -> Any:
+    """Run the controller of Ray Train in this process, which usually is an actor; returns the Result.
+
+    Raises CancelledError soon after `ended` is set.
+    """
     import ray
     from ray.train.v2._internal.execution.controller import TrainController
 
@@ -124,7 +140,7 @@ def run_controller(**settings: Any) -> Any:
         replaced("ray.runtime_context:RuntimeContext", "current_actor", None),  # workers would ask it for checkpoints of Ray
     ):
         controller = TrainController(**settings)
-        asyncio.run(controller.run())
+        asyncio.run(_until(ended, controller.run()))
     return controller.get_result()
 
 

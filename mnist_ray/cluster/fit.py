@@ -34,6 +34,8 @@ MONITOR_S = 0.5
 """Seconds between two reads of the owner record by rank 0."""
 STOP_S = 15.0
 """Seconds without progress after which a job that was asked to stop ends: longer than all attempts to save take."""
+END_S = 5.0
+"""Most seconds to wait for the thread that runs Ray Train when a job ends early."""
 _LOST_NODE = "its workers are replaced when there is room, and training goes on from the newest checkpoint"
 GAUGES = {
     "loss": "Training loss of the last step, in nats per sample.",
@@ -54,19 +56,26 @@ def fit(
     """
     launch = {"run": owner.run, "config": config, "token": owner.token, "device": granted_device(needs)}
     outcome: Future[bool] = Future()
+    ended = threading.Event()
 
     def train() -> None:
         try:
-            outcome.set_result(_run_workers(launch, splits, needs, owns_cluster=owns_cluster))
+            outcome.set_result(_run_workers(launch, splits, needs, ended if owns_cluster else None))
         except BaseException as error:
             outcome.set_exception(error)
 
     progress.clear(owner.run)
     console.progress("starting the workers")
-    threading.Thread(target=train, daemon=True).start()  # in the main thread, Ray would install its own signal handlers
-    with watching(console, _LOST_NODE) as cluster:
-        if not _watch(outcome, config.workers, owner, console, cluster):
-            return False
+    training = threading.Thread(target=train, daemon=True)  # in the main thread, Ray would install its own signal handlers
+    training.start()
+    try:
+        with watching(console, _LOST_NODE) as cluster:
+            if not _watch(outcome, config.workers, owner, console, cluster):
+                return False
+    finally:
+        ended.set()
+        if owns_cluster:  # Ray ends a process, without a message, in which a controller still uses Ray after `ray.shutdown`
+            training.join(END_S)
     try:
         return outcome.result()
     except Exception as error:
@@ -105,8 +114,11 @@ def _watch(outcome: Future[bool], workers: str, owner: Owner, console: Console, 
     return True
 
 
-def _run_workers(launch: dict[str, Any], splits: Splits, needs: dict[str, float], *, owns_cluster: bool) -> bool:
-    """Run the Ray Train job; returns what `_worker` returned on rank 0."""
+def _run_workers(launch: dict[str, Any], splits: Splits, needs: dict[str, float], ended: threading.Event | None) -> bool:
+    """Run the Ray Train job; returns what `_worker` returned on rank 0.
+
+    `ended` is set when the job ends, if the cluster ends with it.
+    """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
     from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
@@ -138,13 +150,13 @@ def _run_workers(launch: dict[str, Any], splits: Splits, needs: dict[str, float]
             return [one for one in super()._create_default_callbacks() if type(one).__name__ not in unused]
 
         def _initialize_and_run_controller(self, **settings: Any) -> Any:
-            if not (owns_cluster and fewest == most):
+            if not (ended and fewest == most):
                 return super()._initialize_and_run_controller(**settings)
-            return run_controller(**{**settings, "scaling_policy": Alone(self.scaling_config)})  # type: ignore[arg-type]
+            return run_controller(ended, **{**settings, "scaling_policy": Alone(self.scaling_config)})  # type: ignore[arg-type]
 
     # DatasetsCallback starts a process for datasets of Ray Data. The cleaner takes 12 s to end, and a cluster that ends with
     # the job does not need it.
-    unused = {"DatasetsCallback", "PlacementGroupCleanerCallback" if owns_cluster else ""}
+    unused = {"DatasetsCallback", "PlacementGroupCleanerCallback" if ended else ""}
     scaling = ScalingConfig(
         num_workers=most if fewest == most else (fewest, most),  # type: ignore[arg-type]
         use_gpu="GPU" in needs,

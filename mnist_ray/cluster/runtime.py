@@ -1,5 +1,6 @@
 """The Ray cluster of a job: join or start it, and explain its failures."""
 
+import gc
 import logging
 import os
 import signal
@@ -73,14 +74,31 @@ def _joined(target: str, meanwhile: Callable[[], object], *, owns_cluster: bool)
     with _without_lines_of_ray(), _noted(asked):
         if not owns_cluster:
             meanwhile()
-        with few_processes(meanwhile) if owns_cluster else nullcontext():
-            _connect(target, owns_cluster=owns_cluster)
         try:
+            with few_processes(meanwhile) if owns_cluster else nullcontext(), _interrupted_later():
+                _connect(target, owns_cluster=owns_cluster)
             with _stoppable(asked):
                 yield
         finally:  # threads that still wait for a lost cluster would start another one; the user's next Ray needs ray.init()
             auto_init_hook.enable_auto_connect = False
-            ray.shutdown()
+            with _without_collection():
+                ray.shutdown()
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Keep Python from collecting garbage inside this block.
+
+    Any thread may collect it, such as one that imports. It holds references to Ray's objects, and Ray ends a process, without a
+    message, that drops one of them while Ray shuts down.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 @contextmanager
@@ -116,6 +134,32 @@ def _noted(asked: threading.Event) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _interrupted_later() -> Iterator[None]:
+    """Delay a first SIGINT to the end of this block: Ray can crash if its start is interrupted.
+
+    A second one raises KeyboardInterrupt at once.
+    """
+    if not may_handle(signal.SIGINT):
+        yield
+        return
+    asked = False
+
+    def note(*_: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if asked:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager

@@ -40,8 +40,13 @@ def read(run: str, patience_s: float | None = None) -> dict[str, Any]:
     """The record of the job that owns the run directory; empty if there is no valid record. Raises StorageError."""
     with suppress(FileNotFoundError, ValueError):
         record = storage.read_json(storage.join(run, _NAME), patience_s)
-        return record if isinstance(record, dict) and "token" in record else {}
+        return record if isinstance(record, dict) and _is_whole(record) else {}
     return {}
+
+
+def _is_whole(record: dict[str, Any]) -> bool:
+    """Whether a record has what this module reads, so that a damaged one, or that of another program, counts as none."""
+    return isinstance(record.get("pid"), int) and all(isinstance(record.get(name), str) for name in ("token", "place", "began"))
 
 
 def _alive(run: str, record: dict[str, Any]) -> bool:

@@ -135,7 +135,7 @@ class Planner:
         self.stopped = False
         for _ in self._write():
             pass
-        if self._known:
+        if self._known or self.plan.dropped:
             self.changes = self._known.write_changes(self._out)
         self.plan = replace(
             self.plan,

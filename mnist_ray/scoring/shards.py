@@ -56,7 +56,10 @@ def load_shards(out: str) -> list[Shard]:
 
 def _load(out: str, name: str) -> Shard:
     folder = out + shard_folder(name)
-    plan, record = complete_plan(folder), load_commit(folder)
+    try:
+        plan, record = complete_plan(folder), load_commit(folder)
+    except OutputError:
+        raise AccountingError(f"{folder}: has no plan: its job has not ended; score it again") from None
     if (plan.shard, plan.job_id, plan.fingerprint) != (name, record["job"], record["plan"]):
         raise AccountingError(f"{folder}: is not the table of --shard {name}; score it again with --overwrite")
     require_records(folder, record)

@@ -94,6 +94,16 @@ def test_a_second_job_is_refused_and_a_job_that_lost_its_run_stops(small_idx: Pa
     assert json.loads((tmp_path / "owner.json").read_text()) == other
 
 
+@pytest.mark.parametrize(
+    "record",
+    ["[]", '{"token": "a"}', '{"token": "a", "pid": "1", "place": "here", "began": "now"}', '{"token": null, "pid": 1}'],
+)
+def test_a_record_that_lacks_something_counts_as_none(record: str, tmp_path: Path) -> None:
+    (tmp_path / "owner.json").write_text(record)
+    assert owner.read(str(tmp_path)) == {}
+    owner.require_free(str(tmp_path))
+
+
 def test_workers_that_outlive_their_job_write_nothing_into_the_run_of_the_next(small: Splits, tmp_path: Path) -> None:
     run = str(tmp_path)
     (tmp_path / "owner.json").write_text(json.dumps({"token": "next", "pid": 1, "place": "elsewhere", "began": "now"}))

@@ -1,14 +1,20 @@
 """What a job does to its process while Ray runs there: it answers SIGTERM itself, and leaves Ray as it was."""
 
+import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
 
-from mnist_ray.cluster import runtime
+from mnist_ray.cluster import actors, runtime
 from mnist_ray.errors import ClusterError, StoppedError
 from tests.conftest import RayCluster, start_cli, wait_for
 
@@ -32,22 +38,39 @@ def test_a_job_that_waits_for_room_ends_with_one_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("number", "kind", "message"), [(signal.SIGTERM, StoppedError, STOPPED), (signal.SIGINT, KeyboardInterrupt, "^$")]
+)
 def test_a_signal_while_ray_starts_stops_the_job_when_it_has_started(
-    ray_cluster: RayCluster, monkeypatch: pytest.MonkeyPatch
+    number: int, kind: type[BaseException], message: str, ray_cluster: RayCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connect = runtime._connect
+    connect, started = runtime._connect, []
 
     def connect_and_be_stopped(target: str, *, owns_cluster: bool) -> None:
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(number)
         connect(target, owns_cluster=owns_cluster)
-        assert ray.is_initialized()
+        started.append(ray.is_initialized())
 
     monkeypatch.setattr(runtime, "_connect", connect_and_be_stopped)
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(StoppedError, match=STOPPED), runtime.cluster(ray_cluster.address):
+    before = signal.getsignal(number)
+    with pytest.raises(kind, match=message), runtime.cluster(ray_cluster.address):
         pytest.fail("the job began")
+    assert started == [True]
     assert not ray.is_initialized()
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(number) == before
+
+
+def test_a_second_ctrl_c_interrupts_the_start_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the start went on")
+
+    monkeypatch.setattr(runtime, "_connect", connect)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), runtime.cluster("local"):
+        pytest.fail("the job began")
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_a_later_ray_of_the_process_prints_what_tasks_print(ray_cluster: RayCluster, tmp_path: Path) -> None:
@@ -77,3 +100,54 @@ def test_a_process_that_uses_ray_already_is_told_what_to_do(ray_cluster: RayClus
         runtime.cluster("local"),
     ):
         pytest.fail("the job began")
+
+
+AT_THE_END = """
+import gc, sys, threading
+import ray
+from mnist_ray.cli import main
+shutdown = ray.shutdown
+
+def tell():
+    names = [thread.name for thread in threading.enumerate()]
+    print("at the end of Ray:", gc.isenabled(), *[name for name in names if "StreamingExecutor" in name or "(read)" in name])
+    shutdown()
+
+ray.shutdown = tell
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command line. When the job ends Ray, it prints whether Python collects garbage, and which threads use Ray Data."""
+
+
+def test_no_thread_uses_ray_any_more_when_an_interrupted_job_ends_ray(long_job: list[str]) -> None:
+    """Ray would end the process with status 1, without a message."""
+    job = [*long_job[: long_job.index("--workers")], "--workers", "1"]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-uc", AT_THE_END, *job], stdout=pipe, stderr=pipe, text=True)
+    assert process.stdout
+    assert any("starting the actors" in line for line in process.stdout)
+    process.send_signal(signal.SIGINT)
+    printed, said = process.communicate(timeout=120)
+    assert (process.returncode, said) == (130, "interrupted; run again with --resume to score the rest\n")
+    assert printed == "at the end of Ray: False\n"
+
+
+def test_another_ctrl_c_does_not_wait_for_the_threads_of_ray_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+
+    def rows() -> Iterator[dict[str, Any]]:
+        yield {"row": 1}
+        ended.wait()
+
+    def interrupt() -> None:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    monkeypatch.setattr(actors, "END_S", 10_000.0)
+    with pytest.raises(KeyboardInterrupt), closing(actors._ticking(rows(), interrupt)) as found:
+        assert next(found) == {"row": 1}
+    ended.set()
+
+
+def test_with_a_ray_that_has_no_callbacks_nothing_is_ended() -> None:
+    dataset: Any = SimpleNamespace(context=SimpleNamespace())
+    actors._ending(dataset)()

@@ -520,6 +520,15 @@ def test_what_has_changed_is_scored_anew_when_asked(run: Run, growing: Path, out
     assert run(growing, out=out, unit_rows=40, extend=True)["changed"] == 0
 
 
+def test_the_list_of_changes_is_empty_when_every_unit_was_scored_anew(run: Run, growing: Path, out: Path) -> None:
+    for path in growing.iterdir():
+        os.utime(path, ns=(2, 2))
+    assert run(growing, out=out, unit_rows=40, extend=True)["changed"] == 200 - 1
+    assert run(growing, out=out, unit_rows=40, extend=True, rescore_changed=True)["changed"] == 0
+    assert pq.read_table(out / CHANGES).num_rows == 0
+    assert verify(str(out)).inputs == len(list(growing.iterdir()))
+
+
 def test_a_rescoring_that_was_killed_before_its_sweep_is_resumed(
     monkeypatch: pytest.MonkeyPatch, run: Run, growing: Path, out: Path
 ) -> None:
@@ -553,6 +562,17 @@ def test_a_manifest_that_repeats_more_lines_is_extended_by_them(
         summary = run(tmp_path / "list.txt", out=out, unit_rows=5, extend=True)
         assert (summary["scored_now"], summary["inputs"]) == (new, lines)
     assert verify(str(out)).units == 3
+
+
+def test_a_column_without_a_true_digit_is_told(
+    run: Run, digit_folder: Path, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = sorted(digit_folder.rglob("*.png"))[:3]
+    lines = (f"{path},{number + 10}" for number, path in enumerate(paths))
+    (tmp_path / "list.csv").write_text("\n".join(["path,number", *lines]))
+    summary = run(tmp_path / "list.csv", out=out, truth="number")
+    assert (summary["predicted"], summary["accuracy"]) == (3, None)
+    assert "--truth number: no value is a class (0, 1, 2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

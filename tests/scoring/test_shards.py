@@ -129,6 +129,7 @@ def _damage_a_part(shards: Path) -> None:
     [
         (_make_unfinished, 6, "shards/1-of-3: has no commit record: the job has not ended; run again with --resume"),
         (_damage_a_part, 6, "cannot be used"),
+        (lambda out: (out / "shards/1-of-3/plan.json").unlink(), 6, "shards/1-of-3: has no plan: its job has not ended"),
         (lambda out: shutil.rmtree(out / "shards/2-of-3"), 6, "shards: lacks shards 2/3; score them with --shard"),
         (lambda out: (out / "shards/4-of-4").mkdir(), 6, "shards: holds shards of 3 and of 4; delete those of another job"),
         (lambda out: shutil.rmtree(out / "shards"), 5, "holds no shards; score them with --out"),
@@ -138,7 +139,7 @@ def _damage_a_part(shards: Path) -> None:
             "shards/2-of-3: is not the table of --shard 2/3",
         ),
     ],
-    ids=["unfinished", "damaged", "missing", "mixed", "none", "copied"],
+    ids=["unfinished", "damaged", "no plan", "missing", "mixed", "none", "copied"],
 )
 def test_a_table_is_made_of_whole_shards_alone(
     change: Callable[[Path], None], status: int, message: str, score: Score, shards: Path
