@@ -48,7 +48,7 @@ def cluster(address: str, console: Console | None = None, meanwhile: Callable[[]
     """Connect to the cluster at `address` or `RAY_ADDRESS`, or start one for this job alone; yields whether it was started.
 
     `meanwhile` begins what may be done while Ray starts, and returns at once. Raises ClusterError, and StoppedError after
-    SIGTERM.
+    SIGTERM or SIGHUP.
     """
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     owns_cluster = target == "local"
@@ -125,15 +125,14 @@ def _ignore(*_: object, **__: object) -> None: ...
 
 @contextmanager
 def _noted(asked: threading.Event) -> Iterator[None]:
-    """Set `asked` at SIGTERM inside this block."""
-    if not may_handle(signal.SIGTERM):
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    """Set `asked` at SIGTERM or SIGHUP inside this block."""
+    wanted = filter(may_handle, (signal.SIGTERM, signal.SIGHUP))
+    before = {number: signal.signal(number, lambda *_: asked.set()) for number in wanted}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -164,7 +163,7 @@ def _interrupted_later() -> Iterator[None]:
 
 @contextmanager
 def _stoppable(asked: threading.Event) -> Iterator[None]:
-    """Raise StoppedError inside this block after SIGTERM. `asked` is set if it came before. `owning` waits for it itself."""
+    """Raise StoppedError inside this block after SIGTERM, or once `asked` is set. `owning` waits for signals itself."""
     try:
         with raising(signal.SIGTERM, SystemExit, asked):  # Ray's C++ code passes on no other exception
             yield

@@ -21,9 +21,16 @@ from tests.conftest import RayCluster, start_cli, wait_for
 STOPPED = "stopped as asked; run the same command again"
 
 
-@pytest.mark.parametrize("command", ["train", pytest.param("score", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        ("train", signal.SIGTERM),
+        pytest.param("train", signal.SIGHUP, marks=pytest.mark.slow),
+        pytest.param("score", signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
 def test_a_job_that_waits_for_room_ends_with_one_line(
-    command: str, ray_cluster: RayCluster, run_dir: Path, digit_folder: Path, tmp_path: Path
+    command: str, number: int, ray_cluster: RayCluster, run_dir: Path, digit_folder: Path, tmp_path: Path
 ) -> None:
     inputs = ["--data", "mnist5k"] if command == "train" else [str(digit_folder), "--model", str(run_dir)]
     flags = ["--workers", "1", "--address", ray_cluster.address, "--out", str(tmp_path / "out")]
@@ -32,7 +39,7 @@ def test_a_job_that_waits_for_room_ends_with_one_line(
         job = start_cli(command, *inputs, *flags)
         assert job.stdout
         assert any("waiting for room" in line for line in job.stdout)
-        job.send_signal(signal.SIGTERM)
+        job.send_signal(number)
         _, said = job.communicate(timeout=120)
     assert (job.returncode, said) == (143, f"error: {STOPPED}\n")
     assert not (tmp_path / "out").exists()
