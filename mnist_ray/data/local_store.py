@@ -178,9 +178,15 @@ class _LocalReader:
 _SCRATCH = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 
-def delete_scratch(folder: str) -> None:
-    """Delete what a killed process has left below a folder: files that it was writing, and folders that it was deleting."""
+def delete_scratch(folder: str, sign: str) -> None:
+    """Delete what a killed process has left below a folder: files that it was writing, and folders that it was deleting.
+
+    Leaves out folders inside that hold a file with the name `sign`: they belong to another job, which may be writing.
+    """
     for place, folders, files in os.walk(folder):
+        if sign in files and place != folder:
+            folders.clear()
+            continue
         for name in filter(_SCRATCH.fullmatch, files):
             os.unlink(os.path.join(place, name))
         for name in filter(_SCRATCH.fullmatch, folders):

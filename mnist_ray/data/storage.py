@@ -237,10 +237,13 @@ def read_json(uri: str, patience_s: float | None = None) -> Any:
     return json.loads(read(uri, patience_s))
 
 
-def delete_scratch(folder: str) -> None:
-    """Delete the files that killed processes have left below a folder. Raises StorageError."""
+def delete_scratch(folder: str, sign: str) -> None:
+    """Delete the files that killed processes have left below a folder, but not in folders inside that hold a file `sign`.
+
+    Raises StorageError.
+    """
     if is_local(folder):
-        _strictly(folder, "tidied", partial(local_store.delete_scratch, folder.removeprefix("file://")))
+        _strictly(folder, "tidied", partial(local_store.delete_scratch, folder.removeprefix("file://"), sign))
 
 
 def delete(uri: str, patience_s: float | None = None) -> None:

@@ -211,7 +211,7 @@ def owning(owner: Owner) -> Iterator[Owner]:
         with fenced(owner.run, owner.token):
             try:
                 beating.start()
-                storage.delete_scratch(owner.run)
+                storage.delete_scratch(owner.run, _NAME)
                 yield owner
             finally:
                 owner.released = True

@@ -104,6 +104,17 @@ def test_a_record_that_lacks_something_counts_as_none(record: str, tmp_path: Pat
     owner.require_free(str(tmp_path))
 
 
+def test_what_killed_processes_have_left_is_deleted_but_not_what_another_job_is_writing(tmp_path: Path) -> None:
+    scratch = f".{'0' * 32}.tmp"
+    for place in ("mine", "mine/parts", "mine/shards/other", "mine/shards/other/parts"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / scratch).touch()
+    (tmp_path / "mine/shards/other/owner.json").touch()
+    with owner.owning(owner.Owner(str(tmp_path / "mine"))):
+        left = {str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob(scratch)}
+    assert left == {"mine/shards/other", "mine/shards/other/parts"}
+
+
 def test_workers_that_outlive_their_job_write_nothing_into_the_run_of_the_next(small: Splits, tmp_path: Path) -> None:
     run = str(tmp_path)
     (tmp_path / "owner.json").write_text(json.dumps({"token": "next", "pid": 1, "place": "elsewhere", "began": "now"}))
