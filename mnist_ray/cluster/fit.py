@@ -74,7 +74,8 @@ def fit(
                 return False
     finally:
         ended.set()
-        if owns_cluster:  # Ray ends a process, without a message, in which a controller still uses Ray after `ray.shutdown`
+        fewest, most = worker_range(config.workers)
+        if owns_cluster and fewest == most:  # the controller runs here; Ray ends a process that uses it after `ray.shutdown`
             training.join(END_S)
     try:
         return outcome.result()
