@@ -6,7 +6,7 @@ from math import inf
 from pathlib import Path
 from typing import Literal
 
-from mnist_ray.errors import UsageError
+from mnist_ray.errors import OutputError, UsageError
 
 _RAY_COPIES = "working_dir_files"
 """Ray's folder for copies of working directories."""
@@ -42,6 +42,14 @@ def output_path(out: str) -> str:
     return os.path.abspath(os.path.join(Path.home() / "mnist_ray" if temporary else "", out))
 
 
+def output_folder(out: str) -> str:
+    """The `output_path` of a folder. Raises OutputError if it is a local file, or below one."""
+    place = output_path(out)
+    if file := next((one for one in (place, *map(str, Path(place).parents)) if os.path.isfile(one)), None):
+        raise OutputError(f"--out {out}: {file} is a file; expected a folder, or a place where one can be made")
+    return place
+
+
 def shard(text: str) -> tuple[int, int]:
     """The number of a shard and how many there are: `2/5` is (2, 5), and empty text (1, 1). Raises UsageError."""
     found = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text or "1/1")
@@ -57,7 +65,7 @@ def shard_folder(text: str) -> str:
 
 def table_path(out: str, shard: str) -> str:
     """The absolute path, or the URI, of the table of a job. `out` may name the folder of the shard itself."""
-    folder, below = output_path(out), shard_folder(shard)
+    folder, below = output_folder(out), shard_folder(shard)
     return folder.rstrip("/").removesuffix(below) + below if below else folder
 
 

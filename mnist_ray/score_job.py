@@ -25,7 +25,7 @@ from mnist_ray.errors import (
     UsageError,
     first_line,
 )
-from mnist_ray.flags import most_quarantined, output_path, share, table_path
+from mnist_ray.flags import most_quarantined, output_folder, share, table_path
 from mnist_ray.run import processes
 from mnist_ray.run.clock import Clock
 from mnist_ray.run.lean import few_objects_to_collect
@@ -126,7 +126,7 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
 def commit_shards(config: CommitConfig, console: Console) -> dict[str, Any]:
     """Make one table of the shards in an output folder, and return its summary. Raises MnistRayError."""
     clock = Clock()
-    out = storage.absolute(output_path(config.out))
+    out = storage.absolute(output_folder(config.out))
     console.progress("reading the plans of the shards")
     shards = load_shards(out)
     if not config.overwrite and {PLAN, PREDICTIONS, QUARANTINE} & set(storage.names(out)):

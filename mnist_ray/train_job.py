@@ -17,7 +17,7 @@ from mnist_ray.data.datasets import load
 from mnist_ray.data.digits import Splits, hold_out
 from mnist_ray.data.order import GROUP_SIZE, num_groups
 from mnist_ray.errors import DataError, ModelError, OutputError, StorageError, UsageError
-from mnist_ray.flags import output_path, worker_range
+from mnist_ray.flags import output_folder, worker_range
 from mnist_ray.recipes import RECIPES
 from mnist_ray.run.ahead import import_ahead
 from mnist_ray.run.owner import Owner, owning
@@ -43,7 +43,7 @@ _PLAN = "plan.json"
 
 def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     """Run or continue a training job and return its metrics. Raises MnistRayError."""
-    run = storage.absolute(output_path(config.run_directory()))
+    run = storage.absolute(output_folder(config.run_directory()))
     _holds_run(run, config)  # raises OutputError if it holds another, before the digits are loaded
     _require_work_for_all(config)
     console.progress("loading the digits")

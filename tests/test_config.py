@@ -1,12 +1,13 @@
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from mnist_ray.config import ScoreConfig, TrainConfig
-from mnist_ray.errors import UsageError
-from mnist_ray.flags import checkpoint_interval, output_path, worker_range
+from mnist_ray.errors import OutputError, UsageError
+from mnist_ray.flags import checkpoint_interval, output_folder, output_path, worker_range
 from mnist_ray.recipes import RECIPES
 
 
@@ -137,3 +138,12 @@ def test_a_value_of_another_type_is_refused(wrong: dict[str, Any], message: str)
 def test_whole_numbers_and_those_of_numpy_are_numbers() -> None:
     assert TrainConfig(epochs=2, lr=np.float64(0.01)).fingerprint() == TrainConfig(epochs=2.0, lr=0.01).fingerprint()
     assert TrainConfig(seconds=30).fingerprint() == TrainConfig(seconds=30.0).fingerprint()
+
+
+@pytest.mark.parametrize("below", ["", "/a/b"])
+def test_an_output_folder_that_is_a_file_is_refused(below: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=f"^--out .*/file{below}: {tmp_path}/file is a file; expected a folder"):
+        output_folder(f"{tmp_path}/file{below}")
+    assert output_folder(f"{tmp_path}/none/a") == f"{tmp_path}/none/a"
+    assert output_folder("s3://bucket/a/") == "s3://bucket/a"

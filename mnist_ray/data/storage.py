@@ -214,12 +214,19 @@ def _check(uri: str) -> None:
 
 def write(uri: str, data: bytes, patience_s: float | None = None) -> None:
     """Write a file atomically: readers see the old content or the new content, never a part of it. Raises StorageError."""
-    _ask(uri, "written", lambda store, path: store.write(path, data, partial(_check, uri)), patience_s)
+    _written(uri, lambda store, path: store.write(path, data, partial(_check, uri)), patience_s)
 
 
 def create(uri: str, data: bytes) -> bool:
     """Write a file only if there is none yet; returns whether it was written. Raises StorageError."""
-    return _ask(uri, "written", lambda store, path: store.create(path, data))
+    return _written(uri, lambda store, path: store.create(path, data))
+
+
+def _written(uri: str, action: Callable[[Store, str], T], patience_s: float | None = None) -> T:
+    try:
+        return _ask(uri, "written", action, patience_s)
+    except FileNotFoundError:
+        raise StorageError(f"{uri}: cannot be written: its folder is gone, or cannot be made") from None
 
 
 def write_json(uri: str, value: Any, patience_s: float | None = None) -> None:

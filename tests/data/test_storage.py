@@ -198,3 +198,11 @@ def test_parts_of_a_file_can_be_read(place: str) -> None:
         assert stream.read(100) == bytes(range(95, 100))
     with storage.open_stream(uri) as stream:
         assert stream.read() == bytes(range(100))
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system without folders of the user: /proc")
+def test_a_folder_that_cannot_be_made_is_a_fault_of_the_storage() -> None:
+    with pytest.raises(StorageError, match=r"^/proc/none/a.json: cannot be written: its folder is gone, or cannot be made$"):
+        storage.write("/proc/none/a.json", b"")
+    with pytest.raises(StorageError, match="cannot be written"):
+        storage.create("/proc/none/a.json", b"")
