@@ -29,6 +29,8 @@ NUM_PIXELS = SIDE * SIDE
 """Columns of an image that is spread over one column for each pixel."""
 MOST_DESCRIBED = 12
 """Columns that a message names. The others are counted."""
+MOST_CHARACTERS = 80
+"""Characters of a column's name and type in a message."""
 BATCH_BYTES = 32 << 20
 """About how many bytes of cells are in memory at once."""
 ROWS_AT_ONCE = 32
@@ -132,9 +134,16 @@ def require_unique(schema: pa.Schema, source: str) -> None:
 
 def describe(schema: pa.Schema) -> str:
     """The names and types of the columns in one line, for messages. Of many columns, the first ones and their number."""
-    shown = [f"{field.name} ({field.type})" for field in list(schema)[:MOST_DESCRIBED]]
+    shown = [_describe_field(field) for field in list(schema)[:MOST_DESCRIBED]]
     more = len(schema) - len(shown)
     return ", ".join([*shown, f"and {more:,} more"] if more else shown) or "none"
+
+
+def _describe_field(field: pa.Field) -> str:
+    """The name and type of a column. The names of a damaged CSV file may be long, and not be text."""
+    text = f"{field.name} ({field.type})"
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}..."
 
 
 def pixel_columns(names: Iterable[str]) -> tuple[str, ...]:

@@ -268,3 +268,11 @@ def test_numbers_in_text_are_truths_of_classes_with_names(monkeypatch: pytest.Mo
 def test_numbers_in_text_are_truths_however_they_are_written() -> None:
     text = [" 7", "07", "7.0", "00.0", "10", "7.5", "-1", "zero", ""]
     assert columns.truths(pa.array(text)).to_pylist() == [7, 7, 7, 0, None, None, None, None, None]
+
+
+def test_a_message_shows_the_beginning_of_a_long_name_and_no_control_characters() -> None:
+    named = columns.describe(pa.schema([("x\0" * 9999, pa.string()), ("path", pa.string())]))
+    assert named.isprintable()
+    assert named.startswith(r"'x\x00x\x00")
+    assert named.endswith("..., path (string)")
+    assert len(named) < 120
