@@ -155,7 +155,7 @@ def score(
     from mnist_ray.score_job import score as run_scoring
 
     config = ScoreConfig(
-        inputs=tuple(_text(item) for item in ([inputs] if isinstance(inputs, str | os.PathLike) else inputs)),
+        inputs=tuple(map(_text, inputs if isinstance(inputs, Iterable) and not isinstance(inputs, str) else [inputs])),
         model=_text(model),
         out=_text(out),
         workers=str(workers),
@@ -196,9 +196,10 @@ class Model:
         """Predict the digit in each of N images.
 
         `images` is one image or several: paths or URIs of image files, PIL images, or arrays of any size. An array is [H, W],
-        [H, W, 3] (RGB), [H, W, 4] (RGBA), or a stack of such arrays. Its values are uint8, uint16, or floats from 0 to 1 or
-        from 0 to 255. All images go through the preprocessing rule of `mnist_ray/data/images.py`: an image that looks like
-        MNIST is used unchanged. Other images are inverted if they are dark on light, cut to their ink, scaled and centred.
+        [H, W, 3] (RGB), [H, W, 4] (RGBA), or a stack of such arrays. Its values are uint8, uint16, other integers from 0 to
+        255, floats from 0 to 1 or from 0 to 255, or truth values. All images go through the preprocessing rule of
+        `mnist_ray/data/images.py`: an image that looks like MNIST is used unchanged. Other images are inverted if they are dark
+        on light, cut to their ink, scaled and centred.
 
         Returns `labels` uint8[N], `confidence` float32[N] (the probability of the label) and `probabilities` float32[N, C], one
         for each class.
@@ -268,6 +269,12 @@ def _array_to_grey(pixels: NDArray[Any]) -> "Grey | Rejection":
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     if not pixels.size or pixels.ndim not in (2, 3) or channels not in (1, 3, 4):
         return Rejection(Reason.WRONG_SHAPE, f"has shape {pixels.shape}; expected [H, W], [H, W, 3] or [H, W, 4]")
+    if pixels.dtype == bool:
+        pixels = pixels * np.uint8(255)
+    elif pixels.dtype.kind in "iu" and pixels.dtype != np.uint16:  # pandas and lists of Python's numbers give int64
+        if pixels.min() < 0 or pixels.max() > 255:
+            return Rejection(Reason.BAD_PIXELS, f"pixels of type {pixels.dtype} outside 0 to 255")
+        pixels = pixels.astype(np.uint8)
     return grey_levels(pixels if channels == 1 else pixels[..., [2, 1, 0, 3][:channels]])
 
 

@@ -139,6 +139,7 @@ def _forms(grey: Any, tmp_path: Path) -> Iterator[tuple[str, Any]]:
     colour = np.stack([grey] * 3, axis=-1)
     yield from {"path": path, "text": str(path), "list": [str(path)], "tuple": (path,)}.items()
     yield from {"array": grey, "stack": grey[None], "uint16": grey.astype(np.uint16) * 257, "float": grey / 255}.items()
+    yield from {"int64": grey.astype(np.int64), "bool": grey > 127}.items()
     yield from {
         "colour": colour,
         "colours": colour[None],
@@ -177,7 +178,8 @@ def test_red_and_blue_are_not_exchanged() -> None:
         (["seven.png", "gone.png"], "gone.png: missing"),
         (["scans/damaged.png"], "scans/damaged.png: not_an_image"),
         ([np.zeros((28, 28), np.uint8), np.zeros((2, 28, 28, 3), np.uint8)], "image 1: wrong_shape: has shape"),
-        (np.zeros((5, 28, 28), np.int64), "image 0: bad_pixels: pixels of type int64"),
+        (np.zeros((5, 28, 28), np.int64) - 1, "image 0: bad_pixels: pixels of type int64 outside 0 to 255"),
+        (np.zeros((5, 28, 28), np.complex64), "image 0: bad_pixels: pixels of type complex64"),
         ([None], "image 0: wrong_shape"),
         (np.zeros((0, 5), np.uint8), "image 0: wrong_shape"),
         (np.zeros(784, np.uint8), "image 0: wrong_shape"),
@@ -326,5 +328,7 @@ def test_mistakes_raise_the_errors_of_the_commands(run_dir: Path, tmp_path: Path
     with pytest.raises(UsageError, match="--device 'gpu': expected one of auto, cpu, cuda"):
         mnist_ray.load_model(run_dir, device=device)
     nowhere: Any = None
+    with pytest.raises(UsageError, match="None: expected a path or a URI"):
+        mnist_ray.score(nowhere, model=run_dir, out=tmp_path)
     with pytest.raises(UsageError, match="None: expected a path or a URI"):
         mnist_ray.train(out=nowhere)

@@ -183,12 +183,13 @@ def test_a_folder_that_does_not_hold_the_jobs_record_is_not_its_run_directory(
 ) -> None:
     monkeypatch.setattr(owner, "VISIBLE_S", 0.1)
     message = f"{tmp_path}: the node {platform.node()} does not see the folder of this job; give an --out that all nodes share"
+    another = {"pid": 1, "place": "elsewhere", "began": "now"}
     for record in (None, "another"):
         if record:
-            (tmp_path / "owner.json").write_text(json.dumps({"token": record}))
+            (tmp_path / "owner.json").write_text(json.dumps({**another, "token": record}))
         with pytest.raises(ClusterError, match=message):
             owner.require_visible(str(tmp_path), "mine")
-    (tmp_path / "owner.json").write_text(json.dumps({"token": "mine"}))
+    (tmp_path / "owner.json").write_text(json.dumps({**another, "token": "mine"}))
     owner.require_visible(str(tmp_path), "mine")
 
 
