@@ -352,6 +352,7 @@ def _run(args: list[str], out: StandardFile) -> int:
         if args == ["--version"]:
             console.line(f"mnist-ray {mnist_ray.__version__}")
             return 0
+        _require_working_directory()
         config = _parse(args)
         console = Console(getattr(config, "log_format", "text"), quiet=getattr(config, "quiet", False))
         with console, raising(signal.SIGINT, KeyboardInterrupt):
@@ -369,6 +370,14 @@ def _run(args: list[str], out: StandardFile) -> int:
             raise
         console.error(f"error: memory ran out: {first_line(error)}{_GO_ON.get(type(config), '')}", exit_status=7)
         return 7
+
+
+def _require_working_directory() -> None:
+    """Raise UsageError if the working directory was deleted. Relative paths then mean nothing."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("the working directory was deleted; change to another folder") from None
 
 
 def _says_memory_ran_out(error: Exception) -> bool:

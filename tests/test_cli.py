@@ -183,6 +183,16 @@ def test_a_wrong_command_or_flag_gets_a_suggestion(args: str, message: str, capf
     assert err.startswith(message)
 
 
+def test_a_deleted_working_directory_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["train", "--out", "run"]) == 2
+    assert capfd.readouterr().err == "error: the working directory was deleted; change to another folder\n"
+
+
 def test_augment_is_on_or_off_or_the_recipes() -> None:
     given = [_parse(["train", *flags.split()]).augment for flags in ("", "--augment on", "--augment off")]
     assert given == [None, True, False]

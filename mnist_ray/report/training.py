@@ -31,12 +31,16 @@ def read(run: str) -> dict[str, Any]:
     try:
         facts = storage.read_json(file)
     except FileNotFoundError:
+        if not storage.is_folder(run):
+            raise DataError(f"{run}: has no {FACTS}: there is no such folder; expected the run directory of a training job") from None
         raise DataError(
             f"{run}: has no {FACTS}, which training writes at its end; delete its metrics.json if it has one, then run its "
             "training command again, which continues from the newest checkpoint and writes the report"
         ) from None
     except ValueError:
         facts = None
+    if isinstance(facts, dict) and "accounting" in facts:
+        raise DataError(f"{run}: holds a prediction table, whose report is {storage.join(run, PAGE)}; expected a training run")
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise DataError(
             f"{file}: is damaged, or of another version of mnist_ray; expected format {FORMAT}. Delete the run's metrics.json, "

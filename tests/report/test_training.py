@@ -309,6 +309,7 @@ def test_a_comparison_names_the_best_run_and_overlapping_intervals(run_dir: Path
         ("{", 3, "report.json: is damaged, or of another version"),
         ("[]", 3, "report.json: is damaged, or of another version"),
         ('{"format": 99}', 3, "expected format 1"),
+        ('{"accounting": {}}', 3, "holds a prediction table, whose report is"),
     ],
 )
 def test_a_run_without_facts_is_refused(content: str | None, status: int, message: str, tmp_path: Path, run_dir: Path) -> None:
@@ -319,6 +320,12 @@ def test_a_run_without_facts_is_refused(content: str | None, status: int, messag
     assert message in done.stderr
     assert str(tmp_path) in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_run_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    done = cli("report", str(tmp_path / "none"))
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+    assert done.stderr.startswith(f"error: {tmp_path}/none: has no report.json: there is no such folder")
 
 
 def test_too_many_runs_are_refused(run_dir: Path) -> None:
