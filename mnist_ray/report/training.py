@@ -32,7 +32,7 @@ def read(run: str) -> dict[str, Any]:
         facts = storage.read_json(file)
     except FileNotFoundError:
         if not storage.is_folder(run):
-            raise DataError(f"{run}: has no {FACTS}: there is no such folder; expected the run directory of a training job") from None
+            raise DataError(f"{run}: has no {FACTS}: there is no such folder; expected a run directory") from None
         raise DataError(
             f"{run}: has no {FACTS}, which training writes at its end; delete its metrics.json if it has one, then run its "
             "training command again, which continues from the newest checkpoint and writes the report"
