@@ -4,10 +4,11 @@
 they are first used, so that `import mnist_ray` itself takes no time.
 """
 
-from typing import TYPE_CHECKING
-
 __version__ = "0.1.0.dev0"
 __all__ = ["__version__", "load_model", "read_table", "score", "train"]
+
+TYPE_CHECKING = False
+"""What type checkers read as True. `typing` itself is not imported: Ctrl-C during that import would print a stack trace."""
 
 if TYPE_CHECKING:
     from mnist_ray.library import load_model, read_table, score, train

@@ -1,17 +1,27 @@
 """The command `mnist-ray`, which `python -m mnist_ray` and the programs in `jobs` run, too."""
 
-import sys
+import os
+import signal
+
+
+def _end(*_: object) -> None:
+    """Print one line, and end this process with status 130."""
+    try:
+        os.write(2, b"interrupted\n")
+    finally:
+        os._exit(130)
+
+
+# While modules are imported, Ctrl-C does not raise KeyboardInterrupt: Python and libraries turn it into other errors there.
+if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, _end)
 
 
 def main() -> int:
-    """Run the command line, and return its exit status: 130 also for Ctrl-C while its modules are imported."""
-    try:
-        from mnist_ray.cli import main as run
+    """Run the command line, and return its exit status."""
+    from mnist_ray.cli import main as run
 
-        return run()
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return 130
+    return run()
 
 
 if __name__ == "__main__":

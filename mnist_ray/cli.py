@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import tyro
@@ -286,7 +287,7 @@ def _similar(word: str, known: Iterable[str], otherwise: str) -> str:
 def _require_flags(command: str, kind: type, args: list[str]) -> None:
     """Raise UsageError for the first flag that the command does not have."""
     known = ["--help", *(f"--{field.name}".replace("_", "-") for field in fields(kind))]
-    for arg in args:
+    for arg in takewhile("--".__ne__, args):
         name = arg.partition("=")[0].replace("_", "-")
         if re.match("--?[A-Za-z]", name) and name not in (*known, "-h"):
             advice = _similar(name, known, f"`mnist-ray {command} --help` lists the flags")

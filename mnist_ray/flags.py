@@ -45,8 +45,9 @@ def output_path(out: str) -> str:
 def output_folder(out: str) -> str:
     """The `output_path` of a folder. Raises OutputError if it is a local file, or below one."""
     place = output_path(out)
-    if file := next((one for one in (place, *map(str, Path(place).parents)) if os.path.isfile(one)), None):
-        raise OutputError(f"--out {out}: {file} is a file; expected a folder, or a place where one can be made")
+    for one in (place, *map(str, Path(place).parents)):
+        if os.path.lexists(one) and not os.path.isdir(one):
+            raise OutputError(f"--out {out}: {one} is no folder; expected one, or a place where one can be made")
     return place
 
 

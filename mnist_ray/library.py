@@ -196,8 +196,8 @@ class Model:
         """Predict the digit in each of N images.
 
         `images` is one image or several: paths or URIs of image files, PIL images, or arrays of any size. An array is [H, W],
-        [H, W, 3] (RGB), [H, W, 4] (RGBA), or a stack of such arrays. Its values are uint8, uint16, other integers from 0 to
-        255, floats from 0 to 1 or from 0 to 255, or truth values. All images go through the preprocessing rule of
+        [H, W, 1], [H, W, 3] (RGB), [H, W, 4] (RGBA), or a stack of such arrays. Its values are uint8, uint16, other integers
+        from 0 to 255, floats from 0 to 1 or from 0 to 255, or truth values. All images go through the preprocessing rule of
         `mnist_ray/data/images.py`: an image that looks like MNIST is used unchanged. Other images are inverted if they are dark
         on light, cut to their ink, scaled and centred.
 
@@ -211,7 +211,7 @@ class Model:
         """
         from mnist_ray.data.images import normalise, to_digits
 
-        if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 3 and not _is_colour(images):
+        if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 3 and not _is_one_image(images):
             return self.predictor(to_digits(images))
         items = _several(images)
         digits, rejected = normalise(_decoded(items))
@@ -222,15 +222,15 @@ class Model:
         return self.predictor(digits)
 
 
-def _is_colour(image: NDArray[Any]) -> bool:
-    """Whether a three-dimensional array is one colour image, [H, W, 3|4], and not a stack of grey images."""
-    return image.shape[-1] in (3, 4)
+def _is_one_image(image: NDArray[Any]) -> bool:
+    """Whether a three-dimensional array is one image, [H, W, 1|3|4], and not a stack of grey images."""
+    return image.shape[-1] in (1, 3, 4)
 
 
 def _several(images: OneImage | Iterable[OneImage]) -> list[OneImage]:
     """The images as a list, also if there is only one."""
     if isinstance(images, np.ndarray):
-        one = images.ndim < 3 or (images.ndim == 3 and _is_colour(images))
+        one = images.ndim < 3 or (images.ndim == 3 and _is_one_image(images))
         return [images] if one else list(images)
     return list(images) if isinstance(images, Iterable) and not isinstance(images, str) else [images]
 

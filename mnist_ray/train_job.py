@@ -37,8 +37,8 @@ Measured: test accuracy in % on mnist5k's 500 test digits, mean of 3 seeds, batc
 The accuracy falls fast below 40 steps, and hardly rises above, for both recipes and both numbers of digits.
 """
 
-_PLAN = "plan.json"
-"""The file of a prediction table that describes its job (`scoring.plan`)."""
+_OF_OTHERS = {"plan.json": "a prediction table", "digest.json": "a model bundle"}
+"""Files that tell what else a folder holds (`scoring.plan` and `artifact.seal`)."""
 
 
 def train(config: TrainConfig, console: Console) -> dict[str, Any]:
@@ -126,8 +126,9 @@ def _holds_run(run: str, config: TrainConfig, splits: Splits | None = None) -> b
         existing = storage.read_json(storage.join(run, "config.json"))
         found, digests = dict(existing["meaning"]), existing["data_sha256"]
     except FileNotFoundError:
-        if storage.is_file(storage.join(run, _PLAN)):
-            raise OutputError(f"{run}: holds a prediction table; give another --out") from None
+        for name, what in _OF_OTHERS.items():
+            if storage.is_file(storage.join(run, name)):
+                raise OutputError(f"{run}: holds {what}; give another --out") from None
         return False
     except (ValueError, KeyError, TypeError):
         raise OutputError(f"{run}/config.json: is damaged; give another --out, or delete the folder to start again") from None

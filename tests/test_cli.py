@@ -193,6 +193,10 @@ def test_a_deleted_working_directory_is_told(
     assert capfd.readouterr().err == "error: the working directory was deleted; change to another folder\n"
 
 
+def test_what_follows_two_dashes_is_no_flag() -> None:
+    assert _parse(["predict", "--model", "m", "--", "-seven.png"]).images == ("-seven.png",)
+
+
 def test_augment_is_on_or_off_or_the_recipes() -> None:
     given = [_parse(["train", *flags.split()]).augment for flags in ("", "--augment on", "--augment off")]
     assert given == [None, True, False]

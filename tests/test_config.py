@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mnist_ray.config import ScoreConfig, TrainConfig
+from mnist_ray.config import EvaluateConfig, ScoreConfig, TrainConfig
 from mnist_ray.errors import OutputError, UsageError
 from mnist_ray.flags import checkpoint_interval, output_folder, output_path, worker_range
 from mnist_ray.recipes import RECIPES
@@ -140,10 +140,21 @@ def test_whole_numbers_and_those_of_numpy_are_numbers() -> None:
     assert TrainConfig(seconds=30).fingerprint() == TrainConfig(seconds=30.0).fingerprint()
 
 
+def test_a_trailing_slash_does_not_make_another_run() -> None:
+    assert TrainConfig(data="digits/").fingerprint() == TrainConfig(data="digits").fingerprint()
+
+
+def test_nothing_is_no_dataset() -> None:
+    with pytest.raises(UsageError, match="--data is empty"):
+        EvaluateConfig(model="m", data="")
+    with pytest.raises(UsageError, match="--model is empty"):
+        EvaluateConfig(model="")
+
+
 @pytest.mark.parametrize("below", ["", "/a/b"])
 def test_an_output_folder_that_is_a_file_is_refused(below: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match=f"^--out .*/file{below}: {tmp_path}/file is a file; expected a folder"):
+    with pytest.raises(OutputError, match=f"^--out .*/file{below}: {tmp_path}/file is no folder; expected one"):
         output_folder(f"{tmp_path}/file{below}")
     assert output_folder(f"{tmp_path}/none/a") == f"{tmp_path}/none/a"
     assert output_folder("s3://bucket/a/") == "s3://bucket/a"

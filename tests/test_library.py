@@ -139,7 +139,7 @@ def _forms(grey: Any, tmp_path: Path) -> Iterator[tuple[str, Any]]:
     colour = np.stack([grey] * 3, axis=-1)
     yield from {"path": path, "text": str(path), "list": [str(path)], "tuple": (path,)}.items()
     yield from {"array": grey, "stack": grey[None], "uint16": grey.astype(np.uint16) * 257, "float": grey / 255}.items()
-    yield from {"int64": grey.astype(np.int64), "bool": grey > 127}.items()
+    yield from {"int64": grey.astype(np.int64), "bool": grey > 127, "one channel": grey[..., None]}.items()
     yield from {
         "colour": colour,
         "colours": colour[None],

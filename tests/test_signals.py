@@ -108,14 +108,19 @@ AT_IMPORT = """
 import signal, sys
 from mnist_ray.__main__ import main
 
+class Field:
+    def __set_name__(self, *_):
+        signal.raise_signal(signal.SIGINT)
+
 class Interrupted:
     def find_spec(self, name, *_):
         if name == "mnist_ray.cli":
-            signal.raise_signal(signal.SIGINT)
+            type("Some", (), {"field": Field()})
 
 sys.meta_path.insert(0, Interrupted())
 sys.exit(main())
 """
+"""Python 3.11 makes a RuntimeError of what `__set_name__` raises, as while dataclasses are defined."""
 
 
 def test_ctrl_c_while_the_command_line_is_imported_ends_with_one_line() -> None:

@@ -81,6 +81,7 @@ def test_a_run_that_learned_nothing_is_finished(small: Splits, tmp_path: Path) -
     ("name", "content", "message"),
     [
         (PLAN, {}, "holds a prediction table; give another --out"),
+        ("digest.json", {}, "holds a model bundle; give another --out"),
         ("config.json", {"meaning": None}, "/config.json: is damaged; give another --out"),
         ("config.json", [], "/config.json: is damaged; give another --out"),
     ],

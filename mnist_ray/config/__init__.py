@@ -52,6 +52,10 @@ class EvaluateConfig(Output, _Measured):
         "mnist-ray evaluate --model runs/digits --data my-digits/ --out evaluation.json",
     )
 
+    def __post_init__(self) -> None:
+        require(bool(self.model), "--model is empty: give a run directory or a model bundle")
+        require(bool(self.data), "--data is empty: give auto, mnist, mnist5k, a path or a URI")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictConfig:

@@ -114,8 +114,8 @@ class ScoreConfig(Output, _Worker, _Table, _Input):
         share("--target-error", self.target_error)
         most_quarantined(self.max_quarantined, None)
         rows = self.unit_rows
-        require(rows >= 0, f"--unit-rows {rows}: expected at least 1, or 0 to choose the size by the number of bytes")
-        require(self.sample >= 0, f"--sample {self.sample}: expected a number of inputs, or 0 for all")
+        require(0 <= rows < 1e9, f"--unit-rows {rows}: expected 1 or more, below 1e9, or 0 to choose the size by the bytes")
+        require(0 <= self.sample < 1e12, f"--sample {self.sample}: expected a number of inputs below 1e12, or 0 for all")
         require(not (self.sample and self.extend), "--sample and --extend: give only one; --extend adds all new inputs")
         shard(self.shard)
         require(not (self.shard and self.extend), "--shard and --extend: give only one; extend the table that commit makes")

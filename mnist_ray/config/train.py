@@ -123,8 +123,9 @@ class TrainConfig(Output, _Worker, _Recipe, _Run):
 
     def identity(self) -> dict[str, Any]:
         """The values that can change the result: the recipe with its overrides, the digits, the seed and the length."""
-        names = ("data", "seed", "patience", "precision")
-        rest = {name: getattr(self, name) for name in names} | {"seconds": float(self.seconds)}
+        names = ("data", "seed", "seconds", "patience", "precision")
+        rest = {name: getattr(self, name) for name in names}
+        rest |= {"data": self.data.rstrip("/") or "/", "seconds": float(self.seconds)}
         fields: dict[str, Any] = json.loads(json.dumps({**asdict(self.settings()), **rest}))
         return fields
 

@@ -206,7 +206,24 @@ def image_columns(schema: pa.Schema, wanted: str, source: str) -> tuple[str, ...
             f"no column that holds images; expected image bytes, {NUM_PIXELS} pixels in a list, "
             f"or {NUM_PIXELS} columns of pixels such as pixel0 to pixel{NUM_PIXELS - 1}"
         )
-    raise DataError(f"{source}: has {found}. Its columns: {describe(schema)}")
+    listed = "" if path_column(schema) is None else " It may list paths: such a file must be named itself as an input."
+    raise DataError(f"{source}: has {found}.{listed} Its columns: {describe(schema)}")
+
+
+def hold_images(schema: pa.Schema, metadata: pq.FileMetaData, names: tuple[str, ...]) -> bool:
+    """Whether the `image_columns` of a file that also has a column of paths hold its images, as far as the file tells.
+
+    A hash, a box or an embedding beside the paths has a type that can hold images, too. It has another size.
+    """
+    kind = schema.field(names[0]).type
+    if len(names) > 1 or names[0] in IMAGE_NAMES or not (is_list(kind) or pa.types.is_fixed_size_binary(kind)):
+        return True
+    if not is_list(kind):
+        return bool(kind.byte_width == NUM_PIXELS)
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    chunks = [chunk for group in groups for chunk in column_chunks(group, names)]
+    nulls = sum(chunk.statistics.null_count or 0 for chunk in chunks if chunk.statistics)
+    return bool(sum(chunk.num_values for chunk in chunks) - nulls == NUM_PIXELS * (metadata.num_rows - nulls))
 
 
 def _can_hold_numbers(kind: pa.DataType) -> bool:
@@ -292,10 +309,21 @@ def path_column(schema: pa.Schema) -> str | None:
     return _first_readable(schema, PATH_NAMES, _is_text)
 
 
+def valid_text(column: pa.Array) -> pa.Array:
+    """The column; if it is text that is not UTF-8, which Parquet files may hold, with U+FFFD in place of the wrong bytes."""
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid:
+            cells = column.cast(pa.large_binary()).to_pylist()
+            return pa.array([None if cell is None else cell.decode(errors="replace") for cell in cells], column.type)
+    return column
+
+
 def truths(column: pa.Array) -> pa.Array:
     """Integers, names of classes, or integers as text, as true labels, uint8[N]. Values that are of no class become null."""
     if _is_text(column.type):
-        text = pc.utf8_trim_whitespace(pc.cast(column, pa.large_string()))
+        text = pc.utf8_trim_whitespace(pc.cast(valid_text(column), pa.large_string()))
         whole = pc.replace_substring_regex(text, r"^0*(\d+?)(\.0*)?$", r"\1")  # 07 and 7.0 are 7
         numbers = [str(label) for label in range(len(CLASSES))]
         labels = (

@@ -48,7 +48,7 @@ class Reason(StrEnum):
     SEVERAL_DIGITS = "several_digits"
     """The image shows two or more digits apart from each other. Cut it into images of one digit."""
     CHANGED = "changed"
-    """The file is not the one that the job listed: its size or its version differs."""
+    """The file is not the one that the job listed: its size differs, or for a table also its version."""
     CRASHED_READER = "crashed_reader"
     """Reading it ends the process that reads it, twice."""
 

@@ -125,6 +125,13 @@ def read(
         yield from _parse(found, header, names)
 
 
+def read_all(stream: io.BufferedReader, header: CsvHeader, names: list[str]) -> Iterator[pa.RecordBatch | Refused]:
+    """The columns `names` of all rows, as `read` yields them. Raises what the storage raises."""
+    rows = (line for _, line in lines(stream, header.first_byte))
+    while found := list(islice(rows, LINES_AT_ONCE)):
+        yield from _parse(found, header, names)
+
+
 def _parse(found: list[bytes], header: CsvHeader, names: list[str]) -> Iterator[pa.RecordBatch | Refused]:
     """Lines as a batch. If one of them cannot be parsed, they are halved until it stands alone."""
     data = b"".join(line if line.endswith(b"\n") else line + b"\n" for line in found)

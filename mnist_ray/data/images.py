@@ -14,6 +14,7 @@ The preprocessing rule, in order:
    so that its centre of mass is at row and column 14 of the 28x28 field. MNIST was made in this way (LeCun et al., 1998).
 """
 
+import io
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -49,6 +50,8 @@ UNKNOWN = 128
 """The decoder of JPEG paints pixels in this level if their data are lacking."""
 PIXELS_AT_ONCE = 1 << 22
 """Decoded pixels that `normalise` holds in memory before it converts them."""
+_ORIENTATION = 0x112
+"""Exif's tag for the side of the image at which its first row is: 1 to 8."""
 BLANK = np.zeros((SIDE, SIDE), np.uint8)
 _ENDS_EARLY = Rejection(Reason.CORRUPT, "the JPEG lacks the data of its last pixels")
 _NO_AVIF = Rejection(Reason.UNSUPPORTED, "an AVIF image; to read it, pip install -U opencv-python-headless on every machine")
@@ -90,7 +93,7 @@ def decode(data: bytes) -> Grey | Rejection:
         pixels: NDArray[Any] | None = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         if pixels is not None and pixels.size:
             if not is_jpeg:
-                return grey_levels(pixels, data)
+                return grey_levels(_upright(pixels, data), data)
             return _ENDS_EARLY if UNKNOWN in (pixels.item(0), pixels.item(-1)) and _ends_early(data, pixels) else pixels
     except cv2.error as error:
         _report_memory(error)
@@ -101,6 +104,22 @@ def decode(data: bytes) -> Grey | Rejection:
         return _NO_AVIF
     require_memory(data)
     return explain(data)
+
+
+def _upright(pixels: NDArray[Any], data: bytes) -> NDArray[Any]:
+    """The pixels of a PNG or WebP image, turned as its Exif data say. OpenCV does that only for JPEG and TIFF."""
+    if not (b"eXIf" in data if data.startswith(b"\x89PNG") else data.startswith(b"RIFF") and b"EXIF" in data):
+        return pixels
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            turn = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged data raise errors of many kinds
+        return pixels
+    if turn in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    return np.ascontiguousarray(pixels[:: -1 if turn in (3, 4, 7, 8) else 1, :: -1 if turn in (2, 3, 6, 7) else 1])
 
 
 def _ends_early(data: bytes, pixels: Grey) -> bool:

@@ -54,10 +54,13 @@ def to_text(uri: str) -> str:
 
 
 def from_text(text: str) -> str:
-    """The path or URI from which `to_text` made `text`. If a file has the name `text` itself, this is `text`."""
+    """The path or URI from which `to_text` made `text`. If a file has the name `text` itself, this is `text`.
+
+    Only bytes from 80 on are no UTF-8, so other escapes are a part of the name.
+    """
     if "\\x" not in text or not is_local(text) or os.path.lexists(text):
         return text
-    raw = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), text.encode())
+    raw = re.sub(rb"\\x([89a-f][0-9a-f])", lambda found: bytes.fromhex(found[1].decode()), text.encode())
     return os.fsdecode(raw)
 
 

@@ -46,7 +46,7 @@ class Loop:
         self._identity = f"{ARCHITECTURE} {config.fingerprint()} {splits.train.digest} {splits.test.digest}"
         saved, self.warnings = dist.on_rank_0(lambda: newest_checkpoint(run, self._identity))
         if saved is not None:
-            self.state.load_bytes(saved)
+            self.state.load_bytes(saved, run)
         if self.state.precision == "bfloat16" and not all_have_bfloat16(device):
             self.warnings.append("the run computes in bfloat16, which a worker's hardware emulates: this is slow")
         self._continued_from = self.state.samples_seen
@@ -64,6 +64,8 @@ class Loop:
         self._save_s = amount if unit == "seconds" else math.inf
         self._agree_steps = max(1, AGREE_SAMPLES // self.recipe.global_batch_size)
         self._steps = 0
+        self._warm = (0, 0.0)
+        """Samples and seconds of the run after this process's first step."""
         self._shown_at = self._checked_at = self._saved_at = time.monotonic()
         self._node_leaving = False
 
@@ -151,12 +153,17 @@ class Loop:
         return request
 
     def _fitted_total(self) -> int:
-        """The run's length in samples: with `--seconds`, the whole batches that fit into the time left at the speed so far."""
+        """The run's length in samples: with `--seconds`, the whole batches that fit into the time left at the speed so far.
+
+        The first step of a process also starts the device, so it tells nothing about the speed.
+        """
         state, size = self.state, self.recipe.global_batch_size
-        if not self.config.seconds:
+        left = self.config.seconds - state.train_seconds
+        if not self.config.seconds or (self._steps == 1 and left > 0):
+            self._warm = (state.samples_seen, state.train_seconds)
             return state.total
-        left = max(0.0, self.config.seconds - state.train_seconds) * state.samples_seen / max(state.train_seconds, 1e-9)
-        return state.samples_seen + round(left / size) * size
+        samples, seconds = state.samples_seen - self._warm[0], state.train_seconds - self._warm[1]
+        return state.samples_seen + round(max(0.0, left) * samples / max(seconds, 1e-9) / size) * size
 
     def _save_checkpoint(self) -> None:
         total = self.state.tally.reduced()

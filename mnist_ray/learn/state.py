@@ -52,14 +52,23 @@ class TrainState:
         torch.save({**{name: getattr(self, name) for name in _PLAIN_FIELDS}, **parts, "tally": vars(self.tally)}, buffer)
         return buffer.getvalue()
 
-    def load_bytes(self, data: bytes) -> None:
-        """Replace this state by a saved one. It is read with `weights_only`, so that nothing in it is executed."""
+    def load_bytes(self, data: bytes, run: str) -> None:
+        """Replace this state by a saved one of the run. It is read with `weights_only`, so that nothing in it is executed.
+
+        Raises OutputError if it has other fields than this version of the program writes.
+        """
         parts: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        self.model.load_state_dict(parts["model"])
-        self.optimizer.load_state_dict(parts["optimizer"])
-        for name in _PLAIN_FIELDS:
-            setattr(self, name, parts[name])
-        self.tally = Tally(**parts["tally"]) if dist.rank() == 0 else Tally()  # it holds the counts of all workers
+        try:
+            self.model.load_state_dict(parts["model"])
+            self.optimizer.load_state_dict(parts["optimizer"])
+            for name in _PLAIN_FIELDS:
+                setattr(self, name, parts[name])
+            self.tally = Tally(**parts["tally"]) if dist.rank() == 0 else Tally()  # it holds the counts of all workers
+        except (KeyError, TypeError, ValueError):
+            raise OutputError(
+                f"{run}: another version of this program wrote its checkpoint, and this one cannot continue it; give another "
+                "--out, or delete the folder"
+            ) from None
 
 
 def make_state(config: TrainConfig, num_samples: int, device: torch.device) -> TrainState:

@@ -56,7 +56,7 @@ def _alive(run: str, record: dict[str, Any]) -> bool:
     if record["place"] == _place():
         try:
             os.kill(record["pid"], 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, OverflowError):
             return False
         except PermissionError:
             pass
@@ -113,7 +113,7 @@ def fenced(run: str, token: str) -> AbstractContextManager[None]:
 
 
 def _describe(record: dict[str, Any]) -> str:
-    return f"process {record['pid']} on {record['place'].split()[0]}, started at {record['began']}"
+    return f"process {record['pid']} on {record['place'].partition(' ')[0]}, started at {record['began']}"
 
 
 class Owner:

@@ -103,7 +103,8 @@ class Listing:
             if self._remember:
                 self._seen.add(entry.uri)
             if entry.uri.lower().endswith((_TABLE, *csv_table.SUFFIXES)):
-                self.tables.append(entry)
+                if not _lies_in(entry.uri, self._out):  # the folder of the output may be listed through a link
+                    self.tables.append(entry)
             else:
                 truth = truth_of(entry.uri)
                 if truth is not None:

@@ -9,7 +9,6 @@ from itertools import repeat
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from mnist_ray.data import columns, csv_table, storage
@@ -32,7 +31,7 @@ def lines(item: str, truth: str, truths: set[str], kept: Kept) -> Iterator[Image
     if name.endswith((".txt", ".lst")):
         return _images(item, truth, ((batch, None, None) for batch in batches(_text(item), _BATCH)), truths)
     if csv_table.is_csv(name) and not columns.pixel_columns((header := csv_table.read_header(item)).names):
-        return _images(item, truth, _table(item, _csv(item, header.schema, truth, kept), truth, truths, kept), truths)
+        return _images(item, truth, _table(item, _csv(item, header, truth, kept), truth, truths, kept), truths)
     if name.endswith(".parquet") and _lists_paths(item):
         return _images(item, truth, _table(item, _parquet(item, truth, kept), truth, truths, kept), truths)
     return None
@@ -56,8 +55,9 @@ def _table(item: str, found: Iterator[pa.RecordBatch], truth: str, truths: set[s
         if column := columns.truth_column(batch.schema, truth, item):
             truths.add(f"column {column}")
         paths = batch.column(name).cast(pa.string()).to_pylist()
-        if None in paths:
-            raise DataError(f"{item}: row {row + paths.index(None)} of column {name!r} is null; expected a path in every row")
+        if not all(paths):
+            empty = row + next(place for place, path in enumerate(paths) if not path)
+            raise DataError(f"{item}: row {empty} of column {name!r} is empty or null; expected a path in every row")
         labels = columns.truths(batch.column(column)).to_pylist() if column else None
         values = (_values(batch.column(name)) for name in kept.names)
         yield paths, labels, list(zip(*values, strict=True)) if kept.names else None
@@ -85,15 +85,18 @@ def _wanted(found: pa.Schema, item: str, truth: str, kept: Kept) -> list[str]:
     return [name for name in found.names if name in wanted]
 
 
-def _csv(item: str, found: pa.Schema, truth: str, kept: Kept) -> Iterator[pa.RecordBatch]:
-    """All values are text: the first lines do not tell whether a column holds numbers only."""
-    names = _wanted(found, item, truth, kept)
+def _csv(item: str, header: csv_table.CsvHeader, truth: str, kept: Kept) -> Iterator[pa.RecordBatch]:
+    """All values are text. Raises DataError for a line that cannot be read: a quotation mark may have swallowed others."""
+    names, row = _wanted(header.schema, item, truth, kept), 0
     with storage.open_stream(item) as stream:
-        yield from pa_csv.open_csv(
-            stream,
-            parse_options=pa_csv.ParseOptions(delimiter=csv_table.delimiter(item)),
-            convert_options=pa_csv.ConvertOptions(include_columns=names, column_types=dict.fromkeys(names, pa.string())),
-        )
+        for found in csv_table.read_all(stream, header, names):
+            if isinstance(found, csv_table.Refused):
+                raise DataError(
+                    f"{item}: cannot be read as a manifest: row {row}: {found.rejection.detail}; expected each row in one "
+                    "line, with as many values as the header has"
+                )
+            yield found
+            row += found.num_rows
 
 
 def _parquet(item: str, truth: str, kept: Kept) -> Iterator[pa.RecordBatch]:
@@ -109,16 +112,18 @@ def _lists_paths(item: str) -> bool:
     """Whether a Parquet file lists paths instead of holding images. False if it is damaged. Raises StorageError."""
     try:
         with storage.open_input(item) as stream:
-            schema = pq.read_schema(stream)
+            schema, metadata = pq.read_schema(stream), pq.read_metadata(stream)
     except MemoryError:  # pyarrow's is an ArrowException, too
         raise
     except DAMAGE:
         return False
+    if columns.path_column(schema) is None:
+        return False
     try:
-        columns.image_columns(schema, "", item)
+        found = columns.image_columns(schema, "", item)
     except DataError:
-        return columns.path_column(schema) is not None and not columns.holds_refused_images(schema)
-    return False
+        return not columns.holds_refused_images(schema)
+    return not columns.hold_images(schema, metadata, found)
 
 
 def _images(item: str, truth: str, found: Iterable[Batch], truths: set[str]) -> Iterator[ImageFile]:
@@ -139,7 +144,7 @@ def _images(item: str, truth: str, found: Iterable[Batch], truths: set[str]) -> 
                     yield ImageFile(entry, label, values)
     except MemoryError:
         raise
-    except (pa.ArrowException, OverflowError) as error:  # Python's dates end with the year 9999
+    except (pa.ArrowException, OverflowError, ValueError) as error:  # Python's dates end in 9999; text may not be UTF-8
         raise _unreadable(item, error) from None
 
 

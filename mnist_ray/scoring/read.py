@@ -245,7 +245,9 @@ def _chunk_of(batch: pa.RecordBatch, source: str, first: int, job: Job, read_s: 
     started = time.perf_counter()
     digits, rejected = normalise(decode_rows(batch, columns.image_columns(batch.schema, job.image_column, source)))
     truth = columns.truth_column(batch.schema, job.truth, source)
-    keys = _row_keys(source, first, batch.num_rows) | {kept.name: batch.column(kept.name).cast(kept.type) for kept in job.kept}
+    keys = _row_keys(source, first, batch.num_rows) | {
+        kept.name: columns.valid_text(batch.column(kept.name)).cast(kept.type) for kept in job.kept
+    }
     if truth:
         keys["truth"] = columns.truths(batch.column(truth))
     return Chunk(digits, rejected, _with_nulls(keys, job), batch.nbytes, read_s, time.perf_counter() - started)

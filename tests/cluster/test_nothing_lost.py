@@ -115,6 +115,16 @@ def test_what_killed_processes_have_left_is_deleted_but_not_what_another_job_is_
     assert left == {"mine/shards/other", "mine/shards/other/parts"}
 
 
+def test_a_record_with_odd_values_is_that_of_an_ended_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(owner, "SILENT_S", 0.1)
+    record = {"token": "a", "pid": 10**30, "place": owner._place(), "began": "now"}
+    (tmp_path / "owner.json").write_text(json.dumps(record))
+    owner.require_free(str(tmp_path))
+    (tmp_path / "owner.json").write_text(json.dumps(record | {"place": ""}))
+    with pytest.raises(OutputError, match=r"was taken over by process 10+ on , started at now"):
+        owner.require_ownership(str(tmp_path), "b")
+
+
 def test_workers_that_outlive_their_job_write_nothing_into_the_run_of_the_next(small: Splits, tmp_path: Path) -> None:
     run = str(tmp_path)
     (tmp_path / "owner.json").write_text(json.dumps({"token": "next", "pid": 1, "place": "elsewhere", "began": "now"}))

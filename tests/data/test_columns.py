@@ -276,3 +276,9 @@ def test_a_message_shows_the_beginning_of_a_long_name_and_no_control_characters(
     assert named.startswith(r"'x\x00x\x00")
     assert named.endswith("..., path (string)")
     assert len(named) < 120
+
+
+def test_text_that_is_not_utf8_is_no_class() -> None:
+    wrong = pa.StringArray.from_buffers(2, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff7"))
+    assert columns.truths(wrong).to_pylist() == [None, 7]
+    assert columns.valid_text(wrong).to_pylist() == ["\ufffd", "7"]

@@ -5,12 +5,13 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pillow_heif
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mnist_ray.data import heif
 from mnist_ray.data.containers import MAX_BYTES, MAX_PIXELS, Reason, Rejection
@@ -131,6 +132,7 @@ def test_a_lack_of_memory_is_no_fault_of_an_image(tmp_path: Path, seven: Grey) -
 SHORT_OF_MEMORY = """
 import re, resource, sys
 from pathlib import Path
+from typing import Any
 from mnist_ray.data.images import decode, normalise
 
 folder, found = Path(sys.argv[1]), set()
@@ -274,3 +276,20 @@ def test_blank_images_of_any_shape_give_a_digit(shape: tuple[int, int], level: i
     digits, rejected = normalise([np.full(shape, level, np.uint8)])
     assert rejected[0].reason == Reason.BLANK_IMAGE
     assert not digits.any()
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG", "TIFF"])
+def test_an_image_is_turned_as_its_exif_data_say(kind: str, turn: int) -> None:
+    picture = np.kron(np.array([[250, 10, 120], [60, 180, 10]], np.uint8), np.ones((16, 16), np.uint8))
+    exif = Image.Exif()
+    exif[0x112] = turn
+    file = io.BytesIO()
+    options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {"quality": 95} if kind == "JPEG" else {}
+    Image.fromarray(picture).save(file, kind, exif=exif, **options)
+    with Image.open(file) as opened:
+        expected = np.asarray(ImageOps.exif_transpose(opened).convert("L"))
+    found = decode(file.getvalue())
+    assert isinstance(found, np.ndarray)
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).max() < 12

@@ -319,6 +319,21 @@ def test_a_time_budget_sets_the_length_and_the_schedule(small: Splits, tmp_path:
     assert trainer.state.history[-1]["lr"] < 0.001
 
 
+def test_a_slow_first_step_does_not_end_a_time_budget(small: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [0.0]
+
+    def step(*args: Any) -> torch.Tensor:
+        steps.append(steps[-1] + (2.0 if len(steps) == 1 else 0.1))
+        return train_step(*args)
+
+    monkeypatch.setattr("mnist_ray.learn.loop.train_step", step)
+    monkeypatch.setattr("mnist_ray.learn.loop.time", SimpleNamespace(monotonic=lambda: steps[-1]))
+    trainer = Loop(str(tmp_path), TrainConfig(workers="0", seconds=3), small, CPU, RunControl())
+    assert trainer.run()
+    assert trainer.state.train_seconds == pytest.approx(3, abs=0.15)
+    assert len(steps) == 1 + 11
+
+
 PATIENT = TrainConfig(workers="0", epochs=60, patience=2)
 
 

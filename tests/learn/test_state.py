@@ -1,4 +1,7 @@
+import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +26,7 @@ def _position(run: Path) -> tuple[int, list[str]]:
     found, warnings = state.newest_checkpoint(str(run), "meaning")
     assert found is not None
     loaded = state.make_state(TrainConfig(), 600, torch.device("cpu"))
-    loaded.load_bytes(found)
+    loaded.load_bytes(found, str(run))
     return loaded.samples_seen, warnings
 
 
@@ -85,6 +88,30 @@ def test_a_checkpoint_of_another_run_is_refused(training: state.TrainState, tmp_
     _save(tmp_path, training, 100)
     with pytest.raises(OutputError, match="holds a run with other settings or data"):
         state.newest_checkpoint(str(tmp_path), "other")
+
+
+def _rename_best(saved: dict[str, Any]) -> None:
+    saved["highest"] = saved.pop("best")
+
+
+def _rename_loss(saved: dict[str, Any]) -> None:
+    saved["tally"]["loss"] = saved["tally"].pop("loss_sum")
+
+
+def _shorten_optimizer(saved: dict[str, Any]) -> None:
+    saved["optimizer"].pop()
+
+
+@pytest.mark.parametrize("change", [_rename_best, _rename_loss, _shorten_optimizer])
+def test_a_checkpoint_with_other_fields_is_refused(
+    change: Callable[[dict[str, Any]], None], training: state.TrainState
+) -> None:
+    saved = torch.load(io.BytesIO(training.to_bytes()), weights_only=True)
+    change(saved)
+    buffer = io.BytesIO()
+    torch.save(saved, buffer)
+    with pytest.raises(OutputError, match=r"^runs/a: another version of this program wrote its checkpoint"):
+        training.load_bytes(buffer.getvalue(), "runs/a")
 
 
 def test_a_new_run_has_no_checkpoint(tmp_path: Path) -> None:

@@ -289,3 +289,66 @@ def test_a_manifest_is_read_without_its_other_columns(digit_folder: Path, small:
     both = Listing((str(tmp_path / "t.parquet"),), "auto", "out", Kept())
     assert (list(both.images()), len(both.tables)) == ([], 1)
     assert not (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.parametrize("last", ["", "\n"])
+@pytest.mark.parametrize("broken", [[3], [3, 900], [1499]])
+def test_a_quotation_mark_that_is_not_closed_swallows_no_lines_of_a_manifest(broken: list[int], last: str, tree: Path) -> None:
+    lines = [f'{number}.png,"unclosed' if number in broken else f'{number}.png,"a, b"' for number in range(1500)]
+    (tree / "list.csv").write_text("\n".join(["path,note", *lines]) + last)
+    assert [name for name, _ in shown(tree / "list.csv")] == [f"{number}.png" for number in range(1500)]
+
+
+def test_a_row_of_a_manifest_that_cannot_be_read_is_named(tree: Path) -> None:
+    (tree / "list.csv").write_text('path,note\n3/a.png,one\n7/b.JPG,"two\nlines"\n')
+    with pytest.raises(DataError, match=r"list\.csv: cannot be read as a manifest: row 2: .*each row in one line"):
+        listed(tree / "list.csv")
+    (tree / "list.csv").write_text("path,note\n3/a.png,one\n,two\n")
+    with pytest.raises(DataError, match=r"list\.csv: row 1 of column 'path' is empty or null"):
+        listed(tree / "list.csv")
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        pa.array([[0, 1] * 32] * 3),
+        pa.array([[0.5] * 512] * 3),
+        pa.array([[1, 2, 3, 4], None, [1]]),
+        pa.array([b"0" * 32] * 3, pa.binary(32)),
+        pa.array([[[1, 2], [3, 4]]] * 3),
+    ],
+    ids=["hash", "embedding", "box", "digest", "nested"],
+)
+def test_other_lists_beside_paths_are_no_images(beside: pa.Array, tree: Path) -> None:
+    pq.write_table(pa.table({"path": ["3/a.png"] * 3, "other": beside}), tree / "list.parquet")
+    assert [name for name, _ in shown(tree / "list.parquet")] == ["a.png"] * 3
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        pa.array([[0] * 784, [1] * 784, None]),
+        pa.array([[[0] * 28] * 28] * 3),
+        pa.array([b"0" * 784] * 3, pa.binary(784)),
+        pa.array([b"png"] * 3),
+    ],
+    ids=["list", "rows", "bytes", "file"],
+)
+def test_images_beside_paths_are_images(images: pa.Array, tree: Path) -> None:
+    pq.write_table(pa.table({"path": ["3/a.png"] * 3, "other": images}), tree / "images.parquet")
+    found, listing = listed(tree / "images.parquet")
+    assert (found, len(listing.tables)) == ([], 1)
+
+
+def test_text_of_a_manifest_that_is_not_utf8_is_named(tree: Path) -> None:
+    wrong = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff"))
+    pq.write_table(pa.table({"path": wrong}), tree / "list.parquet")
+    with pytest.raises(DataError, match=r"list\.parquet: cannot be read as a manifest"):
+        listed(tree / "list.parquet")
+
+
+def test_the_output_folder_is_left_out_when_it_is_listed_through_a_link(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tree)
+    listing = Listing((f"{tmp_path}/link/**",), "auto", str(tree / "deep"), Kept())
+    assert len(list(listing.images())) == 3
+    assert not listing.tables

@@ -572,7 +572,7 @@ def test_a_column_without_a_true_digit_is_told(
     (tmp_path / "list.csv").write_text("\n".join(["path,number", *lines]))
     summary = run(tmp_path / "list.csv", out=out, truth="number")
     assert (summary["predicted"], summary["accuracy"]) == (3, None)
-    assert "--truth number: no value is a class (0, 1, 2" in capsys.readouterr().out
+    assert "--truth number: no input has a class there (0, 1, 2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
