@@ -36,7 +36,7 @@ class Listing:
     Each line of a manifest is an input, even if it repeats another line.
     """
 
-    def __init__(self, inputs: tuple[str, ...], truth: str, out: str, kept: Kept) -> None:
+    def __init__(self, inputs: tuple[str, ...], truth: str, out: str, kept: Kept, image_column: str = "") -> None:
         """List the first file of each input. Notes the columns of manifests in `kept`.
 
         Raises DataError for an input with nothing to score, and UsageError.
@@ -49,7 +49,7 @@ class Listing:
         """Where true digits were found: folder names, or columns."""
         self._num_found = 0
         self._out = out
-        self._truth, self._kept = truth, kept
+        self._truth, self._kept, self._image_column = truth, kept, image_column
         self._seen: set[str] = set()
         self._remember = len(inputs) > 1 or glob.has_magic(inputs[0])
         for item in inputs:
@@ -75,7 +75,7 @@ class Listing:
         if storage.is_folder(item):
             return self._images_among(self._visible(item, walk(item)), item)
         if storage.is_file(item):  # a manifest, or a table, or an image with any suffix
-            lines = manifest.lines(item, self._truth, self.truths, self._kept)
+            lines = manifest.lines(item, self._truth, self.truths, self._kept, self._image_column)
             return self._images_among(stat_files([item]), suffixes=("",)) if lines is None else lines
         if glob.has_magic(item):
             return self._images_among(self._visible(item, _glob(item)))

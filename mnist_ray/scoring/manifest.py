@@ -21,7 +21,7 @@ _BATCH = 1 << 14
 _STATS_AT_ONCE = 1024
 
 
-def lines(item: str, truth: str, truths: set[str], kept: Kept) -> Iterator[ImageFile] | None:
+def lines(item: str, truth: str, truths: set[str], kept: Kept, image_column: str) -> Iterator[ImageFile] | None:
     """The image files that a manifest lists; None if the file is not a manifest.
 
     Adds to `truths` where truth is, and its columns to `kept`. A path without a file is an input, too: scoring quarantines it.
@@ -32,7 +32,7 @@ def lines(item: str, truth: str, truths: set[str], kept: Kept) -> Iterator[Image
         return _images(item, truth, ((batch, None, None) for batch in batches(_text(item), _BATCH)), truths)
     if csv_table.is_csv(name) and not columns.pixel_columns((header := csv_table.read_header(item)).names):
         return _images(item, truth, _table(item, _csv(item, header, truth, kept), truth, truths, kept), truths)
-    if name.endswith(".parquet") and _lists_paths(item):
+    if name.endswith(".parquet") and _lists_paths(item, image_column):
         return _images(item, truth, _table(item, _parquet(item, truth, kept), truth, truths, kept), truths)
     return None
 
@@ -108,8 +108,11 @@ def _parquet(item: str, truth: str, kept: Kept) -> Iterator[pa.RecordBatch]:
         raise _unreadable(item, error) from None
 
 
-def _lists_paths(item: str) -> bool:
-    """Whether a Parquet file lists paths instead of holding images. False if it is damaged. Raises StorageError."""
+def _lists_paths(item: str, image_column: str) -> bool:
+    """Whether a Parquet file lists paths instead of holding images. False if it is damaged. Raises StorageError.
+
+    A file with the column that the user has named for images holds images.
+    """
     try:
         with storage.open_input(item) as stream:
             schema, metadata = pq.read_schema(stream), pq.read_metadata(stream)
@@ -119,11 +122,12 @@ def _lists_paths(item: str) -> bool:
         return False
     if columns.path_column(schema) is None:
         return False
+    wanted = image_column if image_column in schema.names else ""
     try:
-        found = columns.image_columns(schema, "", item)
+        found = columns.image_columns(schema, wanted, item)
     except DataError:
         return not columns.holds_refused_images(schema)
-    return not columns.hold_images(schema, metadata, found)
+    return not (wanted or columns.hold_images(schema, metadata, found))
 
 
 def _images(item: str, truth: str, found: Iterable[Batch], truths: set[str]) -> Iterator[ImageFile]:

@@ -43,7 +43,7 @@ class Units:
         """
         self._kept = Kept(config.kept_columns())
         out = config.out.removesuffix(shard_folder(config.shard))
-        self.listing = Listing(config.inputs, config.truth, out, self._kept)
+        self.listing = Listing(config.inputs, config.truth, out, self._kept, config.image_column)
         self.kept = schema.NOTHING
         """The columns of tables and manifests that are passed through."""
         self._stated = False

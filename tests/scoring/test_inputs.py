@@ -322,6 +322,8 @@ def test_a_row_of_a_manifest_that_cannot_be_read_is_named(tree: Path) -> None:
 def test_other_lists_beside_paths_are_no_images(beside: pa.Array, tree: Path) -> None:
     pq.write_table(pa.table({"path": ["3/a.png"] * 3, "other": beside}), tree / "list.parquet")
     assert [name for name, _ in shown(tree / "list.parquet")] == ["a.png"] * 3
+    named = Listing((str(tree / "list.parquet"),), "auto", "/nowhere/out", Kept(), "other")
+    assert (list(named.images()), len(named.tables)) == ([], 1)
 
 
 @pytest.mark.parametrize(
