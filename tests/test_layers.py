@@ -21,7 +21,7 @@ RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
     "recipes": (set(), set(), set()),
     "flags": ({"errors"}, set(), set()),
     "config": ({"console", "errors", "recipes", "flags"}, {"tyro"}, set()),
-    "data": ({"errors"}, DATA, {"torchvision", "mlxtend", "filelock", "obstore", "pillow_heif"}),
+    "data": ({"errors"}, DATA, {"torchvision", "mlxtend", "filelock", "obstore", "pillow_heif", "PIL"}),
     "learn": (TOP | {"config", "recipes", "flags", "data"}, DATA | {"torch"}, {"tensorboardX"}),
     "artifact": (TOP | {"config", "recipes", "data", "learn"}, DATA | {"torch", "safetensors"}, set()),
     "scoring": (TOP | {"config", "flags", "data"}, DATA, set()),
