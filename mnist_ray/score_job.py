@@ -118,7 +118,8 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
         summary = commit(plan, planner.units, job, tally, {**about, "drift": _drift(tally.total, card)})
         _report(config, summary, card, console)
     if config.truth not in ("auto", "none") and summary["predicted"] and not summary["with_truth"]:
-        console.warning(f"--truth {config.truth}: no input has a class there ({', '.join(CLASSES)}), so there is no accuracy")
+        classes = ", ".join(CLASSES)
+        console.warning(f"--truth {config.truth}: no input has a class there ({classes}), so the table has no accuracy")
     _require_predictions(config, summary)
     return summary
 

@@ -206,8 +206,8 @@ def image_columns(schema: pa.Schema, wanted: str, source: str) -> tuple[str, ...
             f"no column that holds images; expected image bytes, {NUM_PIXELS} pixels in a list, "
             f"or {NUM_PIXELS} columns of pixels such as pixel0 to pixel{NUM_PIXELS - 1}"
         )
-    listed = "" if path_column(schema) is None else " It may list paths: such a file must be named itself as an input."
-    raise DataError(f"{source}: has {found}.{listed} Its columns: {describe(schema)}")
+    advice = "" if path_column(schema) is None else " To score the images that it lists, name the file itself as an input."
+    raise DataError(f"{source}: has {found}.{advice} Its columns: {describe(schema)}")
 
 
 def hold_images(schema: pa.Schema, metadata: pq.FileMetaData, names: tuple[str, ...]) -> bool:
