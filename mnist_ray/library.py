@@ -83,8 +83,10 @@ def train(
     >>> metrics["accuracy"] > 0.9
     True
     """
+    from mnist_ray.data import storage
     from mnist_ray.train_job import train as run_training
 
+    storage.forget_stores()
     config = TrainConfig(
         out=_text(out),
         data=_text(data),
@@ -152,8 +154,10 @@ def score(
     >>> summary["inputs"] == summary["predicted"] + summary["quarantined"]
     True
     """
+    from mnist_ray.data import storage
     from mnist_ray.score_job import score as run_scoring
 
+    storage.forget_stores()
     config = ScoreConfig(
         inputs=tuple(map(_text, inputs if isinstance(inputs, Iterable) and not isinstance(inputs, str) else [inputs])),
         model=_text(model),
@@ -290,7 +294,9 @@ def load_model(model: Path, *, device: Device = "auto") -> Model:
     """
     from mnist_ray.artifact import bundle
     from mnist_ray.artifact.predictor import Predictor, pick_device
+    from mnist_ray.data import storage
 
+    storage.forget_stores()
     loaded = bundle.load(_text(model))
     return Model(Predictor.ready(loaded, pick_device(device)), loaded.card, loaded.digest)
 
@@ -322,6 +328,7 @@ def read_table(
     from mnist_ray.data import storage
     from mnist_ray.scoring.parts import DAMAGE, PREDICTIONS, QUARANTINE, part_name
 
+    storage.forget_stores()
     folder = storage.absolute(_text(out))
     schema, parts = _committed(folder, quarantine)
     expression = pq.filters_to_expression(where) if isinstance(where, list) else where

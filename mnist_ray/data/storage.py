@@ -76,6 +76,11 @@ def _open_store(root: str) -> tuple[Store, Callable[[str], str]]:
         raise StorageError(f"{root}: cannot reach this storage: {first_line(error)}") from None
 
 
+def forget_stores() -> None:
+    """Let the next access to each storage read the environment again, where a user may have set other credentials since."""
+    _open_store.cache_clear()
+
+
 def resolve(uri: str) -> tuple[Store, str]:
     """The store of a path or URI and the path within it. Keys are not percent-decoded. Raises StorageError."""
     if is_local(uri):

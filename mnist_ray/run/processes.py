@@ -109,7 +109,7 @@ class _Pool:
 
     def _start(self) -> None:
         try:
-            self._executor = ProcessPoolExecutor(self._number, forkserver.start(), initializer=follow_parent)
+            self._executor = ProcessPoolExecutor(self._number, forkserver.start(), _begin, (dict(os.environ),))
         except OSError as error:  # its locks are files there
             raise ClusterError(f"scoring processes cannot be started: {error.strerror}; free some space in /dev/shm") from None
         room = self._submit(_load, self._bundle, self._device, self._job.precision).result()
@@ -207,6 +207,16 @@ class _Pool:
                 raise ClusterError(f"unit {ref.id} ends every process that scores it, or memory runs out; {_AGAIN}") from None
             del lost[0]
             yield result
+
+
+def _begin(environment: dict[str, str]) -> None:
+    """Prepare a scoring process, with the environment of the job.
+
+    A user's own program may have started the process that this one is forked from, before it set the credentials of a storage.
+    """
+    os.environ.clear()
+    os.environ.update(environment)
+    follow_parent()
 
 
 def follow_parent() -> None:

@@ -1,5 +1,8 @@
 """Both jobs with everything in a bucket."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 from mnist_ray.data import datasets
 from mnist_ray.data.digits import Splits
 from mnist_ray.data.images import encode_png
-from tests.conftest import cli
+from tests.conftest import ROOT, cli
 from tests.objectstore.bucket import Bucket
 from tests.objectstore.conftest import Inputs
 
@@ -125,3 +128,51 @@ def test_globs(bucket: Bucket, inputs: Inputs) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert {row["truth"] for row in bucket.rows("out")} == {3, 7}
+
+
+LATE_CREDENTIALS = """
+import multiprocessing, os, sys
+import mnist_ray
+from mnist_ray.errors import StorageError
+
+digits, model, out, *keys = sys.argv[1:]
+
+def score():
+    return mnist_ray.score(digits, model=model, out=out, workers=0, processes=1)
+
+if __name__ == "__main__":
+    process = multiprocessing.get_context("forkserver").Process(target=print)
+    process.start()
+    process.join()
+    try:
+        score()
+    except StorageError as error:
+        print(error, file=sys.stderr)
+    os.environ.update(zip(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), keys))
+    print(score()["predicted"])
+"""
+
+
+def test_credentials_that_a_program_sets_late_count(
+    bucket: Bucket, inputs: Inputs, s3_environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Both after a failed call, and after the program itself has started the process that others are forked from."""
+    (tmp_path / "program.py").write_text(LATE_CREDENTIALS)
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    without = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run(
+        [
+            sys.executable,
+            "program.py",
+            inputs.digits,
+            inputs.model,
+            f"{bucket.uri}/out",
+            *(s3_environment[name] for name in names),
+        ],
+        env={**without, "PYTHONPATH": str(ROOT), "MNIST_RAY_STORAGE_PATIENCE_S": "1"},
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+    )
+    assert "no credentials found" in done.stderr
+    assert done.stdout.split()[-1:] == [str(inputs.num_digits)], done.stderr
