@@ -135,7 +135,11 @@ def evaluate(config: EvaluateConfig, console: Console) -> None:
     console.progress("measuring")
     report = measure(splits.test, Predictor.ready(model, pick_device(config.device)))
     out = output_path(config.out or storage.join(seal.find(config.model).rpartition("/")[0], "evaluation.json"))
-    storage.write_json(out, {**report.to_json(), "data": splits.card, "model_digest": model.digest})
+    try:
+        storage.write_json(out, {**report.to_json(), "data": splits.card, "model_digest": model.digest})
+    except StorageError as error:
+        console.result(report.to_text(), **report.to_json())
+        raise StorageError(f"{error}; give another --out") from None
     if console.on_terminal:
         console.draw(_drawing(report))
         console.result(f"{report.headline()}\nwritten to {out}")

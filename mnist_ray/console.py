@@ -23,6 +23,8 @@ DRAW_PER_S = 4.0
 """How often a bar is drawn."""
 BAR_WIDTH = 40
 """Columns of a bar, on a terminal that is wide enough."""
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+"""Control characters, such as those in the name of a file, and how they are printed: a terminal would obey them."""
 
 
 class StandardFile(RawIOBase):
@@ -227,7 +229,7 @@ class Console:
         self.close()
         if self._json:
             self._print("error", "error", text, figures)
-        print(text, file=sys.stderr)
+        print(text.translate(_CONTROLS), file=sys.stderr)
 
     def progress(
         self,
@@ -262,6 +264,7 @@ class Console:
         self._print("info", "progress", now.to_text(), {"step": step, **figures})
 
     def _print(self, level: str, event: str, text: str, figures: dict[str, Any]) -> None:
+        text = text.translate(_CONTROLS)
         if self._bar:
             self._bar.terminal.print(text)
             return

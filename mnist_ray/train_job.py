@@ -131,7 +131,9 @@ def _holds_run(run: str, config: TrainConfig, splits: Splits | None = None) -> b
                 raise OutputError(f"{run}: holds {what}; give another --out") from None
         return False
     except (ValueError, KeyError, TypeError):
-        raise OutputError(f"{run}/config.json: is damaged; give another --out, or delete the folder to start again") from None
+        raise OutputError(
+            f"{run}/config.json: is damaged; give another --out, or, if this is a run of mnist_ray, delete the folder"
+        ) from None
     wanted = config.identity()
     if different := sorted(name for name in wanted if found.get(name) != wanted[name]):
         changes = ", ".join(f"{name} {found.get(name)} -> {wanted[name]}" for name in different)

@@ -309,3 +309,26 @@ def test_evaluate_writes_what_it_prints(run_dir: Path, tmp_path: Path, capfd: py
     metrics = json.loads((run_dir / "metrics.json").read_text())
     assert report["accuracy"] == metrics["accuracy"]
     assert f"accuracy {report['accuracy']:.2%}" in capfd.readouterr().out
+
+
+def test_evaluate_prints_what_it_cannot_write(
+    run_dir: Path, small_idx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "evaluation.json"
+    assert main(["evaluate", "--model", str(run_dir), "--data", str(small_idx), "--out", str(out)]) == 8
+    printed = capsys.readouterr()
+    assert "accuracy " in printed.out
+    assert f"{out}: cannot be written" in printed.err
+    assert printed.err.endswith("; give another --out\n")
+
+
+def test_control_characters_of_a_file_name_do_not_reach_the_terminal(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a\x1b[2J\x9b.png").write_bytes(b"no")
+    assert main(["predict", str(tmp_path / "a\x1b[2J\x9b.png"), str(tmp_path / "\x07.parquet"), "--model", str(run_dir)]) == 2
+    printed = capsys.readouterr()
+    assert "a\\x1b[2J\\x9b.png: not_an_image" in printed.out
+    assert "\\x07.parquet" in printed.err
+    assert not {"\x1b", "\x9b", "\x07"} & {*printed.out, *printed.err}

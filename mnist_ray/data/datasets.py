@@ -17,8 +17,11 @@ from mnist_ray.data.csv_table import CsvHeader
 from mnist_ray.data.digits import CLASSES, LabelledDigits, Splits, checked, hold_out
 from mnist_ray.data.images import Grey, decode, digit_of, encode_png, to_digits
 from mnist_ray.data.mnist import MNIST_DIGESTS, MNIST_TERMS, download, find_idx, find_mnist, load_idx
+from mnist_ray.data.patience import NotAFileError
 from mnist_ray.errors import DataError, StorageError
 
+TEST_FOLDERS = {"test", "testing"}
+"""Names of folders of test images, in lower case."""
 WRITERS = 8
 """Number of files that `write_folder` writes at a time."""
 
@@ -96,7 +99,7 @@ def _read_folder(uri: str) -> tuple[LabelledDigits, LabelledDigits | None]:
             f"{uri}: holds no IDX files, no Parquet files and no images in folders named {CLASSES[0]} to {CLASSES[-1]}; "
             f"found {len(files)} other files"
         )
-    test = [file for file in chosen if _is_test(file.removeprefix(uri))]
+    test = [file for file in chosen if _is_test(file.removeprefix(uri), bool(tables))]
     train = sorted(set(chosen) - set(test))
     if not train:
         raise DataError(f"{uri}: holds only a test part; expected training images")
@@ -104,10 +107,10 @@ def _read_folder(uri: str) -> tuple[LabelledDigits, LabelledDigits | None]:
     return read(train), read(test) if test else None
 
 
-def _is_test(path: str) -> bool:
-    """Whether a path within a dataset belongs to the test part: it is in a folder `test`, or its name starts with `test`."""
-    *folders, name = path.strip("/").split("/")
-    return "test" in folders or name.startswith("test")
+def _is_test(path: str, is_table: bool) -> bool:
+    """Whether a file within a dataset is in a folder of the test part, or is a table whose name starts with `test`."""
+    *folders, name = path.lower().strip("/").split("/")
+    return not TEST_FOLDERS.isdisjoint(folders) or (is_table and name.startswith("test"))
 
 
 def _require_image(image: Grey | Rejection, source: str) -> Grey:
@@ -117,13 +120,20 @@ def _require_image(image: Grey | Rejection, source: str) -> Grey:
 
 
 def _read_images(files: list[str]) -> LabelledDigits:
-    greys = []
-    for file, data in zip(files, read_many(files, MAX_BYTES), strict=True):
-        if isinstance(data, OSError):
-            raise StorageError(f"{file}: cannot be read: {data}")
-        greys.append(_require_image(decode(data), file))
+    contents = zip(files, read_many(files, MAX_BYTES), strict=True)
+    digits = to_digits(_require_image(decode(_require_content(data, file)), file) for file, data in contents)
     labels = np.array([digit_of(file) for file in files], np.int64)
-    return checked(to_digits(greys), labels, files[0].rpartition("/")[0])
+    return checked(digits, labels, files[0].rpartition("/")[0])
+
+
+def _require_content(data: bytes | OSError, file: str) -> bytes:
+    """The content of a file. Raises DataError if it is a pipe or a broken link, and StorageError if it cannot be read."""
+    if isinstance(data, NotAFileError) or (isinstance(data, FileNotFoundError) and os.path.islink(file)):
+        why = data.strerror or str(data)
+        raise DataError(f"{file}: {why}; training needs every image, so repair or remove this one")
+    if isinstance(data, OSError):
+        raise StorageError(f"{file}: cannot be read: {data}")
+    return data
 
 
 def _read_tables(files: list[str]) -> LabelledDigits:
@@ -147,12 +157,12 @@ def _read_table(file: str) -> LabelledDigits:
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{file}: cannot be read as a table: {error}") from None
     cells = chain.from_iterable(decode_rows(batch, images) for batch in batches)
-    greys = [_require_image(cell, f"{file}, row {row}") for row, cell in enumerate(cells)]
+    digits = to_digits(_require_image(cell, f"{file}, row {row}") for row, cell in enumerate(cells))
     labels = [batch.column(label) for batch in batches]
     labels = [column if pa.types.is_integer(column.type) else columns.truths(column) for column in labels]
     if unknown := sum(column.null_count for column in labels):
         raise DataError(f"{file}: column {label!r} has {unknown} null or unknown labels; expected one in every row")
-    return checked(to_digits(greys), np.concatenate([np.empty(0, np.int64), *map(np.asarray, labels)]), file)
+    return checked(digits, np.concatenate([np.empty(0, np.int64), *map(np.asarray, labels)]), file)
 
 
 def _digit_columns(schema: pa.Schema, file: str) -> tuple[tuple[str, ...], str]:

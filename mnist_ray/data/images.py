@@ -192,14 +192,15 @@ def _flatten_alpha(grey: NDArray[np.float32], alpha: NDArray[np.generic]) -> Gre
     return np.round(grey * weight + backdrop * (1 - weight)).astype(np.uint8)
 
 
-def normalise(decoded: Iterable[Grey | Rejection] | Grey) -> tuple[Digits, dict[int, Rejection]]:
+def normalise(decoded: Iterable[Grey | Rejection] | Grey, *, refuse: bool = True) -> tuple[Digits, dict[int, Rejection]]:
     """Steps 3 to 6 of the rule for N decoded images of any sizes (an array is uint8[N, H, W]).
 
-    Returns digits, uint8[N, 28, 28], and the Rejections by position; a rejected image gives a blank digit. Images are converted
-    in lots of about `PIXELS_AT_ONCE`, so that large ones do not fill the memory. Raises MemoryError.
+    Returns digits, uint8[N, 28, 28], and the Rejections by position; a rejected image gives a blank digit. Without `refuse`,
+    the largest of several digits is taken. Images are converted in lots of about `PIXELS_AT_ONCE`, so that large ones do not
+    fill the memory. Raises MemoryError.
     """
     if isinstance(decoded, np.ndarray):
-        return _convert(decoded)
+        return _convert(decoded, refuse)
     rejected: dict[int, Rejection] = {}
     digits: list[Digits] = []
     lot: list[Grey | Rejection] = []
@@ -207,7 +208,7 @@ def normalise(decoded: Iterable[Grey | Rejection] | Grey) -> tuple[Digits, dict[
 
     def convert() -> None:
         nonlocal pixels, done
-        converted, refused = _convert(lot)
+        converted, refused = _convert(lot, refuse)
         digits.append(converted)
         rejected.update({done + position: rejection for position, rejection in refused.items()})
         done += len(lot)
@@ -245,15 +246,15 @@ def _like_mnist(images: Grey) -> NDArray[np.bool_]:
     return np.asarray(black & (flat.max(axis=1) >= FULL_INK))
 
 
-def to_digits(greys: Sequence[Grey] | Grey) -> Digits:
+def to_digits(greys: Iterable[Grey] | Grey) -> Digits:
     """Steps 3 to 6 of the rule: convert grey images, uint8[H, W] of any sizes, to digits, uint8[N, 28, 28].
 
     No image is refused: one without ink gives a blank digit, and of several digits the largest is taken.
     """
-    return _convert(greys, refuse=False)[0]
+    return normalise(greys, refuse=False)[0]
 
 
-def _convert(greys: Sequence[Grey | Rejection] | Grey, refuse: bool = True) -> tuple[Digits, dict[int, Rejection]]:
+def _convert(greys: Sequence[Grey | Rejection] | Grey, refuse: bool) -> tuple[Digits, dict[int, Rejection]]:
     """Steps 3 to 6 for images of any sizes. Returns the digits and, by position, the Rejections."""
     if isinstance(greys, np.ndarray) and greys.shape[1:] == (SIDE, SIDE):
         return _convert_28x28(greys)

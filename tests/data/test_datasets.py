@@ -5,15 +5,17 @@ import runpy
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mnist_ray.data import datasets
-from mnist_ray.data.digits import Splits
+from mnist_ray.data import datasets, images, storage
+from mnist_ray.data.digits import CLASSES, Splits
 from mnist_ray.data.images import encode_png
 from mnist_ray.errors import DataError
 from tests.conftest import ROOT, write_pickled_table
@@ -126,6 +128,47 @@ def test_errors_name_the_damaged_training_image(small: Splits, tmp_path: Path) -
     (tmp_path / "3" / "bad.png").write_bytes(b"no")
     with pytest.raises(DataError, match=r"3/bad.png: not_an_image.*repair or remove this one"):
         datasets.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("nowhere", path)])
+def test_a_pipe_or_a_broken_link_among_images_is_an_error_of_the_data(make: Any, small: Splits, tmp_path: Path) -> None:
+    datasets.write_folder(small.test, str(tmp_path))
+    make(tmp_path / "3" / "a.png")
+    with pytest.raises(DataError, match=r"3/a\.png: .*; training needs every image, so repair or remove this one"):
+        datasets.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("folder", ["test", "Testing"])
+def test_a_folder_of_test_images_is_the_test_part(folder: str, small: Splits, tmp_path: Path) -> None:
+    datasets.write_folder(small.train, str(tmp_path / "training"))
+    datasets.write_folder(small.test, str(tmp_path / folder))
+    (tmp_path / "training" / "7").rename(tmp_path / "7")
+    for number, file in enumerate((tmp_path / "7").iterdir()):
+        file.rename(file.with_name(f"test{number}.png"))
+    found = datasets.load(str(tmp_path))
+    assert (len(found.train), len(found.test)) == (len(small.train), len(small.test))
+
+
+def test_large_images_are_converted_as_they_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not all of them are in memory at the same time."""
+    page = np.full((300, 300), 255, np.uint8)
+    page[100:200, 140:160] = 0
+    for name in CLASSES:
+        for number in range(3):
+            storage.write(str(tmp_path / name / f"{number}.png"), encode_png(page))
+    decoded: list[weakref.ref[Any]] = []
+    alive = []
+
+    def decode(data: bytes) -> Any:
+        grey = images.decode(data)
+        decoded.append(weakref.ref(grey))
+        alive.append(sum(image() is not None for image in decoded))
+        return grey
+
+    monkeypatch.setattr(datasets, "decode", decode)
+    monkeypatch.setattr(images, "PIXELS_AT_ONCE", 2 * page.size)
+    assert len(datasets.load(str(tmp_path)).train) == 20
+    assert max(alive) <= 5
 
 
 @pytest.mark.parametrize("hidden", ["3/._17.png", ".cache/3/17.png", ".cache/train.parquet"])
