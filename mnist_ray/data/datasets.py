@@ -22,6 +22,7 @@ from mnist_ray.errors import DataError, StorageError
 
 TEST_FOLDERS = {"test", "testing"}
 """Names of folders of test images, in lower case."""
+TABLES = (".parquet", *csv_table.SUFFIXES)
 WRITERS = 8
 """Number of files that `write_folder` writes at a time."""
 
@@ -155,7 +156,8 @@ def _read_table(file: str) -> LabelledDigits:
                 images, label = _digit_columns(parquet.schema_arrow, file)
                 batches = parquet.read([*images, label]).to_batches()
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file}: cannot be read as a table: {error}") from None
+        hint = "" if file.lower().endswith(TABLES) else f"; expected a folder, or a file that ends with {', '.join(TABLES)}"
+        raise DataError(f"{file}: cannot be read as a table: {error}{hint}") from None
     cells = chain.from_iterable(decode_rows(batch, images) for batch in batches)
     digits = to_digits(_require_image(cell, f"{file}, row {row}") for row, cell in enumerate(cells))
     labels = [batch.column(label) for batch in batches]

@@ -100,6 +100,6 @@ def hold_out(digits: LabelledDigits, source: str) -> tuple[LabelledDigits, Label
     for label, name in enumerate(CLASSES):
         rows = random.permutation(np.flatnonzero(digits.labels == label))
         if len(rows) == 1:
-            raise DataError(f"{source}: has one image of class {name}; expected at least two, to hold one out for testing")
+            raise DataError(f"{source}: has one image of class {name} to train on; expected at least two, to hold one out")
         is_test[rows[: max(1, round(len(rows) * HOLD_OUT))]] = True
     return digits.take(np.flatnonzero(~is_test)), digits.take(np.flatnonzero(is_test))

@@ -226,3 +226,11 @@ def test_the_job_that_writes_digits_ends_with_the_status_of_its_error(
         runpy.run_path(str(ROOT / "jobs" / "write_digits.py"), run_name="__main__")
     assert ended.value.code == DataError.exit_status
     assert re.fullmatch("error: .*gone: there is no such file or folder; .*\n", capsys.readouterr().err)
+
+
+def test_a_file_of_another_kind_is_told_what_is_expected(tmp_path: Path) -> None:
+    (tmp_path / "train.csv.gz").write_bytes(gzip.compress(b"label,pixel0\n"))
+    with pytest.raises(
+        DataError, match=r"csv\.gz: cannot be read as a table: .* or a file that ends with \.parquet, \.csv, \.tsv"
+    ):
+        datasets.load(str(tmp_path / "train.csv.gz"))
