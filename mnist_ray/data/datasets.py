@@ -178,14 +178,14 @@ def _digit_columns(schema: pa.Schema, file: str) -> tuple[tuple[str, ...], str]:
 
 
 def _csv_rows(file: str, header: CsvHeader, names: list[str]) -> Iterator[pa.RecordBatch]:
+    row = 0
     with storage.open_lines(file) as stream:
-        for first, number, position in csv_table.ranges(file, header, csv_table.LINES_AT_ONCE, csv_table.MOST_LINE_BYTES):
-            for batch in csv_table.read(stream, header, position, number, names):
-                if isinstance(batch, csv_table.Refused):
-                    _require_image(batch.rejection, f"{file}, row {first}")
-                else:
-                    yield batch
-                first += batch.num_rows
+        for batch in csv_table.read_all(stream, header, names):
+            if isinstance(batch, csv_table.Refused):
+                _require_image(batch.rejection, f"{file}, row {row}")
+            else:
+                yield batch
+            row += batch.num_rows
 
 
 def write_folder(digits: LabelledDigits, folder: str) -> None:
