@@ -26,7 +26,8 @@ from mnist_ray.errors import EXIT_STATUSES
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.ignored import Why
 
-FOLDER = Path(__file__).resolve().parent / "reference"
+DOCS = Path(__file__).resolve().parent
+FOLDER, DECISIONS = DOCS / "reference", DOCS / "decisions"
 
 
 def _docstrings(kind: type) -> dict[str, str]:
@@ -86,8 +87,12 @@ def _columns(tables: dict[str, Iterable[pa.Field]]) -> str:
     return _table("Column, Table, Type, Unit, Meaning", rows)
 
 
+def _title(page: Path) -> str:
+    return page.read_text().partition("\n")[0].removeprefix("# ")
+
+
 def _parts() -> dict[str, str]:
-    """The generated parts of files.md and commands.md by their names, which the markers in the pages carry."""
+    """The generated parts of the pages by their names, which the markers in the pages carry."""
     every, some = ([*schema.predictions(schema.NOTHING, number, review=True)] for number in (len(CLASSES), 3))
     reasons, whys = _docstrings(Reason), _docstrings(Why)
     return {
@@ -106,6 +111,7 @@ def _parts() -> dict[str, str]:
             "Trait, Unit, Bins begin at",
             ((f"`{name}`", trait.unit, ", ".join(f"{edge:g}" for edge in trait.edges[:-1])) for name, trait in TRAITS.items()),
         ),
+        "decisions": "".join(f"- [{_title(page)}]({page.name})\n" for page in sorted(DECISIONS.glob("0*.md"))),
         "reasons": _table("Reason, Meaning", ((f"`{reason}`", reasons[reason.name]) for reason in Reason)),
     }
 
@@ -114,7 +120,7 @@ def pages() -> dict[Path, str]:
     """The pages with generated parts, as they should be."""
     parts = _parts()
     marked = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-    paths = [FOLDER / "commands.md", FOLDER / "files.md"]
+    paths = [FOLDER / "commands.md", FOLDER / "files.md", DECISIONS / "README.md"]
     return {path: marked.sub(lambda found: f"{found[1]}\n{parts[found[2]]}\n{found[3]}", path.read_text()) for path in paths}
 
 

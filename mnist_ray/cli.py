@@ -89,7 +89,8 @@ def score(config: ScoreConfig, console: Console) -> None:
         console.result(f"{estimate(config, console).to_text()}\nnothing was written: this was a dry run")
         return
     summary = run_scoring(config, console)
-    speed = f"{summary['images_per_second']:,.0f} images/s over {summary['seconds']['total']:.1f} s"
+    rate = summary["images_per_second"]
+    speed = f"{rate:,.{0 if rate >= 10 else 1}f} images/s over {summary['seconds']['total']:.1f} s"
     _show_table(summary, table_path(config.out, config.shard), console, speed)
 
 

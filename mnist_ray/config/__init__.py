@@ -30,7 +30,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Measured:
+class _Model:
     """What is measured."""
 
     model: Annotated[str, flag("PATH|URI")]
@@ -44,7 +44,7 @@ class _Measured:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(Output, _Measured):
+class EvaluateConfig(Output, _Model):
     """Measure a model on the test digits of a dataset."""
 
     EXAMPLES: ClassVar = (
@@ -76,7 +76,7 @@ class PredictConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Merged:
+class _Table:
     """The prediction table."""
 
     out: Annotated[tyro.conf.Positional[str], flag("PATH|URI")]
@@ -86,8 +86,8 @@ class _Merged:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CommitConfig(Output, _Merged):
-    """Make one prediction table of those that the jobs with --shard have written. Nothing is scored again.
+class CommitConfig(Output, _Table):
+    """Merge the tables of all shards into one table. Nothing is scored again.
 
     All shards must be finished, and must have listed the same inputs. Their own tables stay, in OUT/shards.
     """

@@ -23,16 +23,13 @@ class _Input:
     """What is scored."""
 
     inputs: Annotated[tyro.conf.Positional[tuple[str, ...]], flag("INPUT ...", "")]
-    """Folders, globs, image files, tables of images (.parquet, .csv), or manifests that list paths (.txt, .csv, .parquet);
-    paths or URIs."""
+    """Folders, globs, images, tables (.parquet, .csv, .tsv) or manifests of paths (.txt, .lst, .csv, .tsv, .parquet)."""
     model: Annotated[str, flag("PATH|URI")]
     """Run directory or model bundle."""
     image_column: Annotated[str, flag("NAME", "found by its type")] = ""
     """Image column of Parquet inputs."""
     truth: Annotated[str, flag("auto|none|folder|COLUMN")] = "auto"
-    """Where true digits are found: nowhere, in the name of the folder that holds an image, or in a column of tables and
-    manifests. auto: a column truth, label, labels, digit, target or class, and the folders of an INPUT if all have names of
-    digits."""
+    """Source of true digits: none, folder (its name), or a column. auto: a column such as label or truth, else the folders."""
     sample: Annotated[int, flag("N", "all inputs")] = 0
     """Score only this many inputs, drawn at random; the same inputs are drawn each time."""
 
@@ -70,8 +67,7 @@ class _Worker:
     """Where the work is done."""
 
     workers: Annotated[str, flag("auto|N|MIN:MAX")] = "auto"
-    """Number of scoring actors on Ray, or MIN:MAX to follow the amount of work. 0 uses only this machine, without Ray.
-    auto is 0 for up to 200,000 inputs. For more, it is one actor per CPU, up to eight for each GPU if the cluster has GPUs."""
+    """Ray actors, or MIN:MAX. 0: no Ray. auto: 0 up to 200,000 inputs, else one actor per CPU, or up to eight per GPU."""
     processes: Annotated[int, flag("N", "one per CPU")] = 0
     """Scoring processes of this machine, without Ray. They share the first GPU."""
     device: Device = "auto"
@@ -81,8 +77,7 @@ class _Worker:
     address: Annotated[str, flag("HOST:PORT", "RAY_ADDRESS, or else a new local cluster")] = ""
     """Ray cluster to join."""
     shard: Annotated[str, flag("I/N", "all inputs")] = ""
-    """Score only part I of N parts of the inputs, with 1 <= I <= N. N such jobs need not know of each other; `mnist-ray commit`
-    then makes one table of theirs."""
+    """Score only part I of N parts. The N jobs are independent; `mnist-ray commit` merges their tables."""
     dry_run: Switch = False
     """List the inputs, score a few of them, and print how long the job would take. Nothing is written."""
     price_per_node_hour: Annotated[float, flag("PRICE", "none")] = 0.0

@@ -50,7 +50,7 @@ class Reason(StrEnum):
     CHANGED = "changed"
     """The file is not the one that the job listed: its size differs, or for a table also its version."""
     CRASHED_READER = "crashed_reader"
-    """Reading it ends the process that reads it, twice."""
+    """The process that reads it crashes. This happened twice."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -237,9 +237,9 @@ def _written(uri: str, action: Callable[[Store, str], T], patience_s: float | No
         raise StorageError(f"{uri}: cannot be written: its folder is gone, or cannot be made") from None
 
 
-def write_json(uri: str, value: Any, patience_s: float | None = None) -> None:
-    """Write a value as indented JSON. Atomicity, `patience_s` and errors are those of `write`."""
-    write(uri, to_json(value), patience_s)
+def write_json(uri: str, value: Any) -> None:
+    """Write a value as indented JSON. Atomicity and errors are those of `write`."""
+    write(uri, to_json(value))
 
 
 def to_json(value: Any) -> bytes:

@@ -26,6 +26,8 @@ COLOURS = {
 """Stand-ins for the colours of `page.css`: matplotlib draws with them, and `to_svg` replaces each by the page's variable."""
 SERIES = tuple(COLOURS[name] for name in ("first", "second", "third", "fourth"))
 """The colours of the series of a chart, in order."""
+WIDTH, HEIGHT = 4.4, 2.8
+"""Size of a chart in inches. On a phone, a wider one would be scaled down with its text."""
 LEFT, BOTTOM, RIGHT, TOP = 0.8, 0.5, 0.15, 0.12
 """Margins of a chart in inches. Matplotlib's own layouts measure all texts first, which takes as long as drawing."""
 _STYLE: Any = {
@@ -59,15 +61,14 @@ class Chart:
 
 
 @contextmanager
-def chart(name: str, label: str, width: float = 4.4, height: float = 2.8) -> Iterator[Chart]:
+def chart(name: str, label: str) -> Iterator[Chart]:
     """Draw one chart in this block.
 
-    `name` is unique on its page, `label` says in words what the chart shows, and `width` and `height` are in inches. Keep
-    charts narrow: on a phone, a wide one is scaled down with its text.
+    `name` is unique on its page, and `label` says in words what the chart shows.
     """
     with rc_context(_STYLE):
-        figure = Figure(figsize=(width, height))
-        figure.subplots_adjust(LEFT / width, BOTTOM / height, 1 - RIGHT / width, 1 - TOP / height)
+        figure = Figure(figsize=(WIDTH, HEIGHT))
+        figure.subplots_adjust(LEFT / WIDTH, BOTTOM / HEIGHT, 1 - RIGHT / WIDTH, 1 - TOP / HEIGHT)
         drawing = Chart(figure.subplots())
         drawing.axes.set_prop_cycle(color=SERIES)
         yield drawing

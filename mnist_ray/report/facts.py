@@ -183,5 +183,6 @@ def _command(run: str, config: TrainConfig, splits: Splits) -> str:
     given["out"] = f"{run}-again"
     if config.augment is not None:
         given["augment"] = "on" if config.augment else "off"
-    flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    given = {name: f"{value:.15g}" if isinstance(value, float) else str(value) for name, value in given.items()}
+    flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
     return storage.to_text(shlex.join(["mnist-ray", "train", *flags]))

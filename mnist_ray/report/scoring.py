@@ -199,7 +199,7 @@ def _scored(config: ScoreConfig, summary: dict[str, Any], card: dict[str, Any]) 
         ("model", f"{storage.to_text(config.model)}, digest {summary['model_digest']}"),
         ("model trained with", ", ".join(f"{name} {version}" for name, version in card.get("versions", {}).items())),
         ("scored with", ", ".join([*versions, f"python {platform.python_version()}"])),
-        ("settings", ", ".join(f"{name} {value!r}" for name, value in config.identity().items() if name != "inputs")),
+        ("settings", ", ".join(f"{name} {value}" for name, value in config.identity().items() if name != "inputs" and value)),
         ("plan", f"{summary['units']:,} units, fingerprint {summary['plan']}"),
         ("command", storage.to_text(_command(config))),
     ]
@@ -242,5 +242,6 @@ def _bars(name: str, drift: dict[str, Any], known_as: str, ticks: list[str]) -> 
         drawing.axes.set_ylabel("% of images")
         drawing.axes.grid(visible=False, axis="x")
         if len(known) > 1:
-            drawing.axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+            drawing.axes.figure.subplots_adjust(top=0.88)  # room for the legend
+            drawing.axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderpad=0, ncols=2)
     return drawing.svg

@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
 
 from mnist_ray.data import storage
+from mnist_ray.data.statistics import wilson_interval
 from mnist_ray.errors import DataError
 from mnist_ray.report.charts import COLOURS, SERIES, chart
 from mnist_ray.report.facts import FORMAT, MOST_CONFIDENT
@@ -99,6 +102,8 @@ def curves(name: str, x: str, y: str, series: dict[str, tuple[Sequence[dict[str,
         axes.yaxis.set_major_locator(MaxNLocator(6))
         if x == "samples_seen":
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        if y == "samples per second":
+            axes.set_ylim(bottom=0)
         if y.endswith("accuracy"):
             axes.yaxis.set_major_formatter(PercentFormatter(1))
         if all(series):
@@ -112,13 +117,20 @@ def _reliability(bins: list[dict[str, Any]]) -> Markup:
         axes = drawing.axes
         axes.plot([0, 1], [0, 1], color=COLOURS["muted"], linestyle=":", label="perfectly calibrated")
         confidences, accuracies = [row["confidence"] for row in full], [row["accuracy"] for row in full]
-        axes.plot(confidences, accuracies, marker="o", color=SERIES[0], label="this network")
+        axes.errorbar(confidences, accuracies, _errors(full), fmt="o", capsize=2, color=SERIES[0], label="this network")
         axes.set_xlabel("confidence")
         axes.set_ylabel("accuracy")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1))
-        axes.legend()
+        axes.legend(loc="lower right")
     return drawing.svg
+
+
+def _errors(bins: list[dict[str, Any]]) -> NDArray[np.float64]:
+    """How far the 95 % interval of each accuracy reaches below and above it, float64[2, N]."""
+    accuracy = np.array([row["accuracy"] for row in bins])
+    low, high = np.transpose([wilson_interval(round(row["accuracy"] * row["images"]), row["images"]) for row in bins])
+    return np.maximum([accuracy - low, high - accuracy], 0)
 
 
 def _selection(curve: list[dict[str, Any]]) -> Markup:

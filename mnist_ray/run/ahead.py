@@ -49,9 +49,9 @@ def ahead(items: Iterable[T], tick_s: float) -> Generator[T | None]:
 
 
 def import_ahead(module: str, after_s: float = 0.0) -> None:
-    """Import a module in a thread, after so many seconds, and long before it is needed: an error is then met again.
+    """Import a module in a thread, after so many seconds. Errors are ignored here: the real import raises them again.
 
-    Who needs it while the thread fails would see half a module, and not the error.
+    Call it long before the module is needed. Code that imports it while the thread fails would see half a module.
     """
 
     def load() -> None:

@@ -45,12 +45,11 @@ class Clock:
         idle = sum(stages.values()) < 0.5 * workers * steady
         stage = max(stages, key=lambda name: stages[name], default="start")
         limit = "start" if self._first > total / 2 else "listing" if idle else stage
-        rate = (self._scored - self._scored_first) / steady if steady > 0 else 0.0
         start = round(self._first, 3)
         return {
             "scored_now": self._scored,
             "images_per_second": round(self._scored / total, 1),
-            "steady_images_per_second": round(rate, 1),
+            "steady_images_per_second": round(self.images_per_second(), 1),
             "start_seconds": start,
             "limited_by": limit,
             "seconds": {

@@ -22,26 +22,27 @@ def raising(number: int, kind: type[BaseException], asked: threading.Event | Non
     """Raise an exception of this kind inside this block after the signal, or at once if `asked` is set.
 
     It is not raised inside an import: Python would keep its lock for imports, and a thread that imports would wait forever.
-    Python drops an exception inside a callback, and some libraries do. So this process sends itself the signal again until the
-    block ends, or until another handler has got it. While the exception is handled, only a second signal of the user raises it.
+
+    Python and some libraries drop exceptions inside callbacks. So this process sends itself the signal again, until the block
+    ends or another handler gets it. While the exception is being handled, only a second signal of the user raises it.
     """
     if not may_handle(number):
         yield
         return
-    asked, left, sent = asked or threading.Event(), threading.Event(), threading.Event()
+    asked, ended, resent = asked or threading.Event(), threading.Event(), threading.Event()
 
     def stop(_: int, frame: FrameType | None) -> None:
         asked.set()
-        handled = sent.is_set() and isinstance(sys.exception(), kind)
-        sent.clear()
-        if not (left.is_set() or handled or _imports(frame)):
+        handled = resent.is_set() and isinstance(sys.exception(), kind)
+        resent.clear()
+        if not (ended.is_set() or handled or _imports(frame)):
             raise kind
 
     def ask_again() -> None:
         asked.wait()
-        while not left.wait(AGAIN_S):
+        while not ended.wait(AGAIN_S):
             if ours := signal.getsignal(number) is stop:
-                sent.set()
+                resent.set()
             os.kill(os.getpid(), number)
             if not ours:
                 return
@@ -54,7 +55,7 @@ def raising(number: int, kind: type[BaseException], asked: threading.Event | Non
             raise kind
         yield
     finally:
-        left.set()
+        ended.set()
         asked.set()
         asking.join()
         signal.signal(number, before)

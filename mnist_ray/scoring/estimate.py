@@ -24,7 +24,7 @@ PIECE = 256
 
 
 class Kind:
-    """The inputs of one kind, image files or rows of Parquet files: how many there are, and how fast a sample was scored."""
+    """The inputs of one kind, image files or rows of tables: how many there are, and how fast a sample was scored."""
 
     def __init__(self, per_input: int, per_byte: int) -> None:
         """`per_input` and `per_byte` are the shares of an input and of one of its bytes in the work."""
@@ -80,7 +80,7 @@ class Inventory:
     images: Kind = field(default_factory=lambda: Kind(FILE_BYTES, 1))
     """Image files."""
     rows: Kind = field(default_factory=lambda: Kind(1, 0))
-    """Rows of Parquet files. A file that cannot be opened counts as one row."""
+    """Rows of tables. A file that cannot be opened counts as one row."""
     seconds: float = 0.0
     """How long listing the inputs took."""
 

@@ -34,6 +34,14 @@ def browser() -> Iterator[Any]:
         started.close()
 
 
+CUT = """
+[...document.querySelectorAll("svg text")].filter(text => {
+  const chart = text.ownerSVGElement.getBoundingClientRect(), box = text.getBoundingClientRect()
+  return box.top < chart.top - 2 || box.bottom > chart.bottom + 2 || box.left < chart.left - 2 || box.right > chart.right + 2
+}).map(text => text.textContent)
+"""
+
+
 @pytest.fixture
 def check_page(browser: Any, tmp_path: Path) -> Callable[[Path], str]:
     """A function that opens a page in every view, and returns its text.
@@ -66,6 +74,7 @@ def _check(page: Any, file: Path, screenshot: Path, *, printed: bool) -> str:
     assert not said
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "the page is wider than the window"
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth)"), "a picture is missing"
+    assert page.evaluate(CUT) == [], "texts of charts are cut off"
     found = Axe().run(page)
     assert not found.response["violations"], found.generate_report()
     text: str = page.inner_text("body")
