@@ -32,7 +32,7 @@ from mnist_ray.config import (
 )
 from mnist_ray.console import Console, StandardFile, standard_streams
 from mnist_ray.errors import EXIT_STATUSES, MnistRayError, StorageError, UsageError, first_line
-from mnist_ray.flags import expand_home, output_path, table_path
+from mnist_ray.flags import expand_home, output_path, require_working_directory, table_path
 from mnist_ray.run.lean import leave_compiler_out
 from mnist_ray.run.signals import raising
 
@@ -358,7 +358,7 @@ def _run(args: list[str], out: StandardFile) -> int:
         if args == ["--version"]:
             console.line(f"mnist-ray {mnist_ray.__version__}")
             return 0
-        _require_working_directory()
+        require_working_directory()
         config = _parse(args)
         console = Console(getattr(config, "log_format", "text"), quiet=getattr(config, "quiet", False))
         with console, raising(signal.SIGINT, KeyboardInterrupt):
@@ -376,14 +376,6 @@ def _run(args: list[str], out: StandardFile) -> int:
             raise
         console.error(f"error: memory ran out: {first_line(error)}{_GO_ON.get(type(config), '')}", exit_status=7)
         return 7
-
-
-def _require_working_directory() -> None:
-    """Raise UsageError if the working directory was deleted. Relative paths then mean nothing."""
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        raise UsageError("the working directory was deleted; change to another folder") from None
 
 
 def _says_memory_ran_out(error: Exception) -> bool:

@@ -23,6 +23,14 @@ def require(holds: bool, message: str) -> None:
         raise UsageError(message)
 
 
+def require_working_directory() -> None:
+    """Raise UsageError if the working directory was deleted. Relative paths then mean nothing, and no process can start."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("the working directory was deleted; change to another folder") from None
+
+
 def expand_home(text: str) -> str:
     """A path, or a flag with a path behind `=`, whose `~` is replaced by the home folder. A shell does not do it there."""
     return re.sub(r"^(--[\w-]+=)?~(?=/|$)", lambda found: f"{found[1] or ''}{Path.home()}", text)

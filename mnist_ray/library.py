@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mnist_ray.config import Device, Precision, ScoreConfig, ScoringPrecision, TrainConfig
 from mnist_ray.console import Console, Quiet
 from mnist_ray.errors import AccountingError, DataError, UsageError, first_line
-from mnist_ray.flags import expand_home, require
+from mnist_ray.flags import expand_home, require, require_working_directory
 from mnist_ray.recipes import RecipeName
 from mnist_ray.run.signals import raising
 
@@ -39,6 +39,14 @@ _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 """Modes of PIL images that a PNG file can hold."""
 _READERS = 16
 """Files of a table that are read at once."""
+
+
+def _begin() -> None:
+    """Prepare a call. Raises UsageError if there is no working directory."""
+    from mnist_ray.data import storage
+
+    require_working_directory()
+    storage.forget_stores()
 
 
 def _text(path: Path) -> str:
@@ -83,10 +91,9 @@ def train(
     >>> metrics["accuracy"] > 0.9
     True
     """
-    from mnist_ray.data import storage
     from mnist_ray.train_job import train as run_training
 
-    storage.forget_stores()
+    _begin()
     config = TrainConfig(
         out=_text(out),
         data=_text(data),
@@ -154,10 +161,9 @@ def score(
     >>> summary["inputs"] == summary["predicted"] + summary["quarantined"]
     True
     """
-    from mnist_ray.data import storage
     from mnist_ray.score_job import score as run_scoring
 
-    storage.forget_stores()
+    _begin()
     config = ScoreConfig(
         inputs=tuple(map(_text, inputs if isinstance(inputs, Iterable) and not isinstance(inputs, str) else [inputs])),
         model=_text(model),
@@ -294,9 +300,8 @@ def load_model(model: Path, *, device: Device = "auto") -> Model:
     """
     from mnist_ray.artifact import bundle
     from mnist_ray.artifact.predictor import Predictor, pick_device
-    from mnist_ray.data import storage
 
-    storage.forget_stores()
+    _begin()
     loaded = bundle.load(_text(model))
     return Model(Predictor.ready(loaded, pick_device(device)), loaded.card, loaded.digest)
 
@@ -312,7 +317,8 @@ def read_table(
 
     `columns` are the columns to read; all by default. `where` selects rows: an expression of pyarrow, or its list of tuples
     such as `[("confidence", "<", 0.5)]`. Only the columns and row groups that are needed are read. The rows have no order
-    over the whole table. As everywhere in pandas, an integer column with missing values becomes float64.
+    over the whole table. As everywhere in pandas, an integer column with missing values becomes float64. A part that is damaged
+    where it is read, or that is not the one of its unit, is an error; `mnist-ray verify` finds every change.
 
     Raises OutputError if the folder holds no scoring job, AccountingError if the job is not finished or its table is damaged,
     UsageError for an unknown column or a wrong filter, and StorageError if storage fails.
@@ -326,19 +332,20 @@ def read_table(
     import pyarrow.parquet as pq
 
     from mnist_ray.data import storage
-    from mnist_ray.scoring.parts import DAMAGE, PREDICTIONS, QUARANTINE, part_name
+    from mnist_ray.scoring.parts import DAMAGE, PREDICTIONS, QUARANTINE, open_part, part_name
 
-    storage.forget_stores()
+    _begin()
     folder = storage.absolute(_text(out))
     schema, parts = _committed(folder, quarantine)
     expression = pq.filters_to_expression(where) if isinstance(where, list) else where
-    empty = _select(schema.empty_table(), columns, expression)
+    empty = _select(schema.empty_table(), [columns] if isinstance(columns, str) else columns, expression)
 
     def read(unit: str) -> pa.Table:
         uri = storage.join(folder, QUARANTINE if quarantine else PREDICTIONS, part_name(unit))
         try:
             with storage.open_file(uri) as stream:
-                return pq.read_table(stream, columns=empty.column_names, filters=expression, schema=schema)
+                part = open_part(stream, unit, parts[unit])
+                return part.to_table(schema, empty.column_names, expression, use_threads=False)
         except MemoryError:  # pyarrow's is an ArrowException, too
             raise
         except DAMAGE as error:
@@ -348,8 +355,8 @@ def read_table(
         return pa.concat_tables([empty, *pool.map(read, parts)]).to_pandas()
 
 
-def _committed(out: str, quarantine: bool) -> "tuple[pa.Schema, list[str]]":
-    """The schema of a finished job's table, and the units that have rows in it. Raises OutputError or AccountingError."""
+def _committed(out: str, quarantine: bool) -> "tuple[pa.Schema, dict[str, int]]":
+    """The schema of a finished job's table, and how many rows each unit has in it. Raises OutputError or AccountingError."""
     from mnist_ray.scoring import schema
     from mnist_ray.scoring.commit import load_commit
     from mnist_ray.scoring.job import Job
@@ -357,8 +364,8 @@ def _committed(out: str, quarantine: bool) -> "tuple[pa.Schema, list[str]]":
 
     job = Job.of(complete_plan(out), out)
     counts = load_commit(out)["parts"]
-    units = [unit for unit, (predicted, rejected) in counts.items() if (rejected if quarantine else predicted)]
-    return schema.QUARANTINE if quarantine else job.columns, units
+    rows = {unit: rejected if quarantine else predicted for unit, (predicted, rejected) in counts.items()}
+    return schema.QUARANTINE if quarantine else job.columns, {unit: number for unit, number in rows.items() if number}
 
 
 def _select(table: "pa.Table", columns: Sequence[str] | None, where: "pc.Expression | None") -> "pa.Table":

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -34,10 +34,10 @@ from mnist_ray.scoring.admit import admit, begin
 from mnist_ray.scoring.commit import REPORT, SUMMARY, commit
 from mnist_ray.scoring.estimate import Estimate, Inventory
 from mnist_ray.scoring.job import Job, Tally, UnitResult
-from mnist_ray.scoring.parts import PREDICTIONS, QUARANTINE, finished_units, sweep
+from mnist_ray.scoring.parts import PREDICTIONS, QUARANTINE, finished_units, require_parts_alone, sweep
 from mnist_ray.scoring.plan import PLAN, Plan
 from mnist_ray.scoring.planner import Planner
-from mnist_ray.scoring.shards import copy_parts, load_shards, write_plan
+from mnist_ray.scoring.shards import copy_parts, load_shards, require_parts, write_plan
 
 
 class _Start(NamedTuple):
@@ -64,6 +64,8 @@ def _prepare(config: ScoreConfig, console: Console) -> _Start:
     files, digest = seal.read(bundle)
 
     held = admit(config, digest)
+    if held:
+        require_parts_alone(config.out)
     card = json.loads(files["card.json"])
     plan = held or Plan(config.identity(), digest, review_below=_review_below(config, card), shard=config.shard)
     owner = Owner(config.out)
@@ -109,7 +111,7 @@ def score(config: ScoreConfig, console: Console) -> dict[str, Any]:
             begin(planner.plan, config.out, replace=held is None)
         clock.ready()
         with few_objects_to_collect():
-            tally = _score(results, planner, finished.values(), clock, owner, config, console)
+            tally = _score(results, planner, clock, owner, config, console)
             plan = planner.complete()
         for unit in planner.units.keys() & finished:
             tally.add(finished[unit])
@@ -132,6 +134,8 @@ def commit_shards(config: CommitConfig, console: Console) -> dict[str, Any]:
     shards = load_shards(out)
     if not config.overwrite and {PLAN, PREDICTIONS, QUARANTINE} & set(storage.names(out)):
         raise OutputError(f"{out}: holds a table already; give --overwrite to replace it by that of the shards")
+    if config.overwrite:
+        require_parts(shards)  # before the table is deleted that they replace
     with owning(Owner(out)) as owner:
         begin(replace(shards[0].plan, shard="", complete=False, parts={}), out, replace=True)
         plan, units = write_plan(shards, out)
@@ -246,23 +250,18 @@ def estimate(config: ScoreConfig, console: Console) -> Estimate:
 def _score(
     results: Generator[UnitResult | None],
     planner: Planner,
-    earlier: Collection[UnitResult],
     clock: Clock,
     owner: Owner,
     config: ScoreConfig,
     console: Console,
 ) -> Tally:
-    """Count the results of the units; None among them says that none came for a while.
-
-    `earlier` are those that an earlier start of the job has scored.
-    """
+    """Count the results of the units; None among them says that none came for a while."""
     tally = Tally()
-    before = UnitResult("", sum(unit.predicted for unit in earlier), sum(unit.quarantined for unit in earlier))
     with closing(results):
         for result in results:
             if result and tally.add(result):
                 clock.scored(result)
-                done, quarantined = before.inputs + tally.total.inputs, before.quarantined + tally.total.quarantined
+                done, quarantined = planner.done + tally.total.inputs, planner.quarantined + tally.total.quarantined
                 _show(planner, done, quarantined, clock.images_per_second(), console)
                 _require_few_quarantined(config, planner, done, quarantined)
             owner.require()

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -270,6 +271,29 @@ def test_an_unknown_column_is_a_usage_error(table: Path, options: dict[str, Any]
         mnist_ray.read_table(table, **options)
 
 
+def test_one_column_may_be_named_without_a_list(table: Path) -> None:
+    assert list(mnist_ray.read_table(table, columns="label").columns) == ["label"]
+
+
+def test_the_part_of_another_unit_is_refused(table: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(table, tmp_path / "table"))
+    first, second, *_ = sorted((copy / "predictions").iterdir())
+    shutil.copy(first, second)
+    with pytest.raises(AccountingError, match=rf"{second.name}: cannot be read \(it is of unit"):
+        mnist_ray.read_table(copy)
+
+
+def test_a_changed_byte_of_the_rows_is_noticed(table: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(table, tmp_path / "table"))
+    part = next((copy / "predictions").iterdir())
+    chunk = pq.read_metadata(part).row_group(0).column(2)
+    data = bytearray(part.read_bytes())
+    data[(chunk.dictionary_page_offset or chunk.data_page_offset) + chunk.total_compressed_size - 1] ^= 1
+    part.write_bytes(data)
+    with pytest.raises(AccountingError, match=rf"{part.name}: cannot be read"):
+        mnist_ray.read_table(copy)
+
+
 def test_an_unfinished_table_is_refused(table: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(table, tmp_path / "table"))
     part = next((copy / "predictions").iterdir())
@@ -332,3 +356,24 @@ def test_mistakes_raise_the_errors_of_the_commands(run_dir: Path, tmp_path: Path
         mnist_ray.score(nowhere, model=run_dir, out=tmp_path)
     with pytest.raises(UsageError, match="None: expected a path or a URI"):
         mnist_ray.train(out=nowhere)
+
+
+def test_jobs_in_two_threads_do_not_disturb_each_other(run_dir: Path, digit_folder: Path, tmp_path: Path) -> None:
+    def score(number: int) -> int:
+        out = tmp_path / f"{number}"
+        return int(mnist_ray.score(digit_folder / "1", model=run_dir, out=out, workers=0, processes=1)["predicted"])
+
+    with ThreadPoolExecutor(2) as pool:
+        assert set(pool.map(score, range(6))) == {len(list((digit_folder / "1").iterdir()))}
+
+
+def test_a_deleted_working_directory_is_named(run_dir: Path, digit_folder: Path, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    call = f"mnist_ray.score({str(digit_folder)!r}, model={str(run_dir)!r}, out={str(tmp_path / 'out')!r})"
+    code = f"import os, mnist_ray; os.rmdir(os.getcwd()); {call}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=gone, env=environment, text=True, capture_output=True)
+    assert done.stderr.splitlines()[-1] == (
+        "mnist_ray.errors.UsageError: the working directory was deleted; change to another folder"
+    )

@@ -77,4 +77,4 @@ def walk(folder: str) -> Iterator[FileEntry]:
     except NotAFileError as error:
         raise DataError(f"{folder}: cannot be listed: {error}") from None
     except OSError as error:
-        raise StorageError(f"{folder}: cannot be listed: {error.strerror or error}") from None
+        raise StorageError(f"{error.filename or folder}: cannot be listed: {error.strerror or error}") from None

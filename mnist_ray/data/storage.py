@@ -100,7 +100,7 @@ def _strictly(uri: str, verb: str, action: Callable[[], T], patience_s: float | 
     """Like `patiently` for a file of ours: of the storage's answers, only that there is no such file is expected."""
     try:
         return patiently(uri, verb, action, patience_s)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the second: below a file, where nothing can be
         raise FileNotFoundError(f"{uri}: there is no such file") from None
     except ANSWERS as error:
         raise StorageError(f"{uri}: cannot be {verb}: {error.strerror or error}") from None

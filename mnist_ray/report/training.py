@@ -36,6 +36,10 @@ def read(run: str) -> dict[str, Any]:
     except FileNotFoundError:
         if not storage.is_folder(run):
             raise DataError(f"{run}: has no {FACTS}: there is no such folder; expected a run directory") from None
+        if storage.is_file(storage.join(run, "plan.json")):
+            raise DataError(
+                f"{run}: holds a prediction table; expected a training run. `score --resume` writes the report of a table"
+            ) from None
         raise DataError(
             f"{run}: has no {FACTS}, which training writes at its end; delete its metrics.json if it has one, then run its "
             "training command again, which continues from the newest checkpoint and writes the report"

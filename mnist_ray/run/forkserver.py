@@ -3,12 +3,16 @@
 import multiprocessing
 import os
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
 _server: Any = forkserver.ensure_running.__self__  # type: ignore[attr-defined]
 _started: set[int] = set()
+_lock, _num_users = threading.Lock(), 0
 
 
 def start() -> ForkServerContext:
@@ -26,6 +30,21 @@ def start() -> ForkServerContext:
     if _server._forkserver_pid != held:
         _started.add(_server._forkserver_pid)
     return context
+
+
+@contextmanager
+def used() -> Iterator[None]:
+    """Inside this block, the process may fork others. It ends with the last such block of this program."""
+    global _num_users
+    with _lock:
+        _num_users += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _num_users -= 1
+            if not _num_users:
+                kill()
 
 
 def kill() -> None:

@@ -73,12 +73,12 @@ def scoring(
     and inputs are listed until then. Raises MnistRayError.
     """
     pool = _Pool(job, bundle, device, number, warn)
-    try:
-        pool.start(planner.look_ahead)
-        yield pool.results(planner)
-    finally:
-        pool.end()
-        forkserver.kill()
+    with forkserver.used():
+        try:
+            pool.start(planner.look_ahead)
+            yield pool.results(planner)
+        finally:
+            pool.end()
 
 
 class _Pool:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,6 +23,9 @@ from mnist_ray.data.listing import batches
 from mnist_ray.errors import AccountingError, first_line
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.job import Job, UnitResult
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 PREDICTIONS, QUARANTINE = "predictions", "quarantine"
 ROW_GROUP = 1024
@@ -97,6 +100,21 @@ def _decode(data: bytes) -> tuple[pa.Table, dict[str, Any]]:
     if digest_of(memoryview(data)[:-footer]) != about["rows"]:
         raise ValueError("its rows are not those that were written")
     return parquet.read(), about
+
+
+def open_part(stream: pa.NativeFile, unit_id: str, num_rows: int) -> "ds.ParquetFileFragment":
+    """One file of a part, to read some of its columns and rows. Pages that are read are compared with their checksums.
+
+    Raises one of `DAMAGE` if it is not of this unit, or has another number of rows.
+    """
+    import pyarrow.dataset as ds  # imports pandas
+
+    checked = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+    part = ds.ParquetFileFormat(default_fragment_scan_options=checked).make_fragment(stream)
+    about = json.loads(part.metadata.metadata[_METADATA])
+    if (about["result"]["unit"], part.metadata.num_rows) != (unit_id, num_rows):
+        raise ValueError(f"it is of unit {about['result']['unit']} with {part.metadata.num_rows} rows; expected {num_rows}")
+    return part
 
 
 def read_part(job: Job, unit_id: str) -> tuple[pa.Table, pa.Table, UnitResult]:
@@ -198,7 +216,13 @@ def sweep(out: str, units: Mapping[str, int]) -> None:
 
     `units` is that of `strays`. Raises AccountingError for other files and folders in the tables: somebody else may need them.
     """
+    require_parts_alone(out)
     for uri in strays(out, units):
+        storage.delete(uri)
+
+
+def require_parts_alone(out: str) -> None:
+    """Raise AccountingError if the two tables hold a file or folder that has no name of a part. Hidden files may be there."""
+    for uri in strays(out, {}):
         if not unit_of(uri.rpartition("/")[2]):
             raise AccountingError(f"{uri}: is no part of this table; move it to another place, then run again with --resume")
-        storage.delete(uri)

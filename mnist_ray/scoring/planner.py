@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 
@@ -10,6 +10,7 @@ from mnist_ray.config import ScoreConfig
 from mnist_ray.data import storage
 from mnist_ray.errors import DataError
 from mnist_ray.scoring.ignored import IGNORED
+from mnist_ray.scoring.job import UnitResult
 from mnist_ray.scoring.known import Known
 from mnist_ray.scoring.plan import Plan, UnitRef, WorkUnit, fingerprint, load_plan, write_units
 from mnist_ray.scoring.units import Units
@@ -21,8 +22,11 @@ FIRST_PART, LAST_PART = 1 << 13, 1 << 17
 class Planner:
     """Plans the inputs that the plan does not hold yet, and yields the units that are not finished."""
 
-    def __init__(self, config: ScoreConfig, plan: Plan, finished: Collection[str]) -> None:
-        """Open the inputs and list the first ones. Writes nothing. Raises MnistRayError for inputs that cannot be scored."""
+    def __init__(self, config: ScoreConfig, plan: Plan, finished: Mapping[str, UnitResult]) -> None:
+        """Open the inputs and list the first ones. Writes nothing. Raises MnistRayError for inputs that cannot be scored.
+
+        `finished` are the units whose parts are there.
+        """
         self.plan, self._out, self._finished = plan, config.out, finished
         self.planning = config.extend or not plan.complete
         """Whether there may be inputs that are not planned yet."""
@@ -35,16 +39,24 @@ class Planner:
         """Units that were listed to look at them, and that the plan does not hold yet."""
         self.stopped = False
         """Whether `stop` was called."""
+        self.num_inputs = self.done = self.quarantined = 0
+        """Planned inputs, and how many of them an earlier start of the job has scored and quarantined."""
         if self.planning:
             self._open(config)
-        self.units = {ref.id: ref.num_inputs for ref in self.plan.refs(self._out)}
-        self._planned = sum(inputs for unit, inputs in self.units.items() if unit not in finished)
-        self.num_inputs = sum(self.units.values())
-        """Planned inputs."""
+        self._count(list(self.plan.refs(self._out)))
+        self._planned = self.num_inputs - self.done
         self.listed = not self.planning
         """Whether all inputs are planned."""
         self.all_known = self.listed
         """Whether all inputs are planned or were listed ahead."""
+
+    def _count(self, planned: Sequence[UnitRef]) -> None:
+        for ref in planned:
+            self.units[ref.id] = ref.num_inputs
+            self.num_inputs += ref.num_inputs
+            if earlier := self._finished.get(ref.id):
+                self.done += earlier.inputs
+                self.quarantined += earlier.quarantined
 
     def _open(self, config: ScoreConfig) -> None:
         if config.rescore_changed:
@@ -115,9 +127,9 @@ class Planner:
             name = f"{len(self.plan.parts):05d}.parquet"
             refs, digest = write_units(self._out, name, units)
             self.plan = replace(self.plan, parts={**self.plan.parts, name: digest})
-            self.units.update((ref.id, ref.num_inputs) for ref in refs)
-            num_new = sum(ref.num_inputs for ref in refs)
-            self.num_inputs, self.listed = self.num_inputs + num_new, num_new < limit and not self.stopped
+            before = self.num_inputs
+            self._count(refs)
+            self.listed = self.num_inputs - before < limit and not self.stopped
             yield from refs
             limit = min(2 * limit, LAST_PART)
 

@@ -17,7 +17,7 @@ from mnist_ray.flags import SHARDS, shard_folder
 from mnist_ray.scoring.commit import load_commit, require_ignored, require_records
 from mnist_ray.scoring.ignored import IGNORED
 from mnist_ray.scoring.job import Job, UnitResult
-from mnist_ray.scoring.parts import PartError, copy_part
+from mnist_ray.scoring.parts import PREDICTIONS, QUARANTINE, PartError, copy_part, digests
 from mnist_ray.scoring.plan import Plan, fingerprint, write_units
 from mnist_ray.scoring.planner import LAST_PART, take
 from mnist_ray.scoring.verify import complete_plan
@@ -113,6 +113,15 @@ def write_plan(shards: list[Shard], out: str) -> tuple[Plan, dict[str, int]]:
     return plan, units
 
 
+def require_parts(shards: list[Shard]) -> None:
+    """Raise AccountingError if the parts of a shard are not those that it has recorded. Reads all parts."""
+    for shard in shards:
+        for place, table in enumerate((PREDICTIONS, QUARANTINE)):
+            recorded = {unit: both[place] for unit, both in shard.record["digests"].items() if both[place]}
+            if dict(digests(shard.out, table)) != recorded:
+                raise AccountingError(f"{shard.out}/{table}: has changed since the shard ended; run it again with --resume")
+
+
 def copy_parts(shards: list[Shard], out: str) -> Iterator[UnitResult]:
     """Copy the parts of all shards to an output folder; yields the counts of each unit.
 
@@ -120,16 +129,16 @@ def copy_parts(shards: list[Shard], out: str) -> Iterator[UnitResult]:
     """
     with ThreadPoolExecutor(_COPIERS) as pool:
         for shard in shards:
-            job, digests = Job.of(shard.plan, shard.out), shard.record["digests"]
+            job, recorded = Job.of(shard.plan, shard.out), shard.record["digests"]
 
-            def copy(unit: str, job: Job = job, digests: dict[str, list[str]] = digests) -> UnitResult:
+            def copy(unit: str, job: Job = job, recorded: dict[str, list[str]] = recorded) -> UnitResult:
                 try:
                     result = copy_part(job, unit, out)
                 except PartError as error:
                     raise AccountingError(f"{error}; run its shard again with --resume") from None
-                if list(result.digests) != digests[unit]:
+                if list(result.digests) != recorded[unit]:
                     raise AccountingError(f"{job.out}: has changed since the shard ended; run it again with --resume")
                 return result
 
-            for units in batches(digests, 1024):  # a pool holds all that it has been given
+            for units in batches(recorded, 1024):  # a pool holds all that it has been given
                 yield from pool.map(copy, units)

@@ -14,6 +14,7 @@ from mnist_ray.data.digits import CLASSES
 from mnist_ray.data.listing import REMOTE_READERS, FileEntry, batches
 from mnist_ray.errors import DataError, StorageError, UsageError
 from mnist_ray.scoring import schema
+from mnist_ray.scoring.plan import PLAN
 
 SAMPLE_RUN = 256
 """Rows of a table that are drawn together for a sample. To read a single row costs as much as to read its page."""
@@ -82,7 +83,11 @@ def table_ranges(tables: list[FileEntry], config: ScoreConfig, truths: set[str],
             ranges.append(TableRange(entry, None, 1))
             continue
         found = about.schema if isinstance(about, CsvHeader) else about.schema.to_arrow_schema()
-        columns.image_columns(found, config.image_column, entry.uri)
+        try:
+            columns.image_columns(found, config.image_column, entry.uri)
+        except DataError:
+            _require_no_output(entry.uri)
+            raise
         if column := columns.truth_column(found, config.truth, entry.uri):
             truths.add(f"column {column}")
         kept.add(found, entry.uri)
@@ -93,6 +98,14 @@ def table_ranges(tables: list[FileEntry], config: ScoreConfig, truths: set[str],
             sizes = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
             ranges += [TableRange(entry, first, rows) for first, rows in row_ranges(sizes, unit_rows)]
     return ranges
+
+
+def _require_no_output(uri: str) -> None:
+    """Raise DataError if a file belongs to the prediction table of another job."""
+    folder = uri.rpartition("/")[0]
+    for place in (folder, folder.rpartition("/")[0]):
+        if storage.is_file(storage.join(place, PLAN)):
+            raise DataError(f"{place}: holds a prediction table, and is below an input; move it away, or name other inputs")
 
 
 def _headers(tables: list[FileEntry]) -> Iterator[tuple[FileEntry, pq.FileMetaData | CsvHeader | None]]:

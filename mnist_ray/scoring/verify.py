@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from mnist_ray.errors import AccountingError, OutputError
 from mnist_ray.scoring.commit import COMMIT, load_commit, require_ignored, require_records
 from mnist_ray.scoring.job import Job, Tally, UnitResult
-from mnist_ray.scoring.parts import PREDICTIONS, PartError, part_name, read_part, strays
+from mnist_ray.scoring.parts import PREDICTIONS, PartError, part_name, read_part, strays, unit_of
 from mnist_ray.scoring.plan import PLAN, Plan, WorkUnit, fingerprint, load_plan
 
 _KEY = ["source", "row"]
@@ -36,7 +36,8 @@ def verify(out: str) -> Proof:
     for unit in plan.units(out):
         tally.add(_verify_unit(job, unit))
     for stray in strays(out, {unit: quarantined for unit, (_, quarantined) in tally.parts.items()}):
-        raise AccountingError(f"{stray}: belongs to no unit of the plan; run again with --resume, or remove it")
+        advice = "run again with --resume, or remove it" if unit_of(stray.rpartition("/")[2]) else "move it to another place"
+        raise AccountingError(f"{stray}: belongs to no unit of the plan; {advice}")
     _compare_with_commit(plan, job, tally)
     return Proof(tally.total.inputs, tally.total.predicted, tally.total.quarantined, len(tally.parts))
 

@@ -1,6 +1,7 @@
 """What a scoring job says and how it ends, for inputs as people have them."""
 
 import io
+import shutil
 from pathlib import Path
 
 import pillow_heif
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mnist_ray.errors import QuarantineError
+from mnist_ray.errors import AccountingError, DataError, QuarantineError
 from mnist_ray.scoring import schema
 from mnist_ray.scoring.verify import verify
 from tests.conftest import cli
@@ -132,3 +133,50 @@ def test_every_column_carries_its_unit_and_meaning(
             expected = copied if field.name == "why" else schema.MEANINGS[field.name]
             assert (about["unit"], about["description"]) == expected
     verify(str(out))
+
+
+def test_repaired_inputs_no_longer_count_as_quarantined(run: Run, digit_folder: Path, tmp_path: Path, out: Path) -> None:
+    """Their units have other ids than those that were scored before, whose parts are still there."""
+    folder = tmp_path / "in"
+    shutil.copytree(digit_folder / "1", folder)
+    images = sorted(folder.iterdir())[:8]
+    contents = [image.read_bytes() for image in images]
+    for image in images:
+        image.write_text("no image")
+    with pytest.raises(QuarantineError, match="8 of the first"):
+        run(folder, out=out, unit_rows=4, max_quarantined="5")
+    for image, content in zip(images, contents, strict=True):
+        image.write_bytes(content)
+    summary = run(folder, out=out, unit_rows=4, max_quarantined="5", resume=True)
+    assert (summary["inputs"], summary["quarantined"]) == (len(list(folder.iterdir())), 0)
+
+
+def test_a_table_below_an_input_is_named(run: Run, digit_folder: Path, tmp_path: Path, out: Path) -> None:
+    folder = tmp_path / "in"
+    shutil.copytree(digit_folder / "1", folder)
+    run(folder, out=folder / "table")
+    with pytest.raises(DataError, match=f"{folder}/table: holds a prediction table, and is below an input; move it away"):
+        run(folder, out=out)
+
+
+def test_a_foreign_file_in_a_table_is_refused_before_anything_is_changed(
+    run: Run, digit_folder: Path, tmp_path: Path, out: Path
+) -> None:
+    run(digit_folder / "1", out=out)
+    (out / "predictions" / "mine.txt").touch()
+    with pytest.raises(AccountingError, match=r"mine\.txt: is no part of this table; move it to another place"):
+        run(digit_folder / "1", out=out, extend=True)
+    assert (out / "commit.json").exists()
+    with pytest.raises(AccountingError, match=r"mine\.txt: belongs to no unit of the plan; move it to another place"):
+        verify(str(out))
+    (out / "predictions" / "mine.txt").unlink()
+    assert verify(str(out))
+
+
+def test_a_file_of_a_table_is_no_table(run: Run, digit_folder: Path, out: Path) -> None:
+    run(digit_folder / "1", out=out)
+    done = cli("verify", str(out / "summary.json"))
+    assert (done.returncode, "holds no scoring job" in done.stderr) == (5, True), done.stderr
+    (out / "report.json").unlink()
+    done = cli("report", str(out))
+    assert (done.returncode, "holds a prediction table; expected a training run" in done.stderr) == (3, True), done.stderr

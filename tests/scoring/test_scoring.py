@@ -843,7 +843,7 @@ def test_a_stopped_planner_plans_no_more_until_it_completes_the_plan(
 ) -> None:
     monkeypatch.setattr(planner_module, "FIRST_PART", 10)
     config = ScoreConfig(inputs=(str(digit_folder),), model="m", out=str(out), unit_rows=5)
-    planner = Planner(config, Plan(config.identity(), "digest"), ())
+    planner = Planner(config, Plan(config.identity(), "digest"), {})
     units = planner.pending()
     next(units)
     planner.stop()

@@ -153,6 +153,15 @@ def test_a_table_is_made_of_whole_shards_alone(
         assert cli("commit", str(shards), "--overwrite").returncode == 0
 
 
+def test_a_table_stays_if_its_shards_cannot_replace_it(shards: Path) -> None:
+    assert cli("commit", str(shards)).returncode == 0
+    next((shards / "shards" / "2-of-3" / "predictions").iterdir()).unlink()
+    refused = cli("commit", str(shards), "--overwrite")
+    assert refused.returncode == 6
+    assert "2-of-3/predictions: has changed since the shard ended; run it again with --resume" in refused.stderr
+    assert cli("verify", str(shards)).returncode == 0
+
+
 def test_shards_of_different_jobs_are_refused(score: Score, shards: Path) -> None:
     done = score(shards, "--shard", "2/3", "--resume", "--probabilities", "none")
     assert (done.returncode, "probabilities all -> none" in done.stderr) == (5, True)
