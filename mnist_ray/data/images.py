@@ -84,16 +84,17 @@ def decode(data: bytes) -> Grey | Rejection:
     if (rejection := check(data)) is not None:
         return rejection
     # IMREAD_GRAYSCALE applies a JPEG's rotation tag. Other formats may have transparency, which only IMREAD_UNCHANGED keeps.
-    is_jpeg = data.startswith(b"\xff\xd8")
+    is_png, is_jpeg = data.startswith(b"\x89PNG"), data.startswith(b"\xff\xd8")
     try:
-        if is_heif(data):
+        if not is_png and is_heif(data):
             decoded = decode_heif(data)
             return decoded if isinstance(decoded, Rejection) else grey_levels(decoded)
         flags = cv2.IMREAD_GRAYSCALE if is_jpeg else cv2.IMREAD_UNCHANGED
         pixels: NDArray[Any] | None = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         if pixels is not None and pixels.size:
             if not is_jpeg:
-                return grey_levels(_upright(pixels, data), data)
+                turned = b"eXIf" in data if is_png else data.startswith(b"RIFF") and b"EXIF" in data
+                return grey_levels(_upright(pixels, data) if turned else pixels, data)
             return _ENDS_EARLY if UNKNOWN in (pixels.item(0), pixels.item(-1)) and _ends_early(data, pixels) else pixels
     except cv2.error as error:
         _report_memory(error)
@@ -108,8 +109,6 @@ def decode(data: bytes) -> Grey | Rejection:
 
 def _upright(pixels: NDArray[Any], data: bytes) -> NDArray[Any]:
     """The pixels of a PNG or WebP image, turned as its Exif data say. OpenCV does that only for JPEG and TIFF."""
-    if not (b"eXIf" in data if data.startswith(b"\x89PNG") else data.startswith(b"RIFF") and b"EXIF" in data):
-        return pixels
     from PIL import Image
 
     try:

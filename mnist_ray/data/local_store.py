@@ -150,11 +150,14 @@ def _answer(error: OSError | ValueError) -> OSError:
     return kind(error.strerror) if kind else error
 
 
+OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+"""How a file is opened. Without O_NONBLOCK, opening a FIFO that has no writer would block forever."""
+
+
 def _open_local(path: str) -> tuple[int, int]:
     """A file handle and the size of the file."""
     try:
-        # Without O_NONBLOCK, opening a FIFO that has no writer would block forever.
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = os.open(path, OPEN)
     except (OSError, ValueError) as error:
         raise _answer(error) from None
     info = os.fstat(handle)

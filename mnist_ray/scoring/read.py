@@ -82,14 +82,19 @@ def _read_files(rows: pa.Table, job: Job, crashed: Collection[int]) -> Chunk:
             _require_damaged(uris[position])
         return to_grey(sources[position], data)
 
+    only_images = not crashed and ".parquet" not in "\n".join(uris).lower()
+
     def images() -> Iterator[Grey | Rejection]:
         nonlocal read_s, num_bytes
-        for position in range(len(uris)):
+        for position, size in enumerate(sizes):
             started = time.perf_counter()
             data = next(contents)
             read_s += time.perf_counter() - started
             num_bytes += len(data) if isinstance(data, bytes) else 0
-            yield decoded(position, data)
+            if only_images and isinstance(data, bytes) and len(data) == size:
+                yield decode(data)  # as `decoded` does, in less time
+            else:
+                yield decoded(position, data)
 
     started = time.perf_counter()
     digits, rejected = normalise(images())
