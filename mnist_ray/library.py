@@ -299,11 +299,12 @@ def load_model(model: Path, *, device: Device = "auto") -> Model:
     500
     """
     from mnist_ray.artifact import bundle
-    from mnist_ray.artifact.predictor import Predictor, pick_device
+    from mnist_ray.artifact.predictor import Predictor, pick_device, usual_torch
 
     _begin()
-    loaded = bundle.load(_text(model))
-    return Model(Predictor.ready(loaded, pick_device(device)), loaded.card, loaded.digest)
+    with usual_torch():
+        loaded = bundle.load(_text(model))
+        return Model(Predictor.ready(loaded, pick_device(device)), loaded.card, loaded.digest)
 
 
 def read_table(

@@ -377,3 +377,16 @@ def test_a_deleted_working_directory_is_named(run_dir: Path, digit_folder: Path,
     assert done.stderr.splitlines()[-1] == (
         "mnist_ray.errors.UsageError: the working directory was deleted; change to another folder"
     )
+
+
+def test_the_random_state_and_the_type_of_the_callers_torch_stay(small_idx: Path, tmp_path: Path) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        before = torch.get_rng_state()
+        mnist_ray.train(out=tmp_path, data=small_idx, recipe="fast", epochs=1, workers=0)
+        model = mnist_ray.load_model(tmp_path)
+        assert len(model.predict([np.zeros((28, 28), np.uint8) + np.eye(28, dtype=np.uint8) * 255]).labels) == 1
+        assert torch.equal(torch.get_rng_state(), before)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)

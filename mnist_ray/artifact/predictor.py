@@ -9,6 +9,7 @@ for, a few labels differ.
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -29,6 +30,21 @@ from mnist_ray.learn.model import DigitCNN
 
 BATCH_SIZE = {"cpu": 64, "cuda": 4096}
 """Images per forward pass."""
+
+
+@contextmanager
+def usual_torch() -> Iterator[None]:
+    """Inside this block, PyTorch computes as in a new process; afterwards as the calling program has set it.
+
+    This concerns the default type and the state of the random generator of the CPU.
+    """
+    dtype = torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[]):
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
 
 
 def pick_device(wanted: str) -> torch.device:

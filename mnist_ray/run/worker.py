@@ -24,12 +24,12 @@ def work(run: str, config: TrainConfig, device: Device, splits: Splits, control:
     Raises MnistRayError, on every worker if it occurs on rank 0, and PeersLostError if another worker is gone.
     """
     with few_objects_to_collect():
-        from mnist_ray.artifact.predictor import pick_device
+        from mnist_ray.artifact.predictor import pick_device, usual_torch
         from mnist_ray.learn import dist
         from mnist_ray.learn.loop import Loop
 
         torch_device = pick_device(device)
-        with dist.group(control.meeting, torch_device.type):
+        with usual_torch(), dist.group(control.meeting, torch_device.type):
             loop = Loop(run, config, splits, torch_device, control)
             if ended := loop.run():
                 dist.on_rank_0(lambda: _write_results(run, config, splits, loop, torch_device))
