@@ -42,9 +42,9 @@ def _read_limited(uri: str, limit: int) -> bytes | OSError:
         return error
 
 
-def _read_expected(path: str, size: int) -> bytes:
+def _read_expected(path: str, size: int, limit: int) -> bytes:
     """The content of a small local file of this size, with few system calls; empty if anything is not as expected."""
-    if not 0 < size <= USUAL_BYTES:
+    if not 0 < size <= min(limit, USUAL_BYTES):
         return b""
     try:
         handle = os.open(path, OPEN)
@@ -75,7 +75,7 @@ def read_many(uris: list[str], limit: int, sizes: list[int] | None = None) -> It
         readers = LOCAL_READERS
         if read_s <= SLOW_S * min(len(uris), TIMED_FILES):
             for uri, size in files:
-                yield _read_expected(uri, size) or _read_limited(uri, limit)
+                yield _read_expected(uri, size, limit) or _read_limited(uri, limit)
             return
     yield from _read_ahead(files, limit, readers)
 

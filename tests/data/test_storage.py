@@ -206,3 +206,16 @@ def test_a_folder_that_cannot_be_made_is_a_fault_of_the_storage() -> None:
         storage.write("/proc/none/a.json", b"")
     with pytest.raises(StorageError, match="cannot be written"):
         storage.create("/proc/none/a.json", b"")
+
+
+@pytest.mark.parametrize("expected", [-1, 0, 4, 5, 6, 1 << 40])
+def test_a_file_is_read_whole_whatever_size_it_was_listed_with(expected: int, tmp_path: Path) -> None:
+    """Also those after the first files, whose reading is timed."""
+    for number in range(bulk.TIMED_FILES + 3):
+        (tmp_path / f"{number}").write_bytes(b"12345")
+    (tmp_path / "34").unlink()
+    uris = [str(tmp_path / f"{number}") for number in range(bulk.TIMED_FILES + 3)]
+    *read, missing = bulk.read_many(uris, 100, [expected] * len(uris))
+    assert set(read) == {b"12345"}
+    assert isinstance(missing, FileNotFoundError)
+    assert list(bulk.read_many(uris[:-1], 3, [expected] * (len(uris) - 1)))[-1] == b"1234", "one byte more than the limit"
