@@ -2,12 +2,10 @@
 
 import gc
 import logging
-import queue
 import tempfile
-import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext, suppress
 from dataclasses import asdict
@@ -29,6 +27,7 @@ from mnist_ray.cluster.watch import watching
 from mnist_ray.console import Console
 from mnist_ray.data import storage
 from mnist_ray.errors import ClusterError, MnistRayError, first_line, from_status
+from mnist_ray.run.ahead import ahead
 from mnist_ray.run.lean import leave_compiler_out
 from mnist_ray.run.owner import require_visible
 from mnist_ray.run.probe import crashing_inputs
@@ -176,7 +175,8 @@ def stream(
     with helpers, ThreadPoolExecutor(1, "planner") as thread, watching(console, _LOST_NODE) as cluster:
         planning = thread.submit(_plan, planner)
         try:
-            with closing(_ticking(results.iter_rows(), _ending(results))) as rows:
+            # It waits for its thread: Ray ends a process in which a thread uses Ray after its shutdown, without a message.
+            with closing(ahead(results.iter_rows(), TICK_S, _ending(results), END_S)) as rows:
                 for row in rows:
                     if row is None:
                         cluster.require(_GO_ON)
@@ -193,41 +193,6 @@ def stream(
         finally:
             planner.stop()
         planning.result()
-
-
-def _ticking(rows: Iterable[dict[str, Any]], end: Callable[[], None]) -> Generator[dict[str, Any] | None]:
-    """Rows, and None after `TICK_S` without one. A thread reads them; `end` makes it stop early.
-
-    If this generator is closed before the last row, it waits up to `END_S` for the thread: Ray ends a process, without a
-    message, in which a thread still uses Ray after `ray.shutdown`.
-    """
-    found: queue.SimpleQueue[tuple[dict[str, Any] | None, BaseException | None]] = queue.SimpleQueue()
-
-    def read() -> None:
-        try:
-            for row in rows:
-                found.put((row, None))
-            found.put((None, StopIteration()))
-        except BaseException as error:
-            found.put((None, error))
-
-    reading = threading.Thread(target=read, daemon=True)
-    reading.start()
-    try:
-        while True:
-            try:
-                row, error = found.get(timeout=TICK_S)
-            except queue.Empty:
-                yield None
-                continue
-            if isinstance(error, StopIteration):
-                return
-            if error:
-                raise error
-            yield row
-    finally:
-        end()
-        reading.join(END_S)
 
 
 class _EndedError(Exception):

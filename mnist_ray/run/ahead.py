@@ -3,8 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from importlib import import_module
 from typing import TypeVar
@@ -12,10 +11,13 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def ahead(items: Iterable[T], tick_s: float) -> Generator[T | None]:
+def ahead(
+    items: Iterable[T], tick_s: float, end: Callable[[], object] = bool, wait_s: float | None = None
+) -> Generator[T | None]:
     """The same items, and the error that ends them; None after `tick_s` without one.
 
-    The thread ends with this generator, after its current item.
+    The thread ends with this generator, after its current item. `end` is called then, to end the item; the generator waits for
+    the thread, but no longer than `wait_s`.
     """
     found: queue.SimpleQueue[tuple[T] | BaseException | None] = queue.SimpleQueue()
     stop = threading.Event()
@@ -30,22 +32,24 @@ def ahead(items: Iterable[T], tick_s: float) -> Generator[T | None]:
         except BaseException as error:
             found.put(error)
 
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(take)
-        try:
-            while True:
-                try:
-                    entry = found.get(timeout=tick_s)
-                except queue.Empty:
-                    yield None
-                    continue
-                if entry is None:
-                    return
-                if isinstance(entry, BaseException):
-                    raise entry
-                yield entry[0]
-        finally:
-            stop.set()
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
+    try:
+        while True:
+            try:
+                entry = found.get(timeout=tick_s)
+            except queue.Empty:
+                yield None
+                continue
+            if entry is None:
+                return
+            if isinstance(entry, BaseException):
+                raise entry
+            yield entry[0]
+    finally:
+        stop.set()
+        end()
+        thread.join(wait_s)
 
 
 def import_ahead(module: str, after_s: float = 0.0) -> None:

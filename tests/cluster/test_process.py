@@ -16,6 +16,7 @@ import ray
 
 from mnist_ray.cluster import actors, runtime
 from mnist_ray.errors import ClusterError, StoppedError
+from mnist_ray.run.ahead import ahead
 from tests.conftest import RayCluster, start_cli, wait_for
 
 STOPPED = "stopped as asked; run the same command again"
@@ -139,7 +140,7 @@ def test_no_thread_uses_ray_any_more_when_an_interrupted_job_ends_ray(long_job: 
     assert printed == "at the end of Ray: False\n"
 
 
-def test_another_ctrl_c_does_not_wait_for_the_threads_of_ray_data(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_ctrl_c_does_not_wait_for_the_threads_of_ray_data() -> None:
     ended = threading.Event()
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -149,8 +150,7 @@ def test_another_ctrl_c_does_not_wait_for_the_threads_of_ray_data(monkeypatch: p
     def interrupt() -> None:
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
 
-    monkeypatch.setattr(actors, "END_S", 10_000.0)
-    with pytest.raises(KeyboardInterrupt), closing(actors._ticking(rows(), interrupt)) as found:
+    with pytest.raises(KeyboardInterrupt), closing(ahead(rows(), 0.1, interrupt, 10_000.0)) as found:
         assert next(found) == {"row": 1}
     ended.set()
 
