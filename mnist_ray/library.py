@@ -49,6 +49,11 @@ def _begin() -> None:
     storage.forget_stores()
 
 
+def _plain(**values: Any) -> dict[str, Any]:
+    """Arguments whose NumPy numbers, as of `np.arange`, are replaced by Python's."""
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+
+
 def _text(path: Path) -> str:
     """A path or URI as text. Raises UsageError for anything else, such as None."""
     require(isinstance(path, str | os.PathLike), f"{path!r}: expected a path or a URI")
@@ -94,7 +99,7 @@ def train(
     from mnist_ray.train_job import train as run_training
 
     _begin()
-    config = TrainConfig(
+    given = _plain(
         out=_text(out),
         data=_text(data),
         recipe=recipe,
@@ -113,7 +118,7 @@ def train(
         checkpoint_every=str(checkpoint_every),
         address=address,
     )
-    return run_training(config, Console() if show_progress else Quiet())
+    return run_training(TrainConfig(**given), Console() if show_progress else Quiet())
 
 
 @raising(signal.SIGINT, KeyboardInterrupt)
@@ -164,7 +169,7 @@ def score(
     from mnist_ray.score_job import score as run_scoring
 
     _begin()
-    config = ScoreConfig(
+    given = _plain(
         inputs=tuple(map(_text, inputs if isinstance(inputs, Iterable) and not isinstance(inputs, str) else [inputs])),
         model=_text(model),
         out=_text(out),
@@ -188,7 +193,7 @@ def score(
         shard=shard,
         address=address,
     )
-    return run_scoring(config, Console() if show_progress else Quiet())
+    return run_scoring(ScoreConfig(**given), Console() if show_progress else Quiet())
 
 
 @dataclass(frozen=True)

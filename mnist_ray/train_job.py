@@ -39,6 +39,8 @@ The accuracy falls fast below 40 steps, and hardly rises above, for both recipes
 
 _OF_OTHERS = {"plan.json": "a prediction table", "digest.json": "a model bundle"}
 """Files that tell what else a folder holds (`scoring.plan` and `artifact.seal`)."""
+_RESULTS = {"history.jsonl", "metrics.json", "model", "report.html"}
+"""What a run writes after its settings. Without settings and checkpoints, they are of somebody else."""
 
 
 def train(config: TrainConfig, console: Console) -> dict[str, Any]:
@@ -55,14 +57,21 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
             raise
     if metrics is not None:
         console.line(f"{run} is done: nothing to train", "done")
+        if not storage.is_file(storage.join(run, "report.html")):
+            console.warning("it has no report; delete its metrics.json, then the same command writes one")
         return metrics
     _warn_if_short(config, len(splits.train), console)
     if config.patience:
         hold_out(splits.train, splits.origin)  # raises DataError if too few digits, before anything is written
     owner = Owner(run)
     with _engine(run, config, splits, console) as run_workers, owning(owner):
-        _begin(run, config, splits)
-        ended = run_workers(owner)
+        is_new = _begin(run, config, splits)
+        try:
+            ended = run_workers(owner)
+        except OutputError:  # such as for the checkpoints of a run whose settings were lost
+            if is_new:
+                storage.delete(storage.join(run, "config.json"))
+            raise
         owner.require()
         if not ended:
             owner.raise_if_stopped("run the same command again to continue from its newest checkpoint")
@@ -126,13 +135,16 @@ def _holds_run(run: str, config: TrainConfig, splits: Splits | None = None) -> b
         existing = storage.read_json(storage.join(run, "config.json"))
         found, digests = dict(existing["meaning"]), existing["data_sha256"]
     except FileNotFoundError:
+        held = {*storage.names(run)}
         for name, what in _OF_OTHERS.items():
-            if storage.is_file(storage.join(run, name)):
+            if name in held:
                 raise OutputError(f"{run}: holds {what}; give another --out") from None
+        if "checkpoints" not in held and (others := sorted(held & _RESULTS)):
+            raise OutputError(f"{run}: holds {', '.join(others)}, and no run; give another --out") from None
         return False
     except (ValueError, KeyError, TypeError):
         raise OutputError(
-            f"{run}/config.json: is damaged; give another --out, or, if this is a run of mnist_ray, delete the folder"
+            f"{run}/config.json: is damaged; give another --out, or delete this file to continue from the checkpoints"
         ) from None
     wanted = config.identity()
     if different := sorted(name for name in wanted if found.get(name) != wanted[name]):
@@ -159,8 +171,9 @@ def finished(run: str, config: TrainConfig, splits: Splits | None = None) -> dic
     return metrics if valid else None
 
 
-def _begin(run: str, config: TrainConfig, splits: Splits) -> None:
-    """Write the run's settings. Raises OutputError if the directory holds something else."""
-    _holds_run(run, config, splits)  # again, because another job may have begun one in the meantime
+def _begin(run: str, config: TrainConfig, splits: Splits) -> bool:
+    """Write the run's settings; returns whether it had none. Raises OutputError if the directory holds something else."""
+    is_new = not _holds_run(run, config, splits)  # again, because another job may have begun one in the meantime
     origin = {"data_name": splits.name, "data_sha256": _digests(splits)}
     storage.write_json(storage.join(run, "config.json"), {"flags": asdict(config), "meaning": config.identity(), **origin})
+    return is_new

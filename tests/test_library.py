@@ -379,8 +379,26 @@ def test_a_deleted_working_directory_is_named(run_dir: Path, digit_folder: Path,
     )
 
 
-def test_the_random_state_and_the_type_of_the_callers_torch_stay(small_idx: Path, tmp_path: Path) -> None:
+def test_numbers_of_numpy_are_numbers(small_idx: Path, tmp_path: Path) -> None:
+    numbers: dict[str, Any] = {"epochs": np.int64(1), "lr": np.float32(0.01), "seed": np.arange(3)[2], "augment": np.False_}
+    metrics = mnist_ray.train(out=tmp_path, data=small_idx, recipe="fast", workers=np.int64(0), **numbers)  # type: ignore[arg-type]
+    assert metrics["epochs"] == 1
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # one thread restores the filters while another one traces a network
+def test_trainings_in_several_threads_learn_what_one_learns(small_idx: Path, tmp_path: Path) -> None:
+    def weights(number: int) -> bytes:
+        mnist_ray.train(out=tmp_path / f"{number}", data=small_idx, recipe="fast", epochs=0.5, workers=0)
+        mnist_ray.load_model(tmp_path / f"{number}")
+        return (tmp_path / f"{number}" / "model" / "weights.safetensors").read_bytes()
+
+    with ThreadPoolExecutor(3) as pool:
+        assert set(pool.map(weights, range(6))) == {weights(6)}
+
+
+def test_the_callers_torch_stays_as_it_is(small_idx: Path, tmp_path: Path) -> None:
     torch.set_default_dtype(torch.float64)
+    torch.set_grad_enabled(False)
     try:
         before = torch.get_rng_state()
         mnist_ray.train(out=tmp_path, data=small_idx, recipe="fast", epochs=1, workers=0)
@@ -388,5 +406,7 @@ def test_the_random_state_and_the_type_of_the_callers_torch_stay(small_idx: Path
         assert len(model.predict([np.zeros((28, 28), np.uint8) + np.eye(28, dtype=np.uint8) * 255]).labels) == 1
         assert torch.equal(torch.get_rng_state(), before)
         assert torch.get_default_dtype() == torch.float64
+        assert not torch.is_grad_enabled()
     finally:
         torch.set_default_dtype(torch.float32)
+        torch.set_grad_enabled(True)

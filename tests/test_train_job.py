@@ -82,6 +82,7 @@ def test_a_run_that_learned_nothing_is_finished(small: Splits, tmp_path: Path) -
     [
         (PLAN, {}, "holds a prediction table; give another --out"),
         ("digest.json", {}, "holds a model bundle; give another --out"),
+        ("metrics.json", {}, "holds metrics.json, and no run; give another --out"),
         ("config.json", {"meaning": None}, "/config.json: is damaged; give another --out"),
         ("config.json", [], "/config.json: is damaged; give another --out"),
     ],
@@ -107,3 +108,23 @@ def test_digits_at_a_path_that_is_not_utf_8_are_trained_on(small_idx: Path, tmp_
 def test_epochs_with_patience_are_those_of_the_digits_that_are_learned(small_idx: Path, tmp_path: Path) -> None:
     metrics = train(replace(_short(small_idx, tmp_path), epochs=2.0, patience=5), Quiet())
     assert metrics["epochs"] == 2
+
+
+def test_a_run_without_its_settings_goes_on_although_another_was_refused(small_idx: Path, tmp_path: Path) -> None:
+    """Also one whose settings are damaged, once they are deleted, as the message says."""
+    config = _short(small_idx, tmp_path)
+    before = train(config, Quiet())
+    (tmp_path / "config.json").write_text("")
+    with pytest.raises(OutputError, match="delete this file to continue from the checkpoints"):
+        train(config, Quiet())
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(OutputError, match="holds a run with other settings or data"):
+        train(replace(config, lr=0.5), Quiet())
+    assert train(config, Quiet())["model_digest"] == before["model_digest"]
+
+
+def test_a_finished_run_without_a_report_says_how_to_get_one(small_idx: Path, tmp_path: Path) -> None:
+    command = ("train", "--data", str(small_idx), "--workers", "0", "--epochs", "1", "--out", str(tmp_path))
+    assert cli(*command).returncode == 0
+    (tmp_path / "report.html").unlink()
+    assert "warning: it has no report; delete its metrics.json" in cli(*command).stdout

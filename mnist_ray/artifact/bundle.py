@@ -20,7 +20,7 @@ from mnist_ray.artifact.confidence import basis
 from mnist_ray.data import storage
 from mnist_ray.data.digits import CLASSES
 from mnist_ray.errors import ModelError
-from mnist_ray.learn.model import ARCHITECTURE, DigitCNN
+from mnist_ray.learn.model import ARCHITECTURE, DigitCNN, seeded
 from mnist_ray.recipes import Conv
 
 FORMAT = 2
@@ -97,7 +97,8 @@ def load(uri: str) -> ModelBundle:
             f"this program has {list(CLASSES)} (CLASSES in mnist_ray/data/digits.py)"
         )
     try:
-        model = DigitCNN([Conv(**layer) for layer in card["layers"]])
+        with seeded(0):
+            model = DigitCNN([Conv(**layer) for layer in card["layers"]])
         weights = load_tensors(files["weights.safetensors"])
         directions = weights.pop(_BASIS)
         model.load_state_dict(weights)

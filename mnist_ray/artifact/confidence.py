@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mnist_ray.data.digits import Predictions
 from mnist_ray.data.measures import calibration, mistakes
+from mnist_ray.learn.model import seeded
 
 BASIS_SIZE = 32
 """Directions of `basis`."""
@@ -29,8 +30,7 @@ SHARES = (0.0, 0.001, 0.002, 0.005, *np.linspace(0.01, 0.1, 10).tolist(), *np.li
 
 def basis(features: Tensor) -> Tensor:
     """The directions float[F, `BASIS_SIZE`] that hold most of the features float[N, F] of digits: their singular vectors."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # the algorithm starts with random directions
+    with seeded(0):  # the algorithm starts with random directions
         directions: Tensor = torch.svd_lowrank(features, min(BASIS_SIZE + 8, *features.shape), niter=4)[2]
     return directions[:, :BASIS_SIZE].contiguous()
 

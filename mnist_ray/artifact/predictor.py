@@ -9,7 +9,7 @@ for, a few labels differ.
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -26,7 +26,7 @@ from mnist_ray.config import Device
 from mnist_ray.config.common import require_type
 from mnist_ray.data.digits import Predictions
 from mnist_ray.errors import UsageError
-from mnist_ray.learn.model import DigitCNN
+from mnist_ray.learn.model import DigitCNN, seeded
 
 BATCH_SIZE = {"cpu": 64, "cuda": 4096}
 """Images per forward pass."""
@@ -36,15 +36,16 @@ BATCH_SIZE = {"cpu": 64, "cuda": 4096}
 def usual_torch() -> Iterator[None]:
     """Inside this block, PyTorch computes as in a new process; afterwards as the calling program has set it.
 
-    This concerns the default type and the state of the random generator of the CPU.
+    This concerns the default type and device, and whether gradients are computed.
     """
-    dtype = torch.get_default_dtype()
-    with torch.random.fork_rng(devices=[]):
-        torch.set_default_dtype(torch.float32)
-        try:
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    torch.set_default_dtype(torch.float32)
+    try:
+        # Entering the usual device would slow down each operation.
+        with torch.device("cpu") if device.type != "cpu" else nullcontext(), torch.inference_mode(False), torch.enable_grad():
             yield
-        finally:
-            torch.set_default_dtype(dtype)
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -62,7 +63,8 @@ def folded(model: DigitCNN) -> DigitCNN:
 
     There the two cannot change places: a maximum does not commute with a negative factor.
     """
-    plain = DigitCNN(model.layers)
+    with seeded(0):
+        plain = DigitCNN(model.layers)
     plain.load_state_dict(model.state_dict())
     modules: Iterator[Any] = iter(plain.eval().features)
     stack: list[nn.Module] = []

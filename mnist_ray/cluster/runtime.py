@@ -5,9 +5,10 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from mnist_ray.cluster.address import probe, sends_token, token_source
@@ -25,6 +26,25 @@ One start is short, because Ray may still count a node that has just died. With 
 
 RAY_LINES = r"^\[20[0-9 ,:-]* [A-Z] [0-9]* [0-9]*\] "
 """How a line of Ray's C++ code begins. Its log files hold the same lines."""
+CLEAN_END = b"\0\n"
+KILLED = (
+    "error: the job has ended without a message of its own: it was killed, or its Ray cluster was stopped; "
+    "run the same command again to continue, `score` with --resume"
+)
+PASS_ON = f"""
+import re, sys
+line = b""
+for line in sys.stdin.buffer:
+    if not re.match(rb"{RAY_LINES}", line):
+        try:
+            sys.stdout.buffer.write(line.removesuffix({CLEAN_END!r}))
+            sys.stdout.buffer.flush()
+        except OSError:
+            pass
+if not line.endswith({CLEAN_END!r}):
+    print({KILLED!r})
+"""
+"""A program that passes lines on, except those of Ray's C++ code. If no clean end follows, it says what that means."""
 EVERY_JOB = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a future default; without it, every task warns
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # the default of 2 s delays the end of a job
@@ -203,10 +223,10 @@ def _without_lines_of_ray() -> Iterator[None]:
     """Keep the lines that Ray's C++ code prints to standard error out of it: the job says itself what they mean.
 
     Some appear in every job: Ray Data keeps arguments of actors in the object store, and Ray warns that actors then may fail to
-    restart. All other lines pass, through a process that outlives a crash of this one.
+    restart. All other lines pass, through a process that outlives this one: Ray ends a process whose raylet is stopped.
     """
     error = os.dup(2)
-    command = ["grep", "--line-buffered", "-v", RAY_LINES]
+    command = [sys.executable, "-ISc", PASS_ON]
     passing = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=error, start_new_session=True)
     assert passing.stdin
     os.dup2(passing.stdin.fileno(), 2)
@@ -215,7 +235,9 @@ def _without_lines_of_ray() -> Iterator[None]:
     finally:
         os.dup2(error, 2)
         os.close(error)
-        passing.stdin.close()
+        with suppress(BrokenPipeError):
+            passing.stdin.write(CLEAN_END)
+            passing.stdin.close()
         try:
             passing.wait(FLUSH_S)
         except subprocess.TimeoutExpired:  # another process has inherited the pipe

@@ -1,6 +1,8 @@
 """The network. It normalises its own input, and does not depend on device, rank or cluster."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -36,6 +38,21 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
             return super().forward(input)
         groups = input.split(GROUP_SIZE)
         return torch.cat([F.batch_norm(g, None, None, self.weight, self.bias, True, eps=self.eps) for g in groups])
+
+
+_random = threading.Lock()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside this block, PyTorch draws random numbers from this seed, for one thread at a time.
+
+    Afterwards its generators are as they were.
+    """
+    devices = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
+    with _random, torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
 
 
 class DigitCNN(nn.Module):

@@ -18,7 +18,7 @@ from mnist_ray.data import storage
 from mnist_ray.errors import OutputError, StorageError
 from mnist_ray.learn import dist
 from mnist_ray.learn.metrics import Tally
-from mnist_ray.learn.model import DigitCNN
+from mnist_ray.learn.model import DigitCNN, seeded
 from mnist_ray.learn.optim import Optimizer
 
 UNKNOWN = 10**12
@@ -74,8 +74,8 @@ class TrainState:
 def make_state(config: TrainConfig, num_samples: int, device: torch.device) -> TrainState:
     """The state of a new run over `num_samples` training digits, with the same weights on every worker."""
     recipe = config.settings()
-    torch.manual_seed(config.seed)
-    model = DigitCNN(recipe.layers).to(device)
+    with seeded(config.seed):
+        model = DigitCNN(recipe.layers).to(device)
     total = UNKNOWN if config.seconds else max(1, round(recipe.epochs * num_samples))
     fast = "bfloat16" if all_have_bfloat16(device) else "float32"
     return TrainState(model, Optimizer(model, recipe), total, fast if config.precision == "auto" else config.precision)

@@ -158,3 +158,19 @@ def test_another_ctrl_c_does_not_wait_for_the_threads_of_ray_data() -> None:
 def test_with_a_ray_that_has_no_callbacks_nothing_is_ended() -> None:
     dataset: Any = SimpleNamespace(context=SimpleNamespace())
     actors._ending(dataset)()
+
+
+ENDED = """
+import os
+from mnist_ray.cluster import runtime
+
+with runtime._without_lines_of_ray():
+    os.write(2, b"mine\\n[2026-11-27 10:00:00,000 C 12 34] of Ray\\nlast")
+    END
+"""
+
+
+@pytest.mark.parametrize(("end", "status", "said"), [("pass", 0, ""), ("os._exit(1)", 1, f"{runtime.KILLED}\n")])
+def test_a_process_that_ray_ends_leaves_a_message(end: str, status: int, said: str) -> None:
+    done = subprocess.run([sys.executable, "-c", ENDED.replace("END", end)], text=True, capture_output=True)
+    assert (done.returncode, done.stderr) == (status, f"mine\nlast{said}")
