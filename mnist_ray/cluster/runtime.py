@@ -27,6 +27,7 @@ One start is short, because Ray may still count a node that has just died. With 
 RAY_LINES = r"^\[20[0-9 ,:-]* [A-Z] [0-9]* [0-9]*\] "
 """How a line of Ray's C++ code begins. Its log files hold the same lines."""
 CLEAN_END = b"\0\n"
+"""The last line that this process sends to the one that passes its lines on. Ray's exit does not send it."""
 KILLED = (
     "error: the job has ended without a message of its own: it was killed, or its Ray cluster was stopped; "
     "run the same command again to continue, `score` with --resume"

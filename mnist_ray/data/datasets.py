@@ -23,6 +23,7 @@ from mnist_ray.errors import DataError, StorageError
 TEST_FOLDERS = {"test", "testing"}
 """Names of folders of test images, in lower case."""
 TABLES = (".parquet", *csv_table.SUFFIXES)
+"""How the names of tables end."""
 WRITERS = 8
 """Number of files that `write_folder` writes at a time."""
 

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def ahead(
-    items: Iterable[T], tick_s: float, end: Callable[[], object] = bool, wait_s: float | None = None
+    items: Iterable[T], tick_s: float, end: Callable[[], object] = lambda: None, wait_s: float | None = None
 ) -> Generator[T | None]:
     """The same items, and the error that ends them; None after `tick_s` without one.
 

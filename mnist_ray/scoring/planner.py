@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain, islice
 
@@ -43,14 +43,15 @@ class Planner:
         """Planned inputs, and how many of them an earlier start of the job has scored and quarantined."""
         if self.planning:
             self._open(config)
-        self._count(list(self.plan.refs(self._out)))
+        self._count(self.plan.refs(self._out))
         self._planned = self.num_inputs - self.done
         self.listed = not self.planning
         """Whether all inputs are planned."""
         self.all_known = self.listed
         """Whether all inputs are planned or were listed ahead."""
 
-    def _count(self, planned: Sequence[UnitRef]) -> None:
+    def _count(self, planned: Iterable[UnitRef]) -> None:
+        """Add planned units to the counts."""
         for ref in planned:
             self.units[ref.id] = ref.num_inputs
             self.num_inputs += ref.num_inputs
